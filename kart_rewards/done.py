@@ -1,0 +1,113 @@
+"""Done rules: when an episode terminates.
+
+* ``done_rule`` - marks a function or class as a done rule
+* ``race_finished``, ``WallHits`` - the reference rules
+* ``EpisodeDone`` - the rules at work on one episode
+
+A rule is called once per emulated frame, after that frame was scored, and returns whether the episode is over. This
+module knows nothing of emulators.
+
+Example:
+    >>> @done_rule()
+    ... def fell_in_water(ram):
+    ...     return ram.surface == 0x22
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.race import finished
+from kart_rewards.rewards import hits_wall
+from kart_rewards.scripting import Script, ScriptCalls, mark, script_of, snake_case
+
+Definition = TypeVar("Definition", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class DoneRule(Script):
+    """A rule that may end an episode."""
+
+
+def done_rule(name: str | None = None) -> Callable[[Definition], Definition]:
+    """Marks a function or class as a done rule; it stays callable as it is.
+
+    Args:
+        name: How to call the rule. By default the function's name, or the class's in snake case.
+    """
+
+    def decorate(definition: Definition) -> Definition:
+        return mark(definition, DoneRule(name or snake_case(definition.__name__), definition))
+
+    return decorate
+
+
+@done_rule()
+def race_finished(ram: Any) -> bool:
+    """The race is over: all five laps are done."""
+    return finished(ram)
+
+
+@done_rule()
+class WallHits:
+    """Early stop: the seventh frame at a wall.
+
+    The original's rule: frames are counted, and the count is forgotten on every 601st call. A hit on that very call is
+    counted first, so it can be the seventh.
+    """
+
+    MOST_HITS = 6
+    WINDOW_CALLS = 600
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.calls = 0
+
+    def __call__(self, ram: Any) -> bool:
+        self.hits += hits_wall(ram)
+        self.calls += 1
+        stop = self.hits > self.MOST_HITS
+        if self.calls > self.WINDOW_CALLS:
+            self.hits = self.calls = 0
+        return stop
+
+
+REFERENCE_RULES = (race_finished, WallHits)
+
+
+def as_rule(definition: Any) -> DoneRule:
+    """Returns the ``DoneRule`` of a function or class, marked by ``done_rule`` or plain.
+
+    Raises:
+        KartRewardsError: It is neither.
+    """
+    if isinstance(definition, DoneRule):
+        return definition
+    if not callable(definition):
+        raise KartRewardsError(f"{definition!r} is no done rule: pass a function or class, best marked @done_rule()")
+    return script_of(definition, DoneRule) or DoneRule(snake_case(definition.__name__), definition)
+
+
+class EpisodeDone:
+    """The done rules at work on one episode.
+
+    Args:
+        rules: The rules; those that are classes are instantiated.
+    """
+
+    def __init__(self, rules: list[DoneRule]) -> None:
+        self._calls = ScriptCalls(rules)
+
+    def __call__(self, ram: Any) -> str | None:
+        """Returns the name of the first rule that ends the episode on this frame, or None.
+
+        Raises:
+            KartRewardsError: A rule raised. Names the rule, its file and line, and the snapshot.
+        """
+        for script, stop in zip(self._calls.scripts, self._calls(ram), strict=True):
+            if stop:
+                return script.name
+        return None

@@ -1,0 +1,301 @@
+"""The Gymnasium environment: emulate, decode, score.
+
+* ``KartEnv`` - one game in stable-retro's emulator, with rewards and done rules in Python
+* ``make_env`` - the same with a step limit, from any folder of integrations
+
+``gymnasium.make("kart_rewards:HomebrewKart-Snes")`` makes the same environment; every game under ``integrations/`` is
+registered under its folder's name.
+
+Example:
+    >>> env = make_env("HomebrewKart-Snes", action_mode="driving")
+    >>> observation, info = env.reset(seed=1)
+    >>> observation, reward, terminated, truncated, info = env.step(0)
+    >>> sorted(info["reward_terms"])
+    ['backwards', 'checkpoint', 'terrain', 'time', 'wall']
+    >>> env.close()
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import stable_retro
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import EzPickle
+
+from kart_rewards.actions import make_actions
+from kart_rewards.done import EpisodeDone
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.integrations import DEFAULT_MAX_EPISODE_STEPS, INTEGRATIONS, find_game
+from kart_rewards.observations import ObservationConfig, ScreenObserver
+from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
+from kart_rewards.ram import RamLayout
+from kart_rewards.rewards import EpisodeRewards, make_transform
+from kart_rewards.scenario import load_rules
+
+_FRAMES_TO_TRY_A_STATE = 10
+
+
+class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
+    """One game in stable-retro's emulator. stable-retro allows one emulator a process: close one before the next.
+
+    ``step`` holds an action for ``frame_skip`` emulated frames. Each frame's RAM is decoded and scored, the reward
+    transform is applied to each frame's reward, and the step's reward is their sum. The step ends early on the frame on
+    which a done rule holds.
+
+    ``reset`` takes ``options={"state": name}`` to start from that state. Its first frame is scored once and that score
+    is thrown away; the terms keep what they saw.
+
+    ``info`` holds, after each step:
+
+    * ``reward_terms``: term -> weighted sum over this step, before the transform
+    * ``episode_reward_terms``: term -> weighted sum over the episode
+    * ``episode_reward_counts``: term -> frames of the episode on which it was not 0
+    * ``race``: the metrics of ``RaceMetrics.summary``, for games that have the variables
+    * ``done_rule``: what ended the episode, once a rule did
+
+    Args:
+        game: The game's folder name.
+        integrations: The folder of games.
+        state: Start state, or several, of which each reset draws one. By default ``metadata.json`` says.
+        scenario: Scenario file: a name in the game's folder, or a path that ends in ``.json``.
+        info: Data file, likewise.
+        rewards: Reward terms and done rules to add to the scenario's: functions and classes, paths of Python files, or
+            names of modules.
+        reward_weights: Term -> weight, over the scenario's.
+        reward_transform: ``sign``, ``scale`` or ``none``, applied to each emulated frame's reward.
+        reward_scale: The factor of ``scale``.
+        action_mode: One of ``kart_rewards.actions.ACTION_MODES``.
+        observation: What the agent sees.
+        frame_skip: Emulated frames a step.
+        random_start_steps: A reset plays 0 to this many steps of random actions before the episode begins.
+        render_mode: ``rgb_array``: ``render`` returns the screen, uint8 (height, width, 3). ``human``: a window shows
+            every frame. None: neither.
+
+    Raises:
+        KartRewardsError: Something about the game's files or the options is wrong; says what.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 15}  # noqa: RUF012 - Gymnasium's own form
+
+    def __init__(
+        self,
+        game: str,
+        *,
+        integrations: str | Path = INTEGRATIONS,
+        state: str | Sequence[str] = (),
+        scenario: str = "scenario",
+        info: str = "data",
+        rewards: Iterable[Any] = (),
+        reward_weights: Mapping[str, float] | None = None,
+        reward_transform: str = "sign",
+        reward_scale: float = 0.01,
+        action_mode: str = "continuous",
+        observation: ObservationConfig = ObservationConfig(),  # noqa: B008 - frozen
+        frame_skip: int = 4,
+        random_start_steps: int = 0,
+        render_mode: str | None = None,
+    ) -> None:
+        EzPickle.__init__(
+            self,
+            game,
+            integrations=integrations,
+            state=state,
+            scenario=scenario,
+            info=info,
+            rewards=rewards,
+            reward_weights=reward_weights,
+            reward_transform=reward_transform,
+            reward_scale=reward_scale,
+            action_mode=action_mode,
+            observation=observation,
+            frame_skip=frame_skip,
+            random_start_steps=random_start_steps,
+            render_mode=render_mode,
+        )
+        if frame_skip < 1 or random_start_steps < 0:
+            raise KartRewardsError(
+                f"frame skip {frame_skip} must be 1 or more, random start {random_start_steps} 0 or more"
+            )
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise KartRewardsError(f"unknown render mode {render_mode!r}: it is None, 'human' or 'rgb_array'")
+        self.game = find_game(game, integrations)
+        rom, data_path, scenario_path = self.game.rom(), self.game.json_path(info), self.game.json_path(scenario)
+        self.layout = RamLayout.from_file(data_path)
+        self.rules = load_rules(scenario_path, rewards, reward_weights)
+        self.rules.check(self.layout)
+        self.frame_skip = frame_skip
+        self.random_start_steps = random_start_steps
+        self.render_mode = render_mode
+        self._transform = make_transform(reward_transform, reward_scale)
+        names = [state] if isinstance(state, str) else list(state)
+        self._states = {name: self.game.load_state(name) for name in names or [self.game.default_state()]}
+
+        self.em, self.data = _start_emulator(rom, data_path, scenario_path)
+        self._extract = self.data.memory.extract
+        self.layout.check_addresses(self.data.memory.blocks)
+        for name in self._states:
+            self._try_state(name)
+        self.frames_per_second: float = self.em.get_screen_rate()
+        self.metadata = self.metadata | {"render_fps": self.frames_per_second / frame_skip}
+
+        buttons = stable_retro.get_system_info(stable_retro.get_romfile_system(str(rom)))["buttons"]
+        self._released = np.zeros(len(buttons), np.uint8)
+        self._actions = make_actions(action_mode, buttons, self.data.valid_actions(), self.data.filter_action)
+        self._observer = ScreenObserver(observation, self.em.get_screen().shape)
+        self._max_pool = observation.max_pool
+        self.action_space = self._actions.space
+        self._random_actions = copy.deepcopy(self.action_space)  # the caller's seeding of action_space stays untouched
+        self.observation_space = self._observer.space
+        self._has_race = set(self.layout.names) >= METRIC_VARIABLES
+        self._viewer: Any = None
+
+    def _try_state(self, name: str) -> None:
+        """Raises KartRewardsError if the emulator refuses a start state, or the game does not run on from it."""
+        path = self.game.state_path(name)
+        if not self.em.set_state(self._states[name]):
+            raise KartRewardsError(
+                f"{path}: the emulator refuses this state: it is damaged, or another console's or core's"
+            )
+        if "current_frame" not in self.layout.names:
+            return
+        before = self.layout.read(self._extract).current_frame
+        for _ in range(_FRAMES_TO_TRY_A_STATE):
+            self.em.step()
+        counted = (self.layout.read(self._extract).current_frame - before) % 2**16
+        if not 1 <= counted <= _FRAMES_TO_TRY_A_STATE:
+            raise KartRewardsError(
+                f"{path}: the game does not run on from this state (its current_frame does not count up): the state "
+                f"was made with another ROM than {self.game.name}'s. Make a state of this game"
+            )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Loads a start state and begins an episode. See the class."""
+        super().reset(seed=seed)
+        state = (options or {}).get("state") or list(self._states)[self.np_random.integers(len(self._states))]
+        if state not in self._states:
+            self._states[state] = self.game.load_state(state)
+            self._try_state(state)
+        self.em.set_state(self._states[state])
+        self._actions.reset()
+        self._advance(self._released)
+        if self.random_start_steps:
+            self._random_actions.seed(int(self.np_random.integers(2**31)))
+            for _ in range(self.np_random.integers(self.random_start_steps + 1)):
+                for buttons in self._actions.frames(self._random_actions.sample(), self.frame_skip):
+                    self._advance(buttons)
+
+        self.ram = self.layout.read(self._extract)
+        self._rewards = EpisodeRewards(self.rules.terms)
+        self._done = EpisodeDone(self.rules.done)
+        self._rewards(self.ram)
+        self._done(self.ram)
+        self._rewards.discard()
+        self._race = RaceMetrics(self.ram, self.frames_per_second) if self._has_race else None
+        return self._observer.reset(self.em.get_screen()), {"state": state, **self._info()}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Holds an action for ``frame_skip`` emulated frames. See the class."""
+        self._rewards.start_step()
+        reward = 0.0
+        stopped_by = screen_before = None
+        for frame, buttons in enumerate(self._actions.frames(action, self.frame_skip), start=1):
+            if self._max_pool and frame == self.frame_skip > 1:
+                screen_before = self.em.get_screen()
+            self._advance(buttons)
+            self.ram = self.layout.read(self._extract)
+            reward += self._transform(self._rewards(self.ram))
+            if self._race:
+                self._race.update(self.ram)
+            stopped_by = self._done(self.ram)
+            if stopped_by:
+                break
+        observation = self._observer.observe(self.em.get_screen(), screen_before)
+        info = self._info()
+        if stopped_by:
+            info["done_rule"] = stopped_by
+        return observation, reward, stopped_by is not None, False, info
+
+    def _advance(self, buttons: np.ndarray) -> None:
+        self.em.set_button_mask(buttons, 0)
+        self.em.step()
+        if self.render_mode == "human":
+            self._show()
+
+    def _info(self) -> dict[str, Any]:
+        rewards = self._rewards
+        info: dict[str, Any] = {
+            "reward_terms": dict(zip(rewards.names, rewards.step, strict=True)),
+            "episode_reward_terms": dict(zip(rewards.names, rewards.totals, strict=True)),
+            "episode_reward_counts": dict(zip(rewards.names, rewards.fired, strict=True)),
+        }
+        if self._race:
+            info["race"] = self._race.summary()
+        return info
+
+    def render(self) -> Any:
+        """Returns the screen in ``rgb_array`` mode; in ``human`` mode the window shows every frame anyway."""
+        return self.em.get_screen() if self.render_mode == "rgb_array" else None
+
+    def _show(self) -> None:
+        if self._viewer is None:
+            try:
+                from stable_retro.rendering import SimpleImageViewer
+
+                self._viewer = SimpleImageViewer()
+            except Exception as error:  # pyglet has an error class for each way of having no display
+                raise KartRewardsError(f"render mode 'human' needs a display, and there is none: {error}") from error
+        self._viewer.imshow(self.em.get_screen(), rotation=0)
+
+    def close(self) -> None:
+        """Ends the emulator, so that this process may start another."""
+        self.data = self.em = self._extract = None
+        gc.collect()
+        if self._viewer is not None:
+            self._viewer.close()
+            self._viewer = None
+
+
+def _start_emulator(rom: Path, data_path: Path, scenario_path: Path) -> tuple[Any, Any]:
+    """Returns stable-retro's emulator, one frame after power-on, and the game data bound to it."""
+    gc.collect()  # an emulator that is no longer referred to must be gone before the next
+    try:
+        emulator = stable_retro.RetroEmulator(str(rom))
+    except RuntimeError as error:
+        raise KartRewardsError(f"{rom}: the emulator did not start: {error}") from None
+    data = stable_retro.data.GameData()
+    emulator.configure_data(data)
+    emulator.step()
+    if not data.load(str(data_path), str(scenario_path)):
+        raise KartRewardsError(f"stable-retro can't load {data_path} with {scenario_path}: check both files")
+    return emulator, data
+
+
+def make_env(
+    game: str,
+    *,
+    integrations: str | Path = INTEGRATIONS,
+    max_episode_steps: int | None = DEFAULT_MAX_EPISODE_STEPS,
+    **options: Any,
+) -> gym.Env[np.ndarray, Any]:
+    """Makes a ``KartEnv`` with a step limit.
+
+    Args:
+        game: The game's folder name, such as ``HomebrewKart-Snes``.
+        integrations: The folder of games.
+        max_episode_steps: Agent steps until an episode is truncated; None never truncates.
+        options: ``KartEnv``'s other arguments.
+
+    Raises:
+        KartRewardsError: See ``KartEnv``.
+    """
+    spec = EnvSpec(game, "kart_rewards.env:KartEnv", max_episode_steps=max_episode_steps, kwargs={"game": game})
+    return gym.make(spec, integrations=integrations, **options)

@@ -1,0 +1,300 @@
+"""Typed RAM: ``data.json`` says where each variable lies and how to decode it; a snapshot holds one frame's values.
+
+* ``Variable`` - a name, an address and a type such as ``<s2``; decodes raw bytes
+* ``RamLayout`` - all variables of one ``data.json``; reads snapshots
+* ``RamSnapshot`` - the values of one frame: immutable, by attribute
+* ``read_state_file`` - the work RAM inside a snes9x ``.state`` file, no emulator needed
+
+The types are stable-retro's, byte order, representation, width in bytes:
+
+* byte order: ``|``, ``<``, ``=`` and ``<=`` little-endian, ``>`` big-endian; ``><`` and ``>=`` two little-endian
+  halves, the high half first; ``<>`` two big-endian halves, the low half first. Of an odd width, the first half is the
+  shorter
+* representation: ``u`` unsigned, ``i`` signed, ``d`` binary-coded decimal, ``n`` one decimal digit a byte (the low
+  nibble). ``s`` means signed too: stable-retro reads it as unsigned, and this module does not
+* width: 1 to 8 bytes
+
+Values are held in a signed 64-bit integer, as stable-retro holds them: an unsigned 8-byte value of 2**63 or more reads
+as negative. A ``mask`` is applied to the decoded value.
+
+This module knows nothing of emulators: memory reaches it as bytes, or as an ``extract(address, type)`` function.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import json
+import keyword
+import re
+import zlib
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from kart_rewards.errors import KartRewardsError
+
+SNES_WORK_RAM = 0x7E0000
+SNES_WORK_RAM_SIZE = 0x20000
+SNES_LOW_PAGE_SIZE = 0x2000  # addresses below this mirror the start of work RAM
+
+_TYPE = re.compile(r"(?P<order>\||<|>|=|><|<>|>=|<=)(?P<representation>[uisdn])(?P<width>[1-8])")
+
+Extract = Callable[[int, str], int]
+"""Reads one value from live memory: ``extract(address, type)``, as ``stable_retro``'s ``data.memory.extract`` does."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One entry of ``data.json``.
+
+    Args:
+        name: The attribute under which a snapshot shows the value.
+        address: Where the first byte lies, as the core maps it (SNES work RAM starts at 0x7E0000).
+        type: Byte order, representation and width, such as ``<s2``. See the module's docstring.
+        mask: Bits of the decoded value to keep. None keeps all.
+
+    Raises:
+        KartRewardsError: The type is not one of stable-retro's.
+
+    Example:
+        >>> Variable("speed", 0x7E10EA, "<s2").decode(b"\\xfb\\xff")
+        -5
+    """
+
+    name: str
+    address: int
+    type: str
+    mask: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _TYPE.fullmatch(self.type):
+            raise KartRewardsError(
+                f"unknown type {self.type!r} of variable {self.name!r}: write a byte order (| < > = >< <> >= <=), "
+                "a representation (u unsigned, i or s signed, d BCD, n low-nibble BCD) and a width (1-8), such as '<s2'"
+            )
+
+    @property
+    def width(self) -> int:
+        """How many bytes the value takes."""
+        return int(self.type[-1])
+
+    @property
+    def core_type(self) -> str:
+        """The type under which stable-retro's own decoder reads the same value."""
+        return self.type.replace("s", "i")
+
+    def decode(self, raw: bytes) -> int:
+        """Returns the value of ``raw``, the ``width`` bytes that start at ``address``."""
+        ordered = _little_endian(raw, self.type[:-2])
+        representation = self.type[-2]
+        if representation == "n":
+            value = sum((byte & 0xF) % 10 * 10**place for place, byte in enumerate(ordered))
+        elif representation == "d":
+            value = sum(((byte >> 4) % 10 * 10 + (byte & 0xF) % 10) * 100**place for place, byte in enumerate(ordered))
+        else:
+            # An 8-byte unsigned value overflows stable-retro's 64-bit integer; reading it as signed does the same.
+            signed = representation in "is" or len(raw) == 8
+            value = int.from_bytes(ordered, "little", signed=signed)
+        return value if self.mask is None else value & self.mask
+
+
+def _little_endian(raw: bytes, order: str) -> bytes:
+    half = len(raw) // 2
+    if order == ">":
+        return raw[::-1]
+    if order in ("><", ">="):
+        return raw[half:] + raw[:half]
+    if order == "<>":
+        return raw[:half][::-1] + raw[half:][::-1]
+    return raw
+
+
+class RamSnapshot:
+    """The values of one emulated frame, by name: ``ram.speed``. Immutable; a tuple underneath.
+
+    Each ``RamLayout`` has a subclass of its own, with that layout's variables as attributes.
+    """
+
+    __slots__ = ()
+    _fields: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> int:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        close = difflib.get_close_matches(name, self._fields, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(
+            f"no RAM variable {name!r}.{hint} There are: {', '.join(self._fields)}", name=name, obj=self
+        )
+
+
+@lru_cache
+def snapshot_class(names: tuple[str, ...]) -> Any:
+    """Returns the subclass of ``RamSnapshot`` with these variables: ``cls(*values)`` or ``cls(**values)``."""
+    namespace = {"__slots__": (), "__reduce__": lambda self: (_rebuild_snapshot, (names, tuple(self)))}
+    return type("RamSnapshot", (namedtuple("RamSnapshot", names), RamSnapshot), namespace)
+
+
+def _rebuild_snapshot(names: tuple[str, ...], values: tuple[int, ...]) -> RamSnapshot:
+    return snapshot_class(names)(*values)
+
+
+class RamLayout:
+    """All variables of one ``data.json``.
+
+    Args:
+        variables: What to read, in the order in which snapshots hold it.
+        source: Where the variables come from, for error messages.
+
+    Raises:
+        KartRewardsError: Two variables share a name, or a name can't be a Python attribute.
+    """
+
+    def __init__(self, variables: list[Variable], source: str = "data.json") -> None:
+        self.variables = tuple(variables)
+        self.source = source
+        for name in self.names:
+            if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+                raise KartRewardsError(
+                    f"{source}: {name!r} can't be a variable's name: rename it to a plain Python name"
+                )
+        if len(set(self.names)) != len(self.names):
+            raise KartRewardsError(f"{source}: two variables share a name")
+        self.snapshot_class = snapshot_class(self.names)
+        self._build = partial(tuple.__new__, self.snapshot_class)
+        self._addresses = [variable.address for variable in variables]
+        self._core_types = [variable.core_type for variable in variables]
+        self._masked = [(i, variable.mask) for i, variable in enumerate(variables) if variable.mask is not None]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variables' names, in order."""
+        return tuple(variable.name for variable in self.variables)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> RamLayout:
+        """Reads a ``data.json``: ``{"info": {name: {"address": int, "type": str, "mask": int (optional)}}}``.
+
+        Raises:
+            KartRewardsError: The file can't be read, is not JSON, or an entry is not as above.
+        """
+        info = load_json(path).get("info")
+        if not isinstance(info, dict) or not info:
+            raise KartRewardsError(
+                f'{path}: holds no variables: expected {{"info": {{"NAME": {{"address": …, "type": …}}}}}}'
+            )
+        variables = []
+        for name, entry in info.items():
+            if not isinstance(entry, dict) or not {"address", "type"} <= entry.keys():
+                raise KartRewardsError(f'{path}: variable {name!r} needs an "address" and a "type"')
+            numbers = [entry["address"], entry.get("mask", 0)]
+            if any(type(number) is not int or number < 0 for number in numbers):
+                raise KartRewardsError(
+                    f"{path}: address and mask of variable {name!r} must be whole numbers, 0 or more"
+                )
+            try:
+                variables.append(Variable(name, entry["address"], str(entry["type"]), entry.get("mask")))
+            except KartRewardsError as error:
+                raise KartRewardsError(f"{path}: {error}") from None
+        return cls(variables, source=str(path))
+
+    def check_addresses(self, blocks: Mapping[int, bytes]) -> None:
+        """Checks that every variable lies in memory.
+
+        Args:
+            blocks: Start address -> content of each memory block, as ``stable_retro``'s ``data.memory.blocks`` has it.
+
+        Raises:
+            KartRewardsError: A variable lies, in part or whole, outside all blocks.
+        """
+        for variable in self.variables:
+            if _find_block(variable, blocks) is None:
+                known = ", ".join(
+                    f"0x{start:X}-0x{start + len(block) - 1:X}" for start, block in sorted(blocks.items())
+                )
+                raise KartRewardsError(
+                    f"{self.source}: variable {variable.name!r} at address {variable.address} (0x{variable.address:X}, "
+                    f"{variable.width} bytes) lies outside memory; this console's memory is {known}"
+                )
+
+    def read(self, extract: Extract) -> Any:
+        """Returns a ``RamSnapshot`` of live memory. This runs once per emulated frame."""
+        snapshot = self._build(map(extract, self._addresses, self._core_types))
+        if self._masked:
+            values = list(snapshot)
+            for i, mask in self._masked:
+                values[i] &= mask
+            snapshot = self._build(values)
+        return snapshot
+
+    def decode(self, blocks: Mapping[int, bytes]) -> Any:
+        """Returns a ``RamSnapshot`` of recorded memory, with no emulator.
+
+        Args:
+            blocks: Start address -> content of each memory block, in the console's byte order.
+
+        Raises:
+            KartRewardsError: A variable lies outside all blocks.
+        """
+        self.check_addresses(blocks)
+        values = []
+        for variable in self.variables:
+            start = _find_block(variable, blocks)
+            assert start is not None
+            offset = variable.address - start
+            values.append(variable.decode(blocks[start][offset : offset + variable.width]))
+        return self._build(values)
+
+
+def _find_block(variable: Variable, blocks: Mapping[int, bytes]) -> int | None:
+    for start, block in blocks.items():
+        if start <= variable.address and variable.address + variable.width <= start + len(block):
+            return start
+    return None
+
+
+def load_json(path: str | Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds.
+
+    Raises:
+        KartRewardsError: The file is missing, unreadable, not JSON, or holds something else than an object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise KartRewardsError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise KartRewardsError(f"{path}: holds a JSON {type(content).__name__}, not an object {{…}}")
+    return content
+
+
+def read_state_file(path: str | Path) -> dict[int, bytes]:
+    """Returns the SNES work RAM that a ``.state`` file holds, with its mirror in the low page.
+
+    A ``.state`` file is a gzip'd snes9x snapshot: blocks of three letters, a size of six digits and the content; the
+    block ``RAM:131072:`` is work RAM.
+
+    Returns:
+        Start address -> bytes, ready for ``RamLayout.decode``.
+
+    Raises:
+        KartRewardsError: The file can't be read or holds no snes9x snapshot.
+    """
+    try:
+        content = gzip.decompress(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise KartRewardsError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise KartRewardsError(f"{path}: is not a save state (a gzip'd snapshot): {error}") from None
+    marker = f"RAM:{SNES_WORK_RAM_SIZE:06d}:".encode()
+    start = content.find(marker) + len(marker)
+    work_ram = content[start : start + SNES_WORK_RAM_SIZE]
+    if marker not in content or len(work_ram) < SNES_WORK_RAM_SIZE:
+        raise KartRewardsError(f"{path}: holds no snes9x work RAM: not a SNES save state, or a damaged one")
+    return {SNES_WORK_RAM: work_ram, 0: work_ram[:SNES_LOW_PAGE_SIZE]}

@@ -1,0 +1,253 @@
+"""Reward terms, their weights, and their sum.
+
+* ``reward_term`` - marks a function or class as a reward term
+* ``wall``, ``Checkpoint``, ``terrain``, ``time``, ``backwards`` - the reference terms
+* ``RewardTerm`` - a term with its weight
+* ``EpisodeRewards`` - the terms at work on one episode
+* ``make_transform`` - what the agent is given of a frame's reward
+
+A term is called once per emulated frame and returns its unweighted value. This module knows nothing of emulators.
+
+Example:
+    >>> @reward_term(weight=0.02)
+    ... def top_speed(ram):
+    ...     return float(ram.speed > 900)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.race import FACING_BACKWARD, ROAD, finished, progress
+from kart_rewards.scripting import Script, ScriptCalls, mark, script_of, snake_case
+
+Definition = TypeVar("Definition", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RewardTerm(Script):
+    """A reward term and what one unit of it is worth."""
+
+    weight: float = 1.0
+
+
+def reward_term(weight: float = 1.0, name: str | None = None) -> Callable[[Definition], Definition]:
+    """Marks a function or class as a reward term; it stays callable as it is.
+
+    Args:
+        weight: What the term's value is multiplied by, unless a scenario or the command line says otherwise.
+        name: How to call the term. By default the function's name, or the class's in snake case.
+    """
+
+    def decorate(definition: Definition) -> Definition:
+        return mark(definition, RewardTerm(name or snake_case(definition.__name__), definition, float(weight)))
+
+    return decorate
+
+
+# The reference terms: the rules of the original system, which scored every emulated frame. After the finish they pay 0.
+
+WALL_HIT_BELOW_SPEED = 600  # a touch at more than this is a graze
+PACE_PERIOD_FRAMES = 30  # terrain and time are paid on every 30th value of current_frame
+BRISK_SPEED = 700
+BACKWARDS_PERIOD_FRAMES = 6
+
+
+def hits_wall(ram: Any) -> bool:
+    """Whether the kart touches a wall at less than 600: what the wall term charges and the early stop counts."""
+    return ram.collision != 0 and ram.speed < WALL_HIT_BELOW_SPEED
+
+
+def _on_pace_frame(ram: Any) -> bool:
+    return ram.current_frame % PACE_PERIOD_FRAMES == 0 and ram.current_frame != 0
+
+
+@reward_term(weight=-10)
+def wall(ram: Any) -> float:
+    """Charge every frame on which the kart touches a wall at less than 600."""
+    return float(hits_wall(ram) and not finished(ram))
+
+
+@reward_term(weight=300)
+class Checkpoint:
+    """Pay each checkpoint once, when progress exceeds the best so far."""
+
+    def __init__(self) -> None:
+        self.best_progress = -1
+
+    def __call__(self, ram: Any) -> float:
+        if finished(ram) or progress(ram) <= self.best_progress:
+            return 0.0
+        self.best_progress = progress(ram)
+        return 1.0
+
+
+@reward_term(weight=-15)
+def terrain(ram: Any) -> float:
+    """Charge being on anything but road, twice a second."""
+    return float(ram.surface != ROAD and _on_pace_frame(ram) and not finished(ram))
+
+
+@reward_term(weight=-1)
+def time(ram: Any) -> float:
+    """Charge time twice a second: 1, or half of that above speed 700."""
+    if finished(ram) or not _on_pace_frame(ram):
+        return 0.0
+    return 0.5 if ram.speed > BRISK_SPEED else 1.0
+
+
+@reward_term(weight=-2)
+def backwards(ram: Any) -> float:
+    """Charge facing the wrong way, ten times a second."""
+    return float(
+        ram.backward == FACING_BACKWARD and ram.current_frame % BACKWARDS_PERIOD_FRAMES == 0 and not finished(ram)
+    )
+
+
+REFERENCE_TERMS = (wall, Checkpoint, terrain, time, backwards)
+
+
+def as_term(definition: Any) -> RewardTerm:
+    """Returns the ``RewardTerm`` of a function or class that ``reward_term`` marked, or of a plain one, with weight 1.
+
+    Raises:
+        KartRewardsError: It is neither.
+    """
+    if isinstance(definition, RewardTerm):
+        return definition
+    if not callable(definition):
+        raise KartRewardsError(
+            f"{definition!r} is no reward term: pass a function or class, best marked @reward_term(weight=…)"
+        )
+    return script_of(definition, RewardTerm) or RewardTerm(snake_case(definition.__name__), definition)
+
+
+def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None], source: str) -> list[RewardTerm]:
+    """Returns the terms with some weights replaced.
+
+    Args:
+        terms: All terms there are.
+        weights: Name -> weight; None keeps the term's own.
+        source: Who asks, for the error message.
+
+    Raises:
+        KartRewardsError: A name is no term's, or a weight is no finite number.
+    """
+    terms = list(terms)
+    unknown = sorted(set(weights) - {term.name for term in terms})
+    if unknown:
+        known = ", ".join(term.name for term in terms)
+        raise KartRewardsError(f"{source}: there is no reward term {unknown[0]!r} in this run; there are {known}")
+    for name, weight in weights.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
+        if weight is not None and not number:
+            raise KartRewardsError(f"{source}: the weight of {name!r} must be a finite number, not {weight!r}")
+    chosen = {name: float(weight) for name, weight in weights.items() if weight is not None}
+    return [replace(term, weight=chosen.get(term.name, term.weight)) for term in terms]
+
+
+def parse_weights(arguments: Iterable[str]) -> dict[str, float]:
+    """Parses ``wall=-5 top_speed=0.02`` as the command line has it.
+
+    Raises:
+        KartRewardsError: An argument is not NAME=NUMBER.
+    """
+    weights = {}
+    for argument in arguments:
+        match = re.fullmatch(r"(\w+)=(.+)", argument)
+        try:
+            weights[match[1]] = float(match[2])  # type: ignore[index]
+        except (TypeError, ValueError):
+            raise KartRewardsError(f"--reward-weights: {argument!r} is not NAME=NUMBER, such as wall=-5") from None
+    return weights
+
+
+class EpisodeRewards:
+    """The reward terms at work on one episode.
+
+    Args:
+        terms: The terms; those that are classes are instantiated.
+
+    Attributes:
+        names: The terms' names; the lists below keep their order.
+        step: Weighted sum per term since ``start_step``.
+        totals: Weighted sum per term over the episode.
+        fired: Frames of the episode on which each term's value was not 0.
+    """
+
+    def __init__(self, terms: list[RewardTerm]) -> None:
+        self._calls = ScriptCalls(terms)
+        self._weights = [term.weight for term in terms]
+        self.names = [term.name for term in terms]
+        self.discard()
+
+    def discard(self) -> None:
+        """Throws away what was scored so far; the terms keep what they saw."""
+        self.totals = [0.0] * len(self.names)
+        self.fired = [0] * len(self.names)
+        self.start_step()
+
+    def start_step(self) -> None:
+        """Begins the next agent step."""
+        self.step = [0.0] * len(self.names)
+
+    def __call__(self, ram: Any) -> float:
+        """Scores one emulated frame.
+
+        Returns:
+            The weighted sum of all terms.
+
+        Raises:
+            KartRewardsError: A term raised, or its value is no finite number. Names the term, its file and line, and
+                the snapshot.
+        """
+        values = self._calls(ram)
+        reward = 0.0
+        try:
+            for i, weight in enumerate(self._weights):
+                weighted = weight * values[i]  # raises for what is no number
+                if values[i]:
+                    self.step[i] += weighted
+                    self.totals[i] += weighted
+                    self.fired[i] += 1
+                    reward += weighted
+            finite = math.isfinite(reward)
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            for i, value in enumerate(values):
+                if not _is_finite_number(value):
+                    raise self._calls.failure(i, ram, f"returned {value!r}, not a finite number")
+            raise KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
+        return reward
+
+
+def _is_finite_number(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
+
+
+def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:
+    """Returns what turns one emulated frame's reward into what the agent is given of it.
+
+    Args:
+        kind: ``sign`` (-1, 0 or 1, as the original), ``scale`` (times ``scale``) or ``none``.
+        scale: The factor of ``scale``.
+
+    Raises:
+        KartRewardsError: The kind is none of these.
+    """
+    if kind == "sign":
+        return lambda reward: float((reward > 0) - (reward < 0))
+    if kind == "scale":
+        return lambda reward: reward * scale
+    if kind == "none":
+        return lambda reward: reward
+    raise KartRewardsError(f"unknown reward transform {kind!r}: it is one of sign, scale, none")

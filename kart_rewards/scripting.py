@@ -1,0 +1,261 @@
+"""Python in place of Lua: what reward terms and done rules have in common.
+
+A script is a function of the frame's snapshot, or a class whose instances are such functions and live for one episode:
+a class has a memory, a function has none. Either may take a second argument, the snapshot of the frame before; on an
+episode's first frame that is the same snapshot again.
+
+* ``Script`` - a named function or class, with its source
+* ``ScriptCalls`` - a set of scripts at work on one episode
+* ``marked_scripts`` - the scripts that a file or module defines
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.ram import RamLayout
+
+SomeScript = TypeVar("SomeScript", bound="Script")
+
+
+@dataclass(frozen=True)
+class Script:
+    """A reward term or a done rule.
+
+    Args:
+        name: How scenarios, the command line and TensorBoard call it.
+        definition: The function, or the class.
+
+    Raises:
+        KartRewardsError: The definition does not take one snapshot, or two.
+    """
+
+    name: str
+    definition: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        callable_instances = not self.is_class or any(
+            "__call__" in vars(base) for base in inspect.getmro(cast(type, self.definition))
+        )
+        if not callable_instances or not 1 <= len(self._arguments()) <= 2:
+            raise KartRewardsError(
+                f"{self.where}: {self.name!r} must take the RAM snapshot, and may take the one before it: "
+                f"def {'__call__(self, ' if self.is_class else self.definition.__name__ + '('}ram[, previous])"
+            )
+
+    @property
+    def is_class(self) -> bool:
+        """Whether it has a memory of one episode."""
+        return inspect.isclass(self.definition)
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return getattr(self.definition, "__call__") if self.is_class else self.definition  # noqa: B004, B009
+
+    def _arguments(self) -> list[str]:
+        return list(inspect.signature(self._function).parameters)[1 if self.is_class else 0 :]
+
+    @property
+    def wants_previous(self) -> bool:
+        """Whether it also takes the snapshot of the frame before."""
+        return len(self._arguments()) == 2
+
+    @property
+    def where(self) -> str:
+        """File and line of the definition."""
+        try:
+            return f"{inspect.getsourcefile(self.definition)}:{inspect.getsourcelines(self.definition)[1]}"
+        except (OSError, TypeError):
+            return "defined interactively"
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the definition's source text, to tell whether a resumed run scores as before."""
+        try:
+            source = inspect.getsource(self.definition)
+        except (OSError, TypeError):
+            source = ""
+        return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.definition) or "").partition("\n")[0]
+
+    def reads(self) -> set[str]:
+        """The variables that the source text reads off its snapshots, helper functions of one's own included."""
+        return _attributes_read(self._function, self._arguments(), set())
+
+    def check_reads(self, layout: RamLayout) -> None:
+        """Raises KartRewardsError if the script reads a variable that the game's ``data.json`` lacks."""
+        for name in sorted(self.reads() - set(dir(layout.snapshot_class))):
+            raise KartRewardsError(
+                f"{self.name!r} ({self.where}) reads {name!r}, which {layout.source} does not define; "
+                f"it defines {', '.join(layout.names)}. Add the variable there, or leave {self.name!r} out"
+            )
+
+
+def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: set[Any]) -> set[str]:
+    """The attributes that a function reads off these of its arguments, and passes to functions that read them."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # defined interactively, or a lambda in the middle of a line
+        return set()
+    seen.add(function)
+    read = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in arguments:
+            read.add(node.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            helper = getattr(function, "__globals__", {}).get(node.func.id)
+            if inspect.isfunction(helper) and helper not in seen:
+                passed = zip(inspect.signature(helper).parameters, node.args, strict=False)
+                snapshots = [name for name, value in passed if isinstance(value, ast.Name) and value.id in arguments]
+                read |= _attributes_read(helper, snapshots, seen)
+    return read
+
+
+class ScriptCalls:
+    """A set of scripts at work on one episode: fresh instances of the classes, and the frame before.
+
+    Args:
+        scripts: In the order in which ``__call__`` returns their values.
+    """
+
+    def __init__(self, scripts: Sequence[Script]) -> None:
+        self.scripts = scripts
+        self.previous: Any = None
+        self._calls = [self._start(script) for script in scripts]
+
+    def _start(self, script: Script) -> Callable[[Any], Any]:
+        try:
+            call = script.definition() if script.is_class else script.definition
+        except Exception as error:
+            raise KartRewardsError(
+                f"{script.name!r} ({script.where}) can't be made for an episode: {error!r}"
+            ) from error
+        if script.wants_previous:
+            return lambda ram: call(ram, self.previous)
+        return call
+
+    def __call__(self, ram: Any) -> list[Any]:
+        """Returns each script's value for this frame. This runs once per emulated frame."""
+        if self.previous is None:
+            self.previous = ram
+        i = 0
+        try:
+            values = []
+            for i, call in enumerate(self._calls):  # noqa: B007 - tells below which one raised
+                values.append(call(ram))
+        except Exception as error:
+            raise self.failure(i, ram, _describe(error)) from error
+        self.previous = ram
+        return values
+
+    def failure(self, i: int, ram: Any, what: str) -> KartRewardsError:
+        """The error that script number ``i`` went wrong on this snapshot."""
+        script = self.scripts[i]
+        return KartRewardsError(f"{script.name!r} ({script.where}) {what}\n  on {ram!r}")
+
+
+def _describe(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"raised {type(error).__name__}: {error}\n  at {frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def snake_case(name: str) -> str:
+    """``LeftTheRoad`` -> ``left_the_road``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def mark(definition: Any, script: Script) -> Any:
+    """Notes on a function or class that it is a script; the function or class itself stays what it was."""
+    definition.__kart_script__ = script
+    return definition
+
+
+def script_of(definition: Any, kind: type[SomeScript]) -> SomeScript | None:
+    """Returns the mark that ``mark`` left on a function or class, if it left one of this kind."""
+    script = getattr(definition, "__dict__", {}).get("__kart_script__")
+    return script if isinstance(script, kind) else None
+
+
+def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> list[SomeScript]:
+    """Returns the scripts of one kind that a file or module defines, in the order of definition.
+
+    Args:
+        source: A path that ends in ``.py``, the dotted name of an importable module, or a module.
+        kind: ``RewardTerm`` or ``DoneRule``.
+
+    Raises:
+        KartRewardsError: The file is missing or fails to import.
+    """
+    module = source if isinstance(source, ModuleType) else import_source(source)
+    scripts = (script_of(value, kind) for value in vars(module).values())
+    return [script for script in scripts if script and script.definition.__module__ == module.__name__]
+
+
+def import_source(source: str | Path) -> ModuleType:
+    """Imports a ``.py`` file by path, or a module by its dotted name.
+
+    A file is run once per process, however often it is asked for.
+
+    Raises:
+        KartRewardsError: It is missing or fails to import.
+    """
+    path = Path(source)
+    try:
+        if path.suffix != ".py":
+            return importlib.import_module(str(source))
+        path = path.resolve()
+        name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec and spec.loader  # true of every path that ends in .py
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # before it runs, as `import` does: dataclasses and pickle look their module up
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+    except KartRewardsError:
+        raise
+    except FileNotFoundError as error:
+        raise KartRewardsError(f"{error.filename}: no such file (asked for as {str(source)!r})") from None
+    except ModuleNotFoundError as error:
+        raise KartRewardsError(f"{source}: can't be imported: {error}. A file's name must end in .py") from None
+    except Exception as error:
+        raise KartRewardsError(f"{source}: fails to import: it {_describe(error)}") from error
+
+
+def unique_by_name(scripts: Iterable[SomeScript]) -> dict[str, SomeScript]:
+    """Returns name -> script.
+
+    Raises:
+        KartRewardsError: Two different scripts share a name.
+    """
+    named: dict[str, SomeScript] = {}
+    for script in scripts:
+        other = named.setdefault(script.name, script)
+        if other.definition is not script.definition:
+            raise KartRewardsError(
+                f"two scripts are called {script.name!r}: {other.where} and {script.where}: rename one"
+            )
+    return named

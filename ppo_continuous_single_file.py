@@ -1,0 +1,870 @@
+"""Trains a racer from pixels with PPO, in one file that reads from top to bottom.
+
+    python ppo_continuous_single_file.py --env-id MarioKart-Snes
+    tensorboard --logdir runs
+
+The order is CleanRL's: options, environments, agent, then the stages of training, each a function: ``collect`` plays a
+rollout, ``gae`` estimates advantages, ``update`` improves the agent. ``main`` strings them together.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
+from torch.utils.tensorboard import SummaryWriter
+
+from kart_rewards.env import make_env
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.integrations import DEFAULT_MAX_EPISODE_STEPS, INTEGRATIONS, MissingRomError, find_game
+from kart_rewards.observations import ObservationConfig
+from kart_rewards.rewards import parse_weights
+from kart_rewards.scenario import Rules, load_rules
+from kart_rewards.video import RecordEpisodes, ever_fewer
+
+FREE_GAME = "HomebrewKart-Snes"  # what runs when the retail game's dump is not there
+RETAIL_GAME = "MarioKart-Snes"
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+@dataclass
+class RunOptions:
+    """The run: where it goes, how it is logged and saved."""
+
+    exp_name: str = Path(__file__).stem
+    """Part of the run's name: runs/{env-id}__{exp-name}__{seed}__{time}."""
+    seed: int = 1
+    """Seed of the agent, the rollouts and the environments."""
+    runs_path: Path = Path("runs")
+    """Folder for runs: TensorBoard logs, checkpoints, videos."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the agent runs. auto: cuda if there is one, else cpu."""
+    torch_deterministic: bool = True
+    """Use only deterministic algorithms in cuDNN."""
+    resume: Path | None = None
+    """Checkpoint to go on from, such as runs/NAME/agent.pt. Its options hold, but for those given again here."""
+    checkpoint_interval: int = 20
+    """Save a checkpoint every so many updates, and at the end. 0: at the end only."""
+    capture_video: bool = False
+    """Write episodes of the first environment as MP4 to the run's folder, ever fewer as training goes on."""
+    track: bool = False
+    """Mirror the log to Weights & Biases (needs pip install '.[wandb]')."""
+    wandb_project_name: str = "kart_rewards"
+    """The Weights & Biases project."""
+    wandb_entity: str | None = None
+    """The Weights & Biases team."""
+
+
+@dataclass
+class EnvOptions:
+    """The environment: game, rewards, actions, observations."""
+
+    env_id: str = RETAIL_GAME
+    """The game: a folder's name under the integrations path."""
+    integrations_path: Path = INTEGRATIONS
+    """Folder of games, in stable-retro's layout."""
+    fallback: bool = True
+    """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
+    state: tuple[str, ...] = ()
+    """Start states: names in the game's folder, or .state files; each episode draws one. By default metadata.json's."""
+    scenario: str = "scenario"
+    """Which reward terms and done rules to use: the name of a file in the game's folder, or a .json path."""
+    info: str = "data"
+    """Which RAM variables there are: the name of a file in the game's folder, or a .json path."""
+    rewards: tuple[str, ...] = ()
+    """Python files or modules with reward terms and done rules to add."""
+    reward_weights: tuple[str, ...] = ()
+    """Weights over the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02."""
+    reward_transform: Literal["sign", "scale", "none"] = "sign"
+    """What the agent gets of each emulated frame's reward: its sign (as in the original), a scaled or the plain sum."""
+    reward_scale: float = 0.01
+    """Factor of --reward-transform scale."""
+    action_mode: Literal["continuous", "driving", "all", "filtered", "discrete", "multi-discrete"] = "continuous"
+    """continuous: steering, the throttle held. driving: throttle alone, left, right, hop. Others: stable-retro's."""
+    frame_skip: int = 4
+    """Emulated frames an action is held."""
+    crop: tuple[int, int, int, int] | None = ObservationConfig.crop
+    """Part of the screen to see: top, bottom, left, right. None: all of it."""
+    max_pool: bool = True
+    """See the brighter of the last two frames in each pixel."""
+    grey: bool = True
+    """See luminance instead of colours."""
+    size: tuple[int, int] | None = ObservationConfig.size
+    """Height and width of an observation. None: the screen's."""
+    stack: int = 4
+    """How many observations to stack."""
+    random_start_steps: int = 0
+    """Begin each episode with 0 to this many steps of random actions, unscored."""
+    max_episode_steps: int = DEFAULT_MAX_EPISODE_STEPS
+    """Agent steps after which an episode is truncated."""
+
+
+@dataclass
+class PPOOptions:
+    """The algorithm: proximal policy optimisation."""
+
+    total_timesteps: int = 2_000_000
+    """Agent steps to train for, over all environments."""
+    learning_rate: float = 2.5e-4
+    """Adam's step size at the start."""
+    anneal_lr: bool = True
+    """Lower the learning rate linearly to 0."""
+    num_envs: int = 8
+    """Environments played at once, a process each."""
+    num_steps: int = 128
+    """Steps a rollout takes in each environment."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """Lambda of the generalised advantage estimation."""
+    num_minibatches: int = 4
+    """Minibatches a rollout is split into."""
+    update_epochs: int = 4
+    """How often an update goes over a rollout."""
+    norm_adv: bool = True
+    """Normalise advantages in each minibatch."""
+    clip_coef: float = 0.1
+    """How far the policy's probability ratio may move from 1."""
+    clip_vloss: bool = True
+    """Clip the value loss too."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Largest norm of the gradient."""
+    target_kl: float | None = None
+    """Stop an update's epochs once the policy has moved this far. None: never."""
+
+    @property
+    def batch_size(self) -> int:
+        """Steps in a rollout."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def minibatch_size(self) -> int:
+        """Steps in a minibatch."""
+        return self.batch_size // self.num_minibatches
+
+    @property
+    def num_updates(self) -> int:
+        """Rollouts, each with its update, in a run."""
+        return self.total_timesteps // self.batch_size
+
+    def check(self) -> None:
+        """Raises KartRewardsError if the numbers do not fit together."""
+        if min(self.num_envs, self.num_steps, self.num_minibatches, self.update_epochs) < 1:
+            raise KartRewardsError("--num-envs, --num-steps, --num-minibatches and --update-epochs must be 1 or more")
+        if self.batch_size % self.num_minibatches:
+            raise KartRewardsError(
+                f"a rollout of {self.num_envs} environments x {self.num_steps} steps = {self.batch_size} steps does "
+                f"not split into {self.num_minibatches} equal minibatches: change --num-minibatches"
+            )
+        if self.num_updates < 1:
+            raise KartRewardsError(
+                f"--total-timesteps {self.total_timesteps} is less than one rollout of {self.batch_size} steps: raise "
+                "it, or lower --num-envs or --num-steps"
+            )
+
+
+@dataclass
+class Args:
+    """Trains a racer from pixels with PPO: python ppo_continuous_single_file.py --env-id MarioKart-Snes"""
+
+    env: EnvOptions = field(default_factory=EnvOptions)
+    ppo: PPOOptions = field(default_factory=PPOOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+# -------------------------------------------------------------------------------------------------------- environments
+def make_training_env(env: EnvOptions, video_folder: Path | None) -> gym.Env:
+    """Makes one environment; this runs in a process of its own."""
+    _serve_parent()
+    made = make_env(
+        env.env_id,
+        integrations=env.integrations_path,
+        max_episode_steps=env.max_episode_steps,
+        state=env.state,
+        scenario=env.scenario,
+        info=env.info,
+        rewards=env.rewards,
+        reward_weights=parse_weights(env.reward_weights),
+        reward_transform=env.reward_transform,
+        reward_scale=env.reward_scale,
+        action_mode=env.action_mode,
+        observation=ObservationConfig(env.crop, env.max_pool, env.grey, env.size, env.stack),
+        frame_skip=env.frame_skip,
+        random_start_steps=env.random_start_steps,
+        render_mode="rgb_array" if video_folder else None,
+    )
+    if video_folder:
+        made = RecordEpisodes(made, video_folder, ever_fewer)
+    return LastInfoOnly(gym.wrappers.RecordEpisodeStatistics(made))
+
+
+def _serve_parent() -> None:
+    """In an environment's process: leave Ctrl-C to the trainer, and die with it however it dies."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def exit_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+class LastInfoOnly(gym.Wrapper):
+    """Keeps only an episode's last info, which training reads: the others would cost time between processes."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, info if terminated or truncated else {}
+
+
+def final_infos(infos: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the last info of each environment whose episode just ended, out of a vector environment's merged infos."""
+
+    def unmerge(merged: dict[str, Any], i: int) -> dict[str, Any]:
+        present = (key for key in merged if not key.startswith("_") and merged[f"_{key}"][i])
+        return {key: unmerge(merged[key], i) if isinstance(merged[key], dict) else merged[key][i] for key in present}
+
+    for i in np.flatnonzero(infos.get("_final_info", ())):
+        yield unmerge(infos["final_info"], int(i))
+
+
+# --------------------------------------------------------------------------------------------------------------- agent
+def layer_init(layer: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
+    """Orthogonal weights and a constant bias, as PPO's reference implementation has them."""
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+class MultiCategorical:
+    """Independent categorical choices, one for each entry of a MultiDiscrete action.
+
+    Args:
+        logits: Shape (batch, sum of sizes).
+        sizes: How many options each choice has.
+    """
+
+    def __init__(self, logits: Tensor, sizes: list[int]) -> None:
+        self.parts = [Categorical(logits=part) for part in logits.split(sizes, dim=-1)]
+
+    def sample(self) -> Tensor:
+        return torch.stack([part.sample() for part in self.parts], dim=-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        chosen = action.unbind(dim=-1)
+        return torch.stack([part.log_prob(choice) for part, choice in zip(self.parts, chosen, strict=True)]).sum(0)
+
+    def entropy(self) -> Tensor:
+        return torch.stack([part.entropy() for part in self.parts]).sum(0)
+
+
+class Agent(nn.Module):
+    """Policy and value function over one convolutional encoder. The policy's head follows from the action space.
+
+    Args:
+        observation_space: Box of uint8 images: (channels, height, width), (height, width, 3), or a stack of the latter.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        super().__init__()
+        example = torch.zeros(1, *(observation_space.shape or ()), dtype=torch.uint8)
+        convolutions = nn.Sequential(
+            layer_init(nn.Conv2d(self._to_channels(example).shape[1], 32, 8, stride=4)),
+            nn.ReLU(),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)),
+            nn.ReLU(),
+            layer_init(nn.Conv2d(64, 64, 3, stride=1)),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        try:
+            features = convolutions(self._to_channels(example)).shape[1]
+        except RuntimeError:
+            raise KartRewardsError(
+                f"observations of shape {observation_space.shape} are too small for the network: use 36x36 or more"
+            ) from None
+        self.encoder = nn.Sequential(convolutions, layer_init(nn.Linear(features, 512)), nn.ReLU())
+        self.critic = layer_init(nn.Linear(512, 1), std=1.0)
+        self.action_space = action_space
+        if isinstance(action_space, gym.spaces.Box):
+            outputs = action_space.shape[0]
+            self.actor_log_std = nn.Parameter(torch.full((1, outputs), -0.5))
+        elif isinstance(action_space, gym.spaces.Discrete):
+            outputs = int(action_space.n)
+        elif isinstance(action_space, gym.spaces.MultiDiscrete):
+            outputs = int(action_space.nvec.sum())
+        elif isinstance(action_space, gym.spaces.MultiBinary):
+            outputs = int(np.prod(action_space.n))
+        else:
+            raise KartRewardsError(f"the agent has no head for the action space {action_space}")
+        self.actor = layer_init(nn.Linear(512, outputs), std=0.01)
+
+    @staticmethod
+    def _to_channels(observation: Tensor) -> Tensor:
+        """(batch, ...) images of any of the environment's shapes -> (batch, channels, height, width), 0 to 1."""
+        if observation.shape[-1] == 3:  # colour: channels come last
+            observation = observation.movedim(-1, -3).flatten(1, -3)
+        return observation / 255.0
+
+    def policy(self, hidden: Tensor) -> Distribution | MultiCategorical:
+        """Returns the distribution over actions."""
+        output = self.actor(hidden)
+        if isinstance(self.action_space, gym.spaces.Box):
+            return Independent(Normal(output, self.actor_log_std.exp().expand_as(output)), 1)
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return Categorical(logits=output)
+        if isinstance(self.action_space, gym.spaces.MultiDiscrete):
+            return MultiCategorical(output, self.action_space.nvec.tolist())
+        return Independent(Bernoulli(logits=output), 1)
+
+    def get_value(self, observation: Tensor) -> Tensor:
+        """Returns the value of each observation, shape (batch,)."""
+        return self.critic(self.encoder(self._to_channels(observation))).squeeze(-1)
+
+    def get_action_and_value(
+        self, observation: Tensor, action: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns actions (drawn, unless given), their log-probabilities, the policy's entropies and the values."""
+        hidden = self.encoder(self._to_channels(observation))
+        policy = self.policy(hidden)
+        if action is None:
+            action = policy.sample()
+        return action, policy.log_prob(action), policy.entropy(), self.critic(hidden).squeeze(-1)
+
+
+# ------------------------------------------------------------------------------------------------------------- rollout
+@dataclass
+class Rollout:
+    """What one rollout leaves: tensors of shape (num_steps, num_envs, ...).
+
+    ``dones[t]`` tells whether ``observations[t]`` begins a new episode. ``next_observation`` and ``next_done`` continue
+    where the rollout ends.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    rewards: Tensor
+    dones: Tensor
+    values: Tensor
+    next_observation: Tensor
+    next_done: Tensor
+
+    @classmethod
+    def empty(cls, envs: gym.vector.VectorEnv, num_steps: int, device: torch.device) -> Rollout:
+        """Makes room for rollouts; the memory is used again for each."""
+        actions = envs.single_action_space
+        shape = (num_steps, envs.num_envs)
+        zeros = functools.partial(torch.zeros, device=device)
+        chosen_by_number = isinstance(actions, (gym.spaces.Discrete, gym.spaces.MultiDiscrete))
+        observation_shape = envs.single_observation_space.shape or ()
+        return cls(
+            observations=zeros(*shape, *observation_shape, dtype=torch.uint8),
+            actions=zeros(*shape, *(actions.shape or ()), dtype=torch.int64 if chosen_by_number else torch.float32),
+            log_probs=zeros(shape),
+            rewards=zeros(shape),
+            dones=zeros(shape),
+            values=zeros(shape),
+            next_observation=zeros(envs.num_envs, *observation_shape, dtype=torch.uint8),
+            next_done=zeros(envs.num_envs),
+        )
+
+
+@torch.no_grad()
+def collect(
+    agent: Agent,
+    envs: gym.vector.VectorEnv,
+    rollout: Rollout,
+    gamma: float,
+    on_step: Callable[[dict[str, Any]], bool],
+) -> bool:
+    """Plays a rollout, from where the last one ended.
+
+    A truncated episode could have gone on: its last reward gets the discounted value of its real final observation.
+
+    Args:
+        agent: Chooses the actions.
+        envs: Autoreset must be in the same step, so that no step is wasted on resets.
+        rollout: Filled in.
+        gamma: Discount factor.
+        on_step: Is called after each step with the vector environment's infos; returns whether to break off.
+
+    Returns:
+        Whether the rollout is whole.
+    """
+    device = rollout.rewards.device
+    for step in range(rollout.rewards.shape[0]):
+        rollout.observations[step] = rollout.next_observation
+        rollout.dones[step] = rollout.next_done
+        action, log_prob, _, value = agent.get_action_and_value(rollout.next_observation)
+        rollout.actions[step] = action
+        rollout.log_probs[step] = log_prob
+        rollout.values[step] = value
+
+        observation, reward, terminated, truncated, infos = envs.step(action.cpu().numpy())
+        rollout.next_observation = torch.as_tensor(observation, device=device)
+        rollout.next_done = torch.as_tensor(terminated | truncated, dtype=torch.float32, device=device)
+        rollout.rewards[step] = torch.as_tensor(reward, dtype=torch.float32, device=device)
+
+        cut_off = np.flatnonzero(truncated & ~terminated)
+        if cut_off.size:
+            final_observations = torch.as_tensor(np.stack(infos["final_obs"][cut_off]), device=device)
+            rollout.rewards[step, cut_off] += gamma * agent.get_value(final_observations)
+        if on_step(infos):
+            return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------- advantages
+def gae(rollout: Rollout, next_value: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al., 2016, https://arxiv.org/abs/1506.02438).
+
+    Args:
+        rollout: Rewards, values and dones, shape (num_steps, num_envs).
+        next_value: Value of the observation after the last step, shape (num_envs,).
+        gamma: Discount factor.
+        gae_lambda: Between 0 (one-step differences) and 1 (whole returns).
+
+    Returns:
+        Advantages and returns, shape (num_steps, num_envs).
+    """
+    advantages = torch.zeros_like(rollout.rewards)
+    last = torch.zeros_like(next_value)
+    for step in reversed(range(rollout.rewards.shape[0])):
+        final = step == rollout.rewards.shape[0] - 1
+        continues = 1.0 - (rollout.next_done if final else rollout.dones[step + 1])
+        following = next_value if final else rollout.values[step + 1]
+        delta = rollout.rewards[step] + gamma * following * continues - rollout.values[step]
+        last = delta + gamma * gae_lambda * continues * last
+        advantages[step] = last
+    return advantages, advantages + rollout.values
+
+
+# -------------------------------------------------------------------------------------------------------------- update
+def update(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    ppo: PPOOptions,
+) -> dict[str, float]:
+    """Improves the agent on a rollout: several epochs of minibatches under PPO's clipped objective.
+
+    Returns:
+        The losses and diagnostics of the last minibatch, by their TensorBoard names, without ``losses/``.
+    """
+    observations, actions, log_probs, old_values, advantages, returns = (
+        tensor.flatten(0, 1)
+        for tensor in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values, advantages, returns)
+    )
+    clipped_fractions = []
+    for _ in range(ppo.update_epochs):
+        for minibatch in torch.randperm(ppo.batch_size, device=returns.device).split(ppo.minibatch_size):
+            _, log_prob, entropy, value = agent.get_action_and_value(observations[minibatch], actions[minibatch])
+            log_ratio = log_prob - log_probs[minibatch]
+            ratio = log_ratio.exp()
+            with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
+                old_approx_kl = (-log_ratio).mean()
+                approx_kl = ((ratio - 1) - log_ratio).mean()
+                clipped_fractions.append(((ratio - 1.0).abs() > ppo.clip_coef).float().mean())
+
+            advantage = advantages[minibatch]
+            if ppo.norm_adv:
+                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            unclipped = -advantage * ratio
+            clipped = -advantage * ratio.clamp(1 - ppo.clip_coef, 1 + ppo.clip_coef)
+            policy_loss = torch.max(unclipped, clipped).mean()
+
+            value_error = (value - returns[minibatch]) ** 2
+            if ppo.clip_vloss:
+                old = old_values[minibatch]
+                value_clipped = old + (value - old).clamp(-ppo.clip_coef, ppo.clip_coef)
+                value_error = torch.max(value_error, (value_clipped - returns[minibatch]) ** 2)
+            value_loss = 0.5 * value_error.mean()
+
+            entropy_loss = entropy.mean()
+            loss = policy_loss - ppo.ent_coef * entropy_loss + ppo.vf_coef * value_loss
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), ppo.max_grad_norm)
+            optimizer.step()
+        if ppo.target_kl is not None and approx_kl > ppo.target_kl:
+            break
+
+    return {
+        "value_loss": value_loss.item(),
+        "policy_loss": policy_loss.item(),
+        "entropy": entropy_loss.item(),
+        "old_approx_kl": old_approx_kl.item(),
+        "approx_kl": approx_kl.item(),
+        "clipfrac": torch.stack(clipped_fractions).mean().item(),
+        "explained_variance": (1 - (returns - old_values).var() / returns.var()).item(),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint. The file is whole at every moment: the new one replaces the old at a stroke.
+
+    Raises:
+        OSError: The disk is full or read-only; the old checkpoint is still there.
+    """
+    buffer = io.BytesIO()  # torch.save tells a full disk by a RuntimeError; a plain write says what happened
+    torch.save(content, buffer)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint. It may come from anywhere: nothing but tensors and plain values is unpickled.
+
+    Raises:
+        KartRewardsError: There is none, or it is damaged or not a checkpoint of this script.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
+    except Exception as error:  # whatever torch makes of a damaged or foreign file
+        raise KartRewardsError(f"{path}: is not a checkpoint, or a damaged one ({type(error).__name__})") from None
+    if (
+        not isinstance(checkpoint, dict)
+        or not {"agent", "optimizer", "updates", "steps", "options"} <= checkpoint.keys()
+    ):
+        raise KartRewardsError(f"{path}: is not a checkpoint of this script")
+    return checkpoint
+
+
+def plain(value: Any) -> Any:
+    """Turns options into what a checkpoint may hold and tyro can't misread: paths become text."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def options_of(checkpoint: dict[str, Any]) -> Args:
+    """Returns the options that a checkpoint's run was started with."""
+    saved = checkpoint["options"]
+    args = Args(EnvOptions(**saved["env"]), PPOOptions(**saved["ppo"]), RunOptions(**saved["run"]))
+    args.env.integrations_path = Path(args.env.integrations_path)
+    args.run.runs_path = Path(args.run.runs_path)
+    return args
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+class Progress:
+    """One line on the terminal, renewed in place; a new line every 10 seconds where the output is no terminal.
+
+    Args:
+        total_steps: Agent steps of the whole run.
+        steps: Agent steps done before this process started.
+    """
+
+    def __init__(self, total_steps: int, steps: int) -> None:
+        self.total_steps, self.first_step = total_steps, steps
+        self.started = time.monotonic()
+        self.returns: deque[float] = deque(maxlen=20)
+        self.best_lap_seconds = math.inf
+        self._terminal = sys.stdout.isatty()
+        self._next_print = 0.0
+        self._width = 0
+
+    def steps_per_second(self, steps: int) -> float:
+        """The rate since this process started."""
+        return (steps - self.first_step) / max(time.monotonic() - self.started, 1e-9)
+
+    def show(self, steps: int, now: bool = False) -> None:
+        """Renews the line, if it is time to."""
+        if not now and time.monotonic() < self._next_print:
+            return
+        self._next_print = time.monotonic() + (0.5 if self._terminal else 10.0)
+        rate = self.steps_per_second(steps)
+        parts = [f"{steps:,}/{self.total_steps:,} steps", f"{rate:,.0f} steps/s"]
+        if rate:
+            parts.append(f"{duration((self.total_steps - steps) / rate)} left")
+        if self.returns:
+            parts.append(f"return {sum(self.returns) / len(self.returns):.1f}")
+        if self.best_lap_seconds < math.inf:
+            parts.append(f"best lap {self.best_lap_seconds:.2f} s")
+        line = "  ".join(parts)
+        self._width = max(self._width, len(line))
+        print(f"\r{line:<{self._width}}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
+
+    def finish(self, steps: int) -> None:
+        """Shows the line a last time and ends it."""
+        self.show(steps, now=True)
+        if self._terminal:
+            print()
+
+
+def duration(seconds: float) -> str:
+    """``5025`` -> ``1 h 24 min``."""
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+# ---------------------------------------------------------------------------------------------------------------- main
+def parse_args(arguments: list[str] | None = None) -> tuple[Args, dict[str, Any] | None]:
+    """Returns the options, and the checkpoint to go on from if they name one."""
+    parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    args = parse()
+    checkpoint = None
+    if args.run.resume:
+        checkpoint = load_checkpoint(args.run.resume)
+        args = parse(default=options_of(checkpoint))  # the saved options become the defaults
+    args.ppo.check()
+    return args, checkpoint
+
+
+def choose_game(env: EnvOptions) -> EnvOptions:
+    """Returns the options with the game that can run: the free one stands in for the retail one, and says so."""
+    try:
+        find_game(env.env_id, env.integrations_path).rom()
+    except MissingRomError as error:
+        if not (env.fallback and env.env_id == RETAIL_GAME):
+            raise
+        print(
+            f"{error}\nTraining {FREE_GAME} instead: a free game of the project's own with the same RAM map, for which "
+            f"the same rewards hold. (--no-fallback makes this an error.)\n"
+        )
+        return replace(env, env_id=FREE_GAME)
+    return env
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device; ``auto`` is cuda if there is one, else cpu."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        raise KartRewardsError(f"--device {name}: this machine, or this build of PyTorch, has none: use --device auto")
+    return torch.device(name)
+
+
+def log_episode(writer: SummaryWriter, info: dict[str, Any], steps: int, progress: Progress) -> None:
+    """Writes an episode's last info to TensorBoard and to the progress line."""
+    progress.returns.append(float(info["episode"]["r"]))
+    writer.add_scalar("charts/episodic_return", info["episode"]["r"], steps)
+    writer.add_scalar("charts/episodic_length", info["episode"]["l"], steps)
+    for term, weighted_sum in info["episode_reward_terms"].items():
+        writer.add_scalar(f"rewards/{term}", weighted_sum, steps)
+    race = info.get("race", {})
+    for metric, value in race.items():
+        writer.add_scalar(f"race/{metric}", value, steps)
+    progress.best_lap_seconds = min(progress.best_lap_seconds, race.get("best_lap_time_seconds", math.inf))
+
+
+def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWriter:
+    """Makes the run's folder and TensorBoard log, and notes the options and the reward terms there.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.run.track:
+        try:
+            import wandb
+        except ImportError:
+            raise KartRewardsError("--track needs Weights & Biases: pip install '.[wandb]'") from None
+        wandb.init(
+            project=args.run.wandb_project_name,
+            entity=args.run.wandb_entity,
+            name=folder.name,
+            config=plain(asdict(args)),
+            sync_tensorboard=True,
+        )
+    writer = SummaryWriter(
+        str(folder), purge_step=steps or None
+    )  # what was logged after the checkpoint is played again
+    options = {name: value for group in plain(asdict(args)).values() for name, value in group.items()}
+    table = "\n".join(f"|{name}|{value}|" for name, value in options.items())
+    writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{table}")
+    table = "\n".join(f"|{term.name}|{term.weight:g}|{term.where}|{term.summary}|" for term in rules.terms)
+    writer.add_text("reward_terms", f"|term|weight|defined at|what|\n|-|-|-|-|\n{table}")
+    return writer
+
+
+def close_environments(envs: AsyncVectorEnv) -> None:
+    """Ends the environments' processes, politely if they answer."""
+    with suppress(Exception):  # a process that died makes the polite way fail
+        envs.close(timeout=5)
+    for process in envs.processes:
+        process.kill()
+        process.join()
+
+
+def main() -> None:
+    args, checkpoint = parse_args()
+    args.env = choose_game(args.env)
+    ppo = args.ppo
+    device = choose_device(args.run.device)
+    random.seed(args.run.seed)
+    np.random.seed(args.run.seed)
+    torch.manual_seed(args.run.seed)
+    torch.backends.cudnn.deterministic = args.run.torch_deterministic
+
+    # The run's folder: a resumed run goes on in its own.
+    if args.run.resume:
+        folder = args.run.resume.parent
+    else:
+        folder = args.run.runs_path / f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__{int(time.time())}"
+    agent_path = folder / "agent.pt"
+    scenario = find_game(args.env.env_id, args.env.integrations_path).json_path(args.env.scenario)
+    rules = load_rules(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
+    print(f"{args.env.env_id} on {device}, logging to {folder}\n{rules.table()}\n")
+
+    # Environments. The first is made and closed in this process, so that bad options end here with one message.
+    gym.logger.min_level = gym.logger.ERROR + 1  # a worker's error reaches us as an exception; its traceback is noise
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    video_folders = [folder / "videos" if args.run.capture_video and i == 0 else None for i in range(ppo.num_envs)]
+    envs = AsyncVectorEnv(
+        [functools.partial(make_training_env, args.env, video_folder) for video_folder in video_folders],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+
+    # Agent.
+    agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5)
+    updates = steps = 0
+    if checkpoint:
+        try:
+            agent.load_state_dict(checkpoint["agent"])
+        except RuntimeError:
+            close_environments(envs)
+            raise KartRewardsError(
+                f"{args.run.resume}: holds an agent for other observations or actions than these options make"
+            ) from None
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["torch_rng"])
+        updates, steps = checkpoint["updates"], checkpoint["steps"]
+
+    def save() -> None:
+        state = {
+            "agent": agent.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "updates": updates,
+            "steps": steps,
+            "torch_rng": torch.get_rng_state(),
+            "options": plain(asdict(args)),
+            "reward_terms": {term.name: [term.weight, term.fingerprint] for term in rules.terms},
+        }
+        save_checkpoint(agent_path, state)
+
+    failure: KartRewardsError | None = None
+    writer: SummaryWriter | None = None
+    progress = Progress(ppo.total_timesteps, steps)
+    threading.excepthook = lambda _: None  # TensorBoard's writer thread: its error is raised at our next call, too
+    try:
+        writer = open_writer(folder, args, rules, steps)
+        save()  # a disk that can't take a checkpoint should say so now
+        observation, _ = envs.reset(seed=args.run.seed + steps)
+        rollout = Rollout.empty(envs, ppo.num_steps, device)
+        rollout.next_observation = torch.as_tensor(observation, device=device)
+
+        while steps + ppo.batch_size <= ppo.total_timesteps:
+            if ppo.anneal_lr:
+                optimizer.param_groups[0]["lr"] = (1.0 - steps / ppo.total_timesteps) * ppo.learning_rate
+
+            steps_now = steps
+
+            def on_step(infos: dict[str, Any]) -> bool:
+                nonlocal steps_now
+                steps_now += ppo.num_envs
+                for info in final_infos(infos):
+                    log_episode(writer, info, steps_now, progress)
+                progress.show(steps_now)
+                return stop.is_set()
+
+            if not collect(agent, envs, rollout, ppo.gamma, on_step):
+                break
+            with torch.no_grad():
+                next_value = agent.get_value(rollout.next_observation)
+            advantages, returns = gae(rollout, next_value, ppo.gamma, ppo.gae_lambda)
+            losses = update(agent, optimizer, rollout, advantages, returns, ppo)
+            updates, steps = updates + 1, steps_now
+
+            for name, value in losses.items():
+                writer.add_scalar(f"losses/{name}", value, steps)
+            writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], steps)
+            writer.add_scalar("charts/SPS", progress.steps_per_second(steps), steps)
+            progress.show(steps)
+            if args.run.checkpoint_interval and updates % args.run.checkpoint_interval == 0:
+                save()
+    except (EOFError, ConnectionError):
+        dead = [
+            f"number {i} (exit code {process.exitcode})" for i, process in enumerate(envs.processes) if process.exitcode
+        ]
+        failure = KartRewardsError(f"an environment's process ended unexpectedly: {', '.join(dead) or 'unknown'}")
+    except OSError as error:
+        failure = KartRewardsError(
+            f"{folder}: can't be written: {error.strerror}: free space there, or choose --runs-path"
+        )
+    except KartRewardsError as error:  # a reward term went wrong
+        failure = error
+    finally:
+        close_environments(envs)
+
+    try:
+        save()
+        saved = f"saved {agent_path} after {updates} updates"
+        if steps + ppo.batch_size <= ppo.total_timesteps:
+            saved += f"; go on with: python {Path(__file__).name} --resume {agent_path}"
+    except OSError as error:
+        saved = f"{agent_path} could not be saved now ({error.strerror})"
+    progress.finish(steps)
+    with suppress(OSError):
+        if writer:
+            writer.close()
+    print(saved)
+    if failure:
+        raise failure
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KartRewardsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

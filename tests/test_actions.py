@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_retro
+
+from kart_rewards.actions import ACTION_MODES, Actions, make_actions
+from kart_rewards.errors import KartRewardsError
+
+BUTTONS = ["B", "Y", "SELECT", "START", "UP", "DOWN", "LEFT", "RIGHT", "A", "X", "L", "R"]
+
+
+@pytest.fixture
+def make(tiny_emulator: Any) -> Any:
+    data = tiny_emulator[1]
+    return lambda mode, buttons=BUTTONS: make_actions(mode, buttons, data.valid_actions(), data.filter_action)
+
+
+def pressed(actions: Actions, action: Any, frame_skip: int = 1) -> list[str]:
+    """What is held on each frame, such as 'B+LEFT'."""
+    return [
+        "+".join(name for name, down in zip(BUTTONS, buttons, strict=True) if down)
+        for buttons in actions.frames(action, frame_skip)
+    ]
+
+
+def test_every_mode_samples_and_presses(make: Any) -> None:
+    for mode in ACTION_MODES:
+        actions = make(mode)
+        actions.space.seed(1)
+        for _ in range(50):
+            for buttons in actions.frames(actions.space.sample(), 4):
+                assert buttons.shape == (12,)
+                assert buttons.dtype == np.uint8
+                assert set(buttons) <= {0, 1}
+
+
+def test_buttons_are_the_cores(tiny_emulator: Any) -> None:
+    assert stable_retro.get_system_info("Snes")["buttons"] == BUTTONS
+
+
+def test_driving_is_the_originals_four(make: Any) -> None:
+    driving = make("driving")
+    assert driving.space == gym.spaces.Discrete(4)
+    assert [pressed(driving, action)[0] for action in range(4)] == ["B", "B+LEFT", "B+RIGHT", "B+L"]
+    assert pressed(driving, 1, frame_skip=3) == ["B+LEFT"] * 3
+
+
+def test_continuous_steering_is_a_duty_cycle(make: Any) -> None:
+    steering = make("continuous")
+    for value, right, left in ((0.0, 0, 0), (1.0, 40, 0), (-1.0, 0, 40), (0.25, 10, 0), (-0.5, 0, 20)):
+        steering.reset()
+        held = [buttons for _ in range(10) for buttons in pressed(steering, np.array([value]), 4)]
+        assert (held.count("B+RIGHT"), held.count("B+LEFT")) == (right, left), value
+        assert held.count("B") == 40 - right - left
+
+
+def test_what_a_step_leaves_over_the_next_one_uses(make: Any) -> None:
+    steering = make("continuous")
+    held = [pressed(steering, np.array([0.1]), 4).count("B+RIGHT") for _ in range(10)]
+    assert sum(held) == 4
+    assert max(held) == 1
+
+
+def test_reset_forgets_the_remainder(make: Any) -> None:
+    steering = make("continuous")
+    fresh = pressed(steering, np.array([0.3]), 4)
+    steering.reset()
+    assert pressed(steering, np.array([0.3]), 4) == fresh
+
+
+def test_steering_is_clipped(make: Any) -> None:
+    assert pressed(make("continuous"), np.array([7.0]), 4) == ["B+RIGHT"] * 4
+    assert pressed(make("continuous"), np.array([-7.0]), 4) == ["B+LEFT"] * 4
+
+
+@pytest.mark.parametrize("mode", ["all", "filtered", "discrete", "multi-discrete"])
+def test_stable_retros_own_modes_press_what_stable_retro_presses(make: Any, tiny_emulator: Any, mode: str) -> None:
+    """The oracle is stable-retro's RetroEnv.action_to_array, given this game's data."""
+    oracle = stable_retro.RetroEnv.__new__(stable_retro.RetroEnv)
+    oracle.players, oracle.num_buttons = 1, 12
+    oracle.data = tiny_emulator[1]
+    oracle.button_combos = oracle.data.valid_actions()
+    oracle.use_restricted_actions = stable_retro.Actions[mode.upper().replace("-", "_")]
+    actions = make(mode)
+    actions.space.seed(3)
+    for _ in range(200):
+        action = actions.space.sample()
+        assert np.array_equal(actions.frames(action, 1)[0], oracle.action_to_array(action)[0]), action
+
+
+def test_discrete_has_468_actions(make: Any) -> None:
+    assert make("discrete").space == gym.spaces.Discrete(468)
+
+
+def test_a_console_without_the_buttons_is_refused(make: Any) -> None:
+    with pytest.raises(KartRewardsError, match="action mode 'driving' presses L, and this console has B, LEFT, RIGHT"):
+        make("driving", ["B", None, "LEFT", "RIGHT"])
+
+
+def test_unknown_modes_are_refused(make: Any) -> None:
+    with pytest.raises(KartRewardsError, match="unknown action mode 'flying': it is one of continuous, driving"):
+        make("flying")

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kart_rewards.done import EpisodeDone, WallHits, as_rule, done_rule, race_finished
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.testing import snapshot
+
+HIT = snapshot(collision=1, speed=100)
+CLEAR = snapshot()
+
+
+@pytest.mark.parametrize(("laps", "over"), [(127, False), (128, False), (132, False), (133, True), (134, True)])
+def test_race_finished(laps: int, over: bool) -> None:
+    assert race_finished(snapshot(laps=laps)) is over
+
+
+def test_the_seventh_hit_stops() -> None:
+    rule = WallHits()
+    assert [rule(HIT) for _ in range(7)] == [False] * 6 + [True]
+
+
+def test_grazes_do_not_count() -> None:
+    rule = WallHits()
+    assert not any(rule(snapshot(collision=1, speed=600)) for _ in range(50))
+    assert not any(rule(snapshot(collision=0, speed=0)) for _ in range(50))
+
+
+@pytest.mark.parametrize(
+    ("clear_calls_before_the_seventh", "stops"),
+    [(593, True), (594, True), (595, False)],
+    ids=["600th call", "601st call", "602nd call"],
+)
+def test_hits_are_forgotten_after_the_601st_call(clear_calls_before_the_seventh: int, stops: bool) -> None:
+    rule = WallHits()
+    for ram in [HIT] * 6 + [CLEAR] * clear_calls_before_the_seventh:
+        assert not rule(ram)
+    assert rule(HIT) is stops
+
+
+def test_the_count_starts_again_after_the_window() -> None:
+    rule = WallHits()
+    for ram in [HIT] * 6 + [CLEAR] * 595:
+        assert not rule(ram)
+    assert (rule.hits, rule.calls) == (0, 0)
+    assert [rule(HIT) for _ in range(7)] == [False] * 6 + [True]
+
+
+def test_the_first_rule_that_holds_is_named() -> None:
+    done = EpisodeDone([as_rule(race_finished), as_rule(WallHits)])
+    assert done(CLEAR) is None
+    assert done(snapshot(laps=133)) == "race_finished"
+
+
+def test_rules_of_ones_own() -> None:
+    @done_rule()
+    class Stopped:
+        """Ten frames without moving."""
+
+        def __init__(self) -> None:
+            self.frames = 0
+
+        def __call__(self, ram: Any, previous: Any) -> bool:
+            self.frames = self.frames + 1 if ram.speed == previous.speed == 0 else 0
+            return self.frames >= 10
+
+    done = EpisodeDone([as_rule(Stopped)])
+    assert [done(CLEAR) for _ in range(10)] == [None] * 9 + ["stopped"]
+
+
+def test_a_raising_rule_is_named() -> None:
+    def broken(ram: Any) -> bool:
+        return ram.altitude > 3
+
+    with pytest.raises(KartRewardsError, match=r"'broken' .*test_done.py:\d+.* no RAM variable 'altitude'"):
+        EpisodeDone([as_rule(broken)])(CLEAR)

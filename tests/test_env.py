@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_retro
+from conftest import tiny_rom
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AsyncVectorEnv
+
+from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, make_env, reward_term
+from kart_rewards.actions import ACTION_MODES
+from kart_rewards.integrations import INTEGRATIONS, MissingRomError
+
+GAME = "HomebrewKart-Snes"
+LEFT = np.array([-1.0], np.float32)
+STRAIGHT = np.array([0.0], np.float32)
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    """Makes an environment, and closes the one before: stable-retro has one emulator a process."""
+    made: list[gym.Env] = []
+
+    def make(game: str = GAME, **options: Any) -> gym.Env:
+        while made:
+            made.pop().close()
+        made.append(make_env(game, **options))
+        return made[-1]
+
+    yield make
+    while made:
+        made.pop().close()
+
+
+@pytest.fixture
+def own_game(tmp_path: Path) -> Path:
+    """A copy of HomebrewKart to spoil: a folder of integrations."""
+    shutil.copytree(INTEGRATIONS / GAME, tmp_path / GAME)
+    return tmp_path
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drive(env: gym.Env, actions: list[Any], seed: int = 5) -> list[tuple[bytes, float, bool, Any]]:
+    """What an environment returns and holds over a drive, observation by observation."""
+    observation, _ = env.reset(seed=seed)
+    log = [(observation.tobytes(), 0.0, False, env.unwrapped.ram)]
+    for action in actions:
+        observation, reward, terminated, _, _ = env.step(action)
+        log.append((observation.tobytes(), reward, terminated, env.unwrapped.ram))
+        if terminated:
+            break
+    return log
+
+
+@pytest.mark.filterwarnings("error", "ignore:.*Not able to test alternative render modes")
+@pytest.mark.parametrize("mode", ACTION_MODES)
+def test_gymnasiums_checker_passes(mode: str) -> None:
+    env = KartEnv(GAME, action_mode=mode, render_mode="rgb_array")  # without a spec, of which the checker makes a second
+    try:
+        check_env(env)
+    finally:
+        env.close()
+
+
+def test_gym_make_by_the_packages_name() -> None:
+    env = gym.make(f"kart_rewards:{GAME}", action_mode="driving")
+    try:
+        assert env.spec is not None
+        assert env.spec.max_episode_steps == 3000
+        assert env.reset(seed=1)[0].shape == (4, 84, 84)
+    finally:
+        env.close()
+
+
+def test_the_retail_game_without_a_dump_is_an_error() -> None:
+    with pytest.raises(MissingRomError, match="MarioKart-Snes has no ROM"):
+        make_env("MarioKart-Snes")
+
+
+def test_an_episode_begins_as_the_retail_game_does(make: Any) -> None:
+    env = make()
+    env.reset(seed=1)
+    ram = env.unwrapped.ram
+    assert (ram.laps, ram.checkpoint, ram.speed, ram.surface) == (127, ram.num_checkpoints - 1, 0, 0x40)
+    assert (ram.collision, ram.backward, ram.game_mode) == (0, 0, 0x1C)
+
+
+@pytest.mark.parametrize("frame_skip", [1, 4, 7])
+def test_a_step_is_frame_skip_emulated_frames(make: Any, frame_skip: int) -> None:
+    env = make(frame_skip=frame_skip)
+    env.reset(seed=1)
+    for _ in range(5):
+        before = env.unwrapped.ram.current_frame
+        env.step(STRAIGHT)
+        assert env.unwrapped.ram.current_frame == before + frame_skip
+    assert env.unwrapped.metadata["render_fps"] == pytest.approx(60.1 / frame_skip, rel=0.01)
+
+
+def test_ram_and_screen_are_those_of_plain_stable_retro(make: Any) -> None:
+    """The same buttons through stable-retro's own environment lead to the same memory and picture, frame for frame."""
+    env = make(action_mode="all", frame_skip=1, observation=ObservationConfig.raw())
+    rng = np.random.default_rng(0)
+    drives = [np.array([1, 0, 0, 0, 0, 0, *rng.integers(0, 2, 2), 0, 0, *rng.integers(0, 2, 2)]) for _ in range(300)]
+    ours = [env.reset(seed=1)[0]]
+    rams = [env.unwrapped.data.memory.blocks]
+    for buttons in drives:
+        ours.append(env.step(buttons)[0])
+        rams.append(env.unwrapped.data.memory.blocks)
+    env.close()
+
+    stable_retro.data.Integrations.add_custom_path(str(INTEGRATIONS))
+    plain = stable_retro.make(
+        GAME,
+        inttype=stable_retro.data.Integrations.ALL,
+        use_restricted_actions=stable_retro.Actions.ALL,
+        render_mode="rgb_array",
+    )
+    try:
+        assert np.array_equal(plain.reset()[0], ours[0])
+        for i, buttons in enumerate(drives, start=1):
+            assert np.array_equal(plain.step(buttons)[0], ours[i]), i
+            assert plain.data.memory.blocks == rams[i], i
+    finally:
+        plain.close()
+        stable_retro.data.Integrations.clear_custom_paths()
+
+
+def test_negative_speed_reaches_the_reward_terms(make: Any) -> None:
+    seen = []
+
+    def watch(ram: Any) -> float:
+        seen.append(ram.speed)
+        return 0.0
+
+    env = make(rewards=[watch], action_mode="all")
+    env.reset(seed=1)
+    for _ in range(60):
+        env.step(np.array([0, 1] + [0] * 10))  # Y: brake, then reverse
+    assert min(seen) < -100
+
+
+def test_the_steps_reward_is_the_sum_of_each_frames_transformed_reward(make: Any) -> None:
+    per_frame = []
+
+    def every_other_frame(ram: Any) -> float:
+        per_frame.append(float(ram.current_frame % 2) * 3)
+        return per_frame[-1]
+
+    expected = {"sign": 2.0, "scale": 2 * 3 * 0.5, "none": 2 * 3.0}
+    for transform, reward in expected.items():
+        env = make(rewards=[every_other_frame], reward_weights=dict.fromkeys(
+            ("wall", "checkpoint", "terrain", "time", "backwards"), 0.0
+        ), reward_transform=transform, reward_scale=0.5)  # fmt: skip
+        env.reset(seed=1)
+        assert env.step(STRAIGHT)[1] == reward, transform
+
+
+def test_info_tells_what_each_term_paid(make: Any) -> None:
+    env = make(reward_transform="none")
+    _, info = env.reset(seed=1)
+    assert info["state"] == "Level1"
+    assert set(info["reward_terms"].values()) == {0.0}
+    total = 0.0
+    sums = dict.fromkeys(info["reward_terms"], 0.0)
+    for _ in range(150):
+        _, reward, terminated, _, info = env.step(STRAIGHT)
+        assert reward == pytest.approx(sum(info["reward_terms"].values()))
+        total += reward
+        for term, paid in info["reward_terms"].items():
+            sums[term] += paid
+        if terminated:
+            break
+    assert sums == pytest.approx(info["episode_reward_terms"])
+    assert info["episode_reward_terms"]["checkpoint"] >= 300
+    assert info["episode_reward_counts"]["checkpoint"] * 300 == info["episode_reward_terms"]["checkpoint"]
+    assert info["race"].keys() == {"laps_completed", "finished", "off_road_seconds", "wall_hits"}  # no lap, no lap time
+
+
+def test_seven_frames_at_a_wall_end_the_episode_on_that_very_frame(make: Any) -> None:
+    touches = []
+
+    def watch(ram: Any) -> float:
+        touches.append(ram.collision != 0 and ram.speed < 600)
+        return 0.0
+
+    env = make(rewards=[watch], reward_transform="none")
+    env.reset(seed=1)
+    touches.clear()
+    for _ in range(1000):
+        _, _, terminated, truncated, info = env.step(LEFT)
+        if terminated:
+            break
+    assert terminated
+    assert not truncated
+    assert info["done_rule"] == "wall_hits"
+    assert info["episode_reward_terms"]["wall"] == -70
+    assert (sum(touches), touches[-1]) == (7, True)
+
+
+def test_the_step_limit_truncates(make: Any) -> None:
+    env = make(max_episode_steps=5)
+    env.reset(seed=1)
+    assert [env.step(STRAIGHT)[2:4] for _ in range(5)] == [(False, False)] * 4 + [(False, True)]
+
+
+def test_same_seed_and_actions_same_trajectory(make: Any) -> None:
+    options = {"random_start_steps": 20, "state": ["Level1", "Level2"], "action_mode": "driving"}
+    actions = [int(action) for action in np.random.default_rng(7).integers(0, 4, 60)]
+    first = drive(make(**options), actions)
+    assert drive(make(**options), actions) == first
+    assert drive(make(**options), actions, seed=6) != first
+
+
+def test_each_reset_draws_a_state_and_a_start(make: Any) -> None:
+    env = make(state=("Level1", "Level2"), random_start_steps=10)
+    starts = [env.reset(seed=0 if i == 0 else None)[1]["state"] for i in range(20)]
+    assert set(starts) == {"Level1", "Level2"}
+    frames = set()
+    for _ in range(10):
+        env.reset(options={"state": "Level1"})
+        frames.add(env.unwrapped.ram.current_frame)
+    assert len(frames) > 3
+
+
+def test_random_starts_leave_the_callers_action_sampling_alone(make: Any) -> None:
+    env = make(random_start_steps=10, action_mode="driving")
+    env.action_space.seed(3)
+    expected = [env.action_space.sample() for _ in range(5)]
+    env.reset(seed=1)
+    env.action_space.seed(3)
+    env.reset(seed=1)
+    assert [env.action_space.sample() for _ in range(5)] == expected
+
+
+def test_terms_with_a_memory_begin_each_episode_anew(make: Any) -> None:
+    env = make(reward_transform="none")
+    paid = []
+    for _ in range(2):
+        env.reset(seed=1)
+        for _ in range(60):
+            info = env.step(STRAIGHT)[4]
+        paid.append(info["episode_reward_terms"])
+    assert paid[0] == paid[1]
+    assert paid[0]["checkpoint"] > 0
+
+
+def test_a_term_that_fails_ends_the_run_by_name(make: Any) -> None:
+    @reward_term()
+    def moody(ram: Any) -> float:
+        return float("nan") if ram.speed > 100 else 0.0
+
+    env = make(rewards=[moody])
+    env.reset(seed=1)
+    with pytest.raises(KartRewardsError, match=r"'moody' \(.*test_env.py:\d+\) returned nan"):
+        for _ in range(100):
+            env.step(STRAIGHT)
+
+
+def test_states_of_another_rom_console_or_nothing_are_refused(make: Any, own_game: Path, tiny_state: bytes) -> None:
+    foreign = own_game / GAME / "Foreign.state"
+    foreign.write_bytes(gzip.compress(tiny_state))
+    airstriker = stable_retro.data.get_file_path(
+        "Airstriker-Genesis-v0", "Level1.state", stable_retro.data.Integrations.STABLE
+    )
+    shutil.copy(airstriker, own_game / GAME / "Genesis.state")
+    (own_game / GAME / "Noise.state").write_bytes(gzip.compress(os.urandom(5000)))
+    for state, message in (
+        ("Foreign", "made with another ROM than HomebrewKart-Snes's"),
+        ("Genesis", "the emulator refuses this state"),
+        ("Noise", "the emulator refuses this state"),
+        ("Level77", "no such start state; HomebrewKart-Snes has Foreign, Genesis, Level1"),
+    ):
+        with pytest.raises(KartRewardsError, match=message) as error:
+            make(integrations=own_game, state=state)
+        assert f"{state}.state" in str(error.value)
+
+
+def test_files_that_do_not_fit_are_refused(make: Any, own_game: Path) -> None:
+    folder = own_game / GAME
+    info = json.loads((folder / "data.json").read_text())["info"]
+
+    edit(folder / "data.json", info=info | {"speed": {"address": 9_999_999, "type": "<s2"}})
+    with pytest.raises(
+        KartRewardsError, match=r"data\.json: variable 'speed' at address 9999999 .* lies outside memory"
+    ):
+        make(integrations=own_game)
+
+    edit(folder / "data.json", info={name: entry for name, entry in info.items() if name != "speed"})
+    with pytest.raises(KartRewardsError, match=r"'wall' .* reads 'speed', which .*data\.json does not define"):
+        make(integrations=own_game)
+
+    edit(folder / "data.json", info=info)
+    (folder / "rom.sfc").write_bytes(tiny_rom())
+    with pytest.raises(KartRewardsError, match=r"rom\.sfc: is another ROM than HomebrewKart-Snes needs"):
+        make(integrations=own_game)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"game": "HomebrewCart-Snes"}, r"unknown game 'HomebrewCart-Snes': did you mean 'HomebrewKart-Snes'\?"),
+        ({"action_mode": "flying"}, "unknown action mode 'flying'"),
+        ({"reward_transform": "cube"}, "unknown reward transform 'cube'"),
+        ({"frame_skip": 0}, "frame skip 0"),
+        ({"reward_weights": {"wal": 1}}, "there is no reward term 'wal'"),
+        ({"rewards": [3]}, "3 is no reward term"),
+        ({"observation": ObservationConfig(crop=(0, 999, 0, 9))}, "does not fit the screen"),
+    ],
+)
+def test_bad_options_are_told(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KartRewardsError, match=message):
+        make(**options)
+    make()  # and leave no emulator behind
+
+
+def test_two_at_once_in_a_process_are_told_to_wait(make: Any) -> None:
+    make()
+    with pytest.raises(KartRewardsError, match="the emulator did not start"):
+        KartEnv(GAME)
+
+
+def test_render_returns_the_screen(make: Any) -> None:
+    env = make(render_mode="rgb_array", observation=ObservationConfig.raw())
+    observation, _ = env.reset(seed=1)
+    assert env.render().shape == (224, 256, 3)
+    assert np.array_equal(env.render(), observation)
+    assert len(np.unique(observation.reshape(-1, 3), axis=0)) > 10, "a picture of a game has more colours than this"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a missing DISPLAY means that there is no display")
+def test_human_rendering_without_a_display_is_told(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.raises(KartRewardsError, match="needs a display, and there is none"):
+        make(render_mode="human").reset()
+
+
+def test_processes_agree_with_one_another(make: Any) -> None:
+    envs = AsyncVectorEnv([lambda: make_env(GAME, action_mode="driving")] * 2)
+    try:
+        observations, _ = envs.reset(seed=[5, 5])
+        for action in [0] * 10 + [1] * 10:
+            observations, rewards, *_ = envs.step(np.array([action, action]))
+        assert np.array_equal(observations[0], observations[1])
+    finally:
+        envs.close()
+    in_this_process = drive(make(action_mode="driving"), [0] * 10 + [1] * 10)
+    assert in_this_process[-1][0] == observations[0].tobytes()
+
+
+def test_another_console_plays_too(make: Any, tmp_path: Path) -> None:
+    """Airstriker, the free Mega Drive game that stable-retro ships, with a term of its own: nothing is SNES-only."""
+    shipped = Path(
+        stable_retro.data.get_file_path("Airstriker-Genesis-v0", "data.json", stable_retro.data.Integrations.STABLE)
+    ).parent
+    shutil.copytree(shipped, tmp_path / "Airstriker-Genesis")
+    folder = tmp_path / "Airstriker-Genesis"
+    (folder / "own.py").write_text(
+        "from kart_rewards import done_rule, reward_term\n"
+        "@reward_term()\ndef points(ram, previous):\n    return ram.score - previous.score\n"
+        "@done_rule()\ndef game_over(ram):\n    return ram.gameover == 1 and ram.lives == 0\n"
+    )
+    edit(
+        folder / "scenario.json",
+        kart_rewards={"modules": ["own.py"], "rewards": {"points": 1}, "done": ["game_over"]},
+    )
+    env = make(
+        "Airstriker-Genesis",
+        integrations=tmp_path,
+        action_mode="filtered",
+        observation=ObservationConfig(crop=None),
+        reward_transform="none",
+    )
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    total = 0.0
+    for _ in range(600):
+        _, reward, terminated, _, info = env.step(env.action_space.sample())
+        total += reward
+        if terminated:
+            break
+    assert total > 0
+    assert info["episode_reward_terms"] == {"points": total}
+    assert "race" not in info

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import SNES_SHAPE
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.observations import ObservationConfig, ScreenObserver
+
+
+def screen(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, SNES_SHAPE, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (ObservationConfig(), (4, 84, 84)),
+        (ObservationConfig(stack=1), (1, 84, 84)),
+        (ObservationConfig(size=(42, 64)), (4, 42, 64)),
+        (ObservationConfig(size=None), (4, 80, 256)),
+        (ObservationConfig(grey=False), (4, 84, 84, 3)),
+        (ObservationConfig(grey=False, stack=1), (84, 84, 3)),
+        (ObservationConfig(crop=(0, 50, 10, 60), size=None, stack=2), (2, 50, 50)),
+        (ObservationConfig.raw(), (224, 256, 3)),
+    ],
+)
+def test_shapes(config: ObservationConfig, shape: tuple[int, ...]) -> None:
+    observer = ScreenObserver(config, SNES_SHAPE)
+    assert observer.space == gym.spaces.Box(0, 255, shape, np.uint8)
+    assert observer.reset(screen(0)) in observer.space
+    assert observer.observe(screen(1), screen(2)) in observer.space
+
+
+def test_raw_is_the_screen_itself() -> None:
+    observer = ScreenObserver(ObservationConfig.raw(), SNES_SHAPE)
+    assert np.array_equal(observer.reset(screen(0)), screen(0))
+    assert np.array_equal(observer.observe(screen(1), screen(2)), screen(1))
+
+
+def test_max_pooling_takes_the_brighter_of_two_frames() -> None:
+    pooled = ScreenObserver(ObservationConfig(crop=None, grey=False, size=None, stack=1), SNES_SHAPE)
+    pooled.reset(screen(0))
+    assert np.array_equal(pooled.observe(screen(1), screen(2)), np.maximum(screen(1), screen(2)))
+    assert np.array_equal(pooled.observe(screen(1)), screen(1))
+
+
+def test_grey_weighs_green_most() -> None:
+    observer = ScreenObserver(ObservationConfig(crop=None, size=None, stack=1), SNES_SHAPE)
+    shades = [observer.reset(np.full(SNES_SHAPE, colour, np.uint8))[0, 0, 0] for colour in np.eye(3) * 255]
+    assert shades == [76, 150, 29]  # 255 x 0.299, 0.587, 0.114
+
+
+def test_the_stack_moves_from_newest_to_oldest() -> None:
+    observer = ScreenObserver(ObservationConfig(), SNES_SHAPE)
+    first = observer.reset(screen(0))
+    assert all(np.array_equal(first[i], first[0]) for i in range(4))
+    second = observer.observe(screen(1))
+    assert np.array_equal(second[:3], first[1:])
+    assert not np.array_equal(second[3], first[3])
+
+
+def test_observations_do_not_change_behind_ones_back() -> None:
+    for config in (ObservationConfig(), ObservationConfig.raw()):
+        observer = ScreenObserver(config, SNES_SHAPE)
+        first = observer.reset(screen(0))
+        kept = first.copy()
+        observer.observe(screen(1))
+        assert np.array_equal(first, kept)
+
+
+@pytest.mark.parametrize("crop", [(0, 225, 0, 256), (50, 50, 0, 256), (-1, 50, 0, 256), (0, 50, 9, 3)])
+def test_a_crop_outside_the_screen_is_refused(crop: tuple[int, int, int, int]) -> None:
+    with pytest.raises(KartRewardsError, match="does not fit the screen of 224 rows and 256 columns"):
+        ScreenObserver(ObservationConfig(crop=crop), SNES_SHAPE)
+
+
+@pytest.mark.parametrize("config", [ObservationConfig(stack=0), ObservationConfig(size=(0, 84))])
+def test_sizes_below_one_are_refused(config: ObservationConfig) -> None:
+    with pytest.raises(KartRewardsError, match="must be 1 or more"):
+        ScreenObserver(config, SNES_SHAPE)

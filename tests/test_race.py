@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from kart_rewards.race import RaceMetrics, finished, lap, progress
+from kart_rewards.testing import snapshot
+
+
+def test_lap_and_progress() -> None:
+    grid = snapshot()
+    assert (lap(grid), progress(grid), finished(grid)) == (-1, -1, False)
+    over_the_line = snapshot(laps=128, checkpoint=0)
+    assert (lap(over_the_line), progress(over_the_line)) == (0, 0)
+    assert progress(snapshot(laps=130, checkpoint=7)) == 67
+    assert finished(snapshot(laps=133))
+
+
+def play(*frames: tuple[int, dict[str, int]]) -> RaceMetrics:
+    """Metrics after each set of values was held for so many frames, at 60 frames a second."""
+    metrics = RaceMetrics(snapshot(), frames_per_second=60.0)
+    for count, values in frames:
+        for _ in range(count):
+            metrics.update(snapshot(**values))
+    return metrics
+
+
+def test_an_unfinished_race_has_no_times() -> None:
+    summary = play((10, {}), (10, {"laps": 128})).summary()
+    assert (summary["laps_completed"], summary["finished"]) == (0, False)
+    assert not [name for name in summary if "time" in name]
+
+
+def test_lap_times_run_from_the_start_and_then_from_line_to_line() -> None:
+    laps = [(60, {"laps": 127})] + [(120, {"laps": laps}) for laps in range(128, 133)] + [(1, {"laps": 133})]
+    metrics = play(*laps)
+    assert metrics.lap_frames == [181, 120, 120, 120, 120]
+    summary = metrics.summary()
+    assert (summary["laps_completed"], summary["finished"]) == (5, True)
+    assert summary["best_lap_time_seconds"] == 2.0
+    assert summary["race_time_seconds"] == pytest.approx(661 / 60)
+    assert summary["lap_time_seconds"] == pytest.approx(661 / 60 / 5)
+
+
+def test_shuttling_over_the_line_completes_no_lap() -> None:
+    shuttle = [(5, {"laps": laps}) for laps in (127, 128, 127, 128, 127, 128)]
+    assert play(*shuttle).summary()["laps_completed"] == 0
+    assert play((5, {"laps": 129}), (5, {"laps": 128}), (5, {"laps": 129})).summary()["laps_completed"] == 1
+
+
+def test_a_wall_hit_is_a_touch_however_long() -> None:
+    touches = play((3, {"collision": 1}), (2, {}), (9, {"collision": 1}))
+    assert touches.summary()["wall_hits"] == 2
+
+
+@pytest.mark.parametrize(
+    ("surface", "seconds"),
+    [(0x40, 0), (0x1E, 0), (0x16, 0), (0x18, 0), (0x54, 1), (0x5A, 1), (0x20, 1), (0x22, 1), (0x80, 1)],
+)
+def test_off_road_time(surface: int, seconds: float) -> None:
+    assert play((60, {"surface": surface})).summary()["off_road_seconds"] == seconds

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.ram import SNES_WORK_RAM, SNES_WORK_RAM_SIZE, RamLayout, Variable, read_state_file
+
+ADDRESS = SNES_WORK_RAM + 0x1000
+ORDERS = ["|", "<", ">", "=", "><", "<>", ">=", "<="]
+TYPES = [
+    f"{order}{representation}{width}" for order in ORDERS for representation in "uidns" for width in range(1, 9)
+]  # fmt: skip
+
+
+def layout_of(*variables: tuple[Any, ...]) -> RamLayout:
+    return RamLayout([Variable(*variable) for variable in variables])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.binary(min_size=8, max_size=8), mask=st.none() | st.integers(0, 2**63 - 1))
+def test_every_type_decodes_as_in_the_core(tiny_emulator: Any, raw: bytes, mask: int | None) -> None:
+    memory = tiny_emulator[1].memory
+    for i, byte in enumerate(raw):
+        memory.assign(ADDRESS + i, "|u1", byte)
+    for type_ in TYPES:
+        variable = Variable("value", ADDRESS, type_, mask)
+        expected = memory.extract(ADDRESS, type_.replace("s", "i"))  # the core reads s as unsigned: see below
+        if mask is not None:
+            expected &= mask
+        assert variable.decode(raw[: variable.width]) == expected, type_
+        assert RamLayout([variable]).read(memory.extract).value == expected, type_
+
+
+def test_the_core_itself_reads_s_as_unsigned(tiny_emulator: Any) -> None:
+    memory = tiny_emulator[1].memory
+    memory.assign(ADDRESS, "<i2", -5)
+    assert memory.extract(ADDRESS, "<s2") == 65531
+    assert layout_of(("speed", ADDRESS, "<s2")).read(memory.extract).speed == -5
+
+
+@pytest.mark.parametrize(
+    ("type_", "raw", "value"),
+    [
+        ("<s2", b"\xfb\xff", -5),
+        (">s2", b"\xff\xfb", -5),
+        ("<u2", b"\xfb\xff", 65531),
+        ("|u1", b"\x80", 128),
+        ("|i1", b"\x80", -128),
+        ("<d2", b"\x59\x01", 159),
+        (">n3", b"\x01\x12\x23", 123),
+        ("><u4", b"\x01\x02\x03\x04", 0x02010403),
+        ("<>u4", b"\x01\x02\x03\x04", 0x03040102),
+        ("<u8", b"\xff" * 8, -1),  # as stable-retro, which holds 64 bits with a sign
+    ],
+)
+def test_decoding_by_hand(type_: str, raw: bytes, value: int) -> None:
+    assert Variable("value", 0, type_).decode(raw) == value
+
+
+def test_mask_keeps_bits_of_the_decoded_value() -> None:
+    assert Variable("value", 0, "|u1", mask=0xF0).decode(b"\x5a") == 0x50
+
+
+@pytest.mark.parametrize("type_", ["<q2", "u2", "<u9", "<u0", "<u", "", "<<u2", "<u22"])
+def test_unknown_types_are_refused(type_: str) -> None:
+    with pytest.raises(KartRewardsError, match=r"unknown type .* of variable 'speed'"):
+        Variable("speed", 0, type_)
+
+
+def test_snapshots_are_immutable_and_readable() -> None:
+    ram = layout_of(("speed", ADDRESS, "<s2"), ("laps", ADDRESS + 2, "|u1")).decode({ADDRESS: b"\xfb\xff\x7f"})
+    assert (ram.speed, ram.laps) == (-5, 127)
+    assert repr(ram) == "RamSnapshot(speed=-5, laps=127)"
+    with pytest.raises(AttributeError):
+        ram.speed = 3
+    with pytest.raises(AttributeError):
+        ram.other = 3
+    assert ram == pickle.loads(pickle.dumps(ram))  # noqa: S301 - pickled on this line
+
+
+def test_a_misspelt_name_says_which_there_are() -> None:
+    ram = layout_of(("speed", ADDRESS, "<s2"), ("laps", ADDRESS, "|u1")).decode({ADDRESS: bytes(2)})
+    with pytest.raises(AttributeError, match=r"no RAM variable 'sped'\. Did you mean 'speed'\? There are: speed, laps"):
+        ram.sped  # noqa: B018
+    assert not hasattr(ram, "altitude")
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{nope", "is not JSON"),
+        ([1], "not an object"),
+        ({}, "holds no variables"),
+        ({"info": {"speed": {"address": 1}}}, 'variable \'speed\' needs an "address" and a "type"'),
+        ({"info": {"speed": {"address": "1", "type": "<u2"}}}, "must be whole numbers"),
+        ({"info": {"speed": {"address": True, "type": "<u2"}}}, "must be whole numbers"),
+        ({"info": {"speed": {"address": 1, "type": "<u2", "mask": -1}}}, "must be whole numbers"),
+        ({"info": {"speed": {"address": 1, "type": "<q2"}}}, "unknown type '<q2' of variable 'speed'"),
+        ({"info": {"top speed": {"address": 1, "type": "<u2"}}}, "'top speed' can't be a variable's name"),
+        ({"info": {"class": {"address": 1, "type": "<u2"}}}, "'class' can't be a variable's name"),
+    ],
+)
+def test_bad_data_files_name_the_file_and_the_fault(tmp_path: Path, content: Any, message: str) -> None:
+    path = write(tmp_path / "data.json", content)
+    with pytest.raises(KartRewardsError, match=message) as error:
+        RamLayout.from_file(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match=r"nowhere\.json: can't be read: No such file"):
+        RamLayout.from_file(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("address", [0x2000, SNES_WORK_RAM - 1, SNES_WORK_RAM + SNES_WORK_RAM_SIZE - 1, 10**9])
+def test_addresses_outside_memory_are_refused(tiny_emulator: Any, address: int) -> None:
+    blocks = tiny_emulator[1].memory.blocks
+    layout_of(("speed", 0x1FFE, "<u2"), ("laps", SNES_WORK_RAM + SNES_WORK_RAM_SIZE - 1, "|u1")).check_addresses(blocks)
+    with pytest.raises(KartRewardsError, match=r"variable 'speed' .* lies outside memory.*0x7E0000-0x7FFFFF"):
+        layout_of(("speed", address, "<u2")).check_addresses(blocks)
+
+
+def test_a_state_file_decodes_as_the_live_core_does(tiny_emulator: Any, tmp_path: Path) -> None:
+    emulator, data = tiny_emulator
+    layout = layout_of(("speed", 0x7E10EA, "<s2"), ("backward", 0x010B, "|u1"))
+    data.memory.assign(0x7E10EA, "<i2", -5)
+    data.memory.assign(0x010B, "|u1", 0x10)
+    path = tmp_path / "here.state"
+    path.write_bytes(gzip.compress(emulator.get_state()))
+    assert layout.decode(read_state_file(path)) == layout.read(data.memory.extract)
+    assert layout.decode(read_state_file(path)).speed == -5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"plain", "is not a save state"),
+        (gzip.compress(b"x" * 99)[:-9], "is not a save state"),
+        (gzip.compress(b"#!s9xsnp:0012"), "holds no snes9x work RAM"),
+        (gzip.compress(b"RAM:131072:" + bytes(100)), "holds no snes9x work RAM"),
+    ],
+)
+def test_damaged_states_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.state"
+    path.write_bytes(content)
+    with pytest.raises(KartRewardsError, match=message):
+        read_state_file(path)

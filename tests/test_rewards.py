@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kart_rewards import reward_term
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.rewards import (
+    REFERENCE_TERMS,
+    Checkpoint,
+    EpisodeRewards,
+    as_term,
+    backwards,
+    make_transform,
+    parse_weights,
+    terrain,
+    time,
+    wall,
+    with_weights,
+)
+from kart_rewards.testing import score, snapshot
+
+FINISHED = {"laps": 133}
+
+
+@pytest.mark.parametrize(
+    ("values", "paid"),
+    [
+        ({"collision": 1, "speed": 599}, 1),
+        ({"collision": 1, "speed": 600}, 0),
+        ({"collision": 255, "speed": -200}, 1),
+        ({"collision": 0, "speed": 0}, 0),
+        ({"collision": 1, "speed": 0, **FINISHED}, 0),
+    ],
+)
+def test_wall(values: dict[str, int], paid: float) -> None:
+    assert wall(snapshot(**values)) == paid
+
+
+@pytest.mark.parametrize(
+    ("values", "paid"),
+    [
+        ({"surface": 0x54, "current_frame": 30}, 1),
+        ({"surface": 0x40, "current_frame": 30}, 0),
+        ({"surface": 0x1E, "current_frame": 30}, 1),  # the start line is not 64 either
+        ({"surface": 0x54, "current_frame": 29}, 0),
+        ({"surface": 0x54, "current_frame": 31}, 0),
+        ({"surface": 0x54, "current_frame": 0}, 0),
+        ({"surface": 0x54, "current_frame": 65520}, 1),
+        ({"surface": 0x54, "current_frame": 30, **FINISHED}, 0),
+    ],
+)
+def test_terrain(values: dict[str, int], paid: float) -> None:
+    assert terrain(snapshot(**values)) == paid
+
+
+@pytest.mark.parametrize(
+    ("values", "paid"),
+    [
+        ({"speed": 700, "current_frame": 60}, 1),
+        ({"speed": 701, "current_frame": 60}, 0.5),
+        ({"speed": -300, "current_frame": 60}, 1),
+        ({"speed": 700, "current_frame": 0}, 0),
+        ({"speed": 700, "current_frame": 61}, 0),
+        ({"speed": 700, "current_frame": 60, **FINISHED}, 0),
+    ],
+)
+def test_time(values: dict[str, int], paid: float) -> None:
+    assert time(snapshot(**values)) == paid
+
+
+@pytest.mark.parametrize(
+    ("values", "paid"),
+    [
+        ({"backward": 0x10, "current_frame": 6}, 1),
+        ({"backward": 0x10, "current_frame": 0}, 1),  # unlike terrain and time, frame 0 counts
+        ({"backward": 0x10, "current_frame": 7}, 0),
+        ({"backward": 0x00, "current_frame": 6}, 0),
+        ({"backward": 0x11, "current_frame": 6}, 0),
+        ({"backward": 0x10, "current_frame": 6, **FINISHED}, 0),
+    ],
+)
+def test_backwards(values: dict[str, int], paid: float) -> None:
+    assert backwards(snapshot(**values)) == paid
+
+
+def test_checkpoint_pays_each_step_of_progress_once() -> None:
+    term = Checkpoint()
+    steps = [
+        (127, 29, 0),  # on the grid: progress -1, the best so far
+        (127, 28, 0),  # backing away from the line
+        (127, 29, 0),
+        (128, 0, 1),  # over the line: lap -1 -> 0, progress 0
+        (127, 29, 0),  # back over it
+        (128, 0, 0),  # and over it again: progress 0 is no news
+        (128, 1, 1),
+        (128, 3, 1),  # two at once pay one
+        (128, 2, 0),
+        (128, 3, 0),
+        (128, 4, 1),
+        (129, 0, 1),
+        (133, 0, 0),  # the finish
+    ]
+    for laps, checkpoint, paid in steps:
+        assert term(snapshot(laps=laps, checkpoint=checkpoint)) == paid, (laps, checkpoint)
+
+
+def test_a_wrap_of_current_frame_pays_nothing_extra() -> None:
+    frames = [65533, 65534, 65535, 0, 1, 2]
+    assert score([snapshot(current_frame=frame, surface=0x54) for frame in frames], REFERENCE_TERMS) == {
+        "wall": 0,
+        "checkpoint": 0,
+        "terrain": 0,
+        "time": 0,
+        "backwards": 0,
+    }
+
+
+def test_the_reset_frame_is_seen_and_pays_nothing() -> None:
+    ahead = snapshot(laps=128, checkpoint=5, collision=1, current_frame=30)
+    paid = score([ahead, ahead._replace(collision=0, current_frame=31)], REFERENCE_TERMS)
+    assert paid == {"wall": 0, "checkpoint": 0, "terrain": 0, "time": 0, "backwards": 0}
+
+
+def test_reference_weights() -> None:
+    weights = {term.name: term.weight for term in map(as_term, REFERENCE_TERMS)}
+    assert weights == {"wall": -10, "checkpoint": 300, "terrain": -15, "time": -1, "backwards": -2}
+
+
+def test_a_marked_function_stays_a_function() -> None:
+    @reward_term(weight=0.02)
+    def top_speed(ram: Any) -> float:
+        """Pay for speed. Much of it."""
+        return float(ram.speed > 900)
+
+    assert top_speed(snapshot(speed=901)) == 1.0
+    term = as_term(top_speed)
+    assert (term.name, term.weight, term.summary) == ("top_speed", 0.02, "Pay for speed. Much of it.")
+    assert "test_rewards.py:" in term.where
+
+
+def test_classes_are_named_in_snake_case_and_remember_one_episode() -> None:
+    @reward_term(weight=-5.0)
+    class LeftTheRoad:
+        def __init__(self) -> None:
+            self.on_road = True
+
+        def __call__(self, ram: Any) -> float:
+            left = self.on_road and ram.surface != 0x40
+            self.on_road = ram.surface == 0x40
+            return float(left)
+
+    off_and_on = [snapshot(surface=surface) for surface in (0x40, 0x54, 0x54, 0x40, 0x5A)]
+    assert score(off_and_on, [LeftTheRoad]) == {"left_the_road": -10.0}
+    assert score(off_and_on, [LeftTheRoad]) == {"left_the_road": -10.0}  # a new episode, a new memory
+
+
+def test_a_term_may_ask_for_the_snapshot_before() -> None:
+    def gained_speed(ram: Any, previous: Any) -> float:
+        return ram.speed - previous.speed
+
+    trace = [snapshot(speed=speed) for speed in (5, 5, 8, 2)]
+    assert score(trace, [gained_speed]) == {"gained_speed": -3.0}
+
+
+def test_sums_and_counts_by_term() -> None:
+    def always(ram: Any) -> float:
+        return 2
+
+    def never(ram: Any) -> bool:
+        return False
+
+    rewards = EpisodeRewards(with_weights([as_term(always), as_term(never)], {"always": 0.5}, "test"))
+    rewards.start_step()
+    assert [rewards(snapshot()), rewards(snapshot())] == [1.0, 1.0]
+    assert (rewards.names, rewards.step, rewards.totals, rewards.fired) == (
+        ["always", "never"],
+        [2.0, 0.0],
+        [2.0, 0.0],
+        [2, 0],
+    )
+    rewards.start_step()
+    assert (rewards.step, rewards.totals) == ([0.0, 0.0], [2.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), None, "5", "", [1.0], {}, 1j], ids=lambda value: repr(value)
+)
+def test_a_value_that_is_no_finite_number_names_term_place_and_snapshot(value: Any) -> None:
+    def odd(ram: Any) -> Any:
+        return value
+
+    with pytest.raises(KartRewardsError) as error:
+        EpisodeRewards([as_term(wall), as_term(odd)])(snapshot(speed=77))
+    message = str(error.value)
+    assert f"returned {value!r}, not a finite number" in message
+    assert "'odd'" in message
+    assert "test_rewards.py:" in message
+    assert "speed=77" in message
+
+
+def test_a_raising_term_names_term_line_and_snapshot() -> None:
+    def divides(ram: Any) -> float:
+        return 1 / (ram.speed - 77)  # this line
+
+    with pytest.raises(KartRewardsError) as error:
+        EpisodeRewards([as_term(divides)])(snapshot(speed=77))
+    message = str(error.value)
+    assert "'divides'" in message
+    assert "raised ZeroDivisionError: division by zero" in message
+    assert "# this line" in message
+    assert "speed=77" in message
+
+
+def test_numpy_numbers_and_bools_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    values = iter([True, numpy.float32(1), numpy.int64(1), numpy.bool_(True), 1])
+
+    def count(ram: Any) -> Any:
+        return next(values)
+
+    assert score([snapshot()] * 5, [count]) == {"count": 4.0}
+
+
+def test_terms_must_take_one_snapshot_or_two() -> None:
+    with pytest.raises(KartRewardsError, match="must take the RAM snapshot"):
+
+        @reward_term()
+        def greedy(a: Any, b: Any, c: Any) -> float:
+            return 0.0
+
+    with pytest.raises(KartRewardsError, match="must take the RAM snapshot"):
+
+        @reward_term()
+        class NotCallable:
+            pass
+
+
+def test_transforms() -> None:
+    assert [make_transform("sign")(reward) for reward in (-0.1, 0.0, 300.0)] == [-1.0, 0.0, 1.0]
+    assert make_transform("scale", 0.5)(-3.0) == -1.5
+    assert make_transform("none")(-3.0) == -3.0
+    with pytest.raises(KartRewardsError, match="unknown reward transform 'cube'"):
+        make_transform("cube")
+
+
+def test_parsing_weights() -> None:
+    assert parse_weights(["wall=-5", "top_speed=0.02", "time=1e-3"]) == {"wall": -5, "top_speed": 0.02, "time": 0.001}
+    for bad in ("wall", "wall=", "wall=much", "=5"):
+        with pytest.raises(KartRewardsError, match="is not NAME=NUMBER"):
+            parse_weights([bad])
+
+
+def test_weights_are_checked() -> None:
+    terms = [as_term(term) for term in REFERENCE_TERMS]
+    with pytest.raises(KartRewardsError, match="no reward term 'wal' in this run; there are wall, checkpoint"):
+        with_weights(terms, {"wal": 1}, "test")
+    for weight in (float("nan"), float("inf"), "5", True):
+        with pytest.raises(KartRewardsError, match="must be a finite number"):
+            with_weights(terms, {"wall": weight}, "test")  # type: ignore[dict-item]

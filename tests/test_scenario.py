@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kart_rewards import done_rule, reward_term
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.ram import RamLayout, Variable
+from kart_rewards.rewards import wall
+from kart_rewards.scenario import Rules, load_rules
+
+OWN = '''
+from kart_rewards import done_rule, reward_term
+from kart_rewards.rewards import wall  # imported, not defined here
+
+@reward_term(weight=0.02)
+def top_speed(ram):
+    """Pay for every frame at full speed."""
+    return float(ram.speed > 900)
+
+@reward_term(weight=3)
+def slow(ram):
+    return float(is_slow(ram))
+
+def is_slow(kart):
+    return kart.altitude < 3
+
+@done_rule()
+def stopped(ram):
+    return ram.speed == 0
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+def rules(folder: Path, own: Any = None, **options: Any) -> Rules:
+    (folder / "scenario.json").write_text(json.dumps({} if own is None else {"kart_rewards": own}))
+    return load_rules(folder / "scenario.json", **options)
+
+
+def weights(rules: Rules) -> dict[str, float]:
+    return {term.name: term.weight for term in rules.terms}
+
+
+def names(rules: Rules) -> list[str]:
+    return [rule.name for rule in rules.done]
+
+
+REFERENCE = {"wall": -10, "checkpoint": 300, "terrain": -15, "time": -1, "backwards": -2}
+
+
+def test_without_a_word_the_reference_holds(folder: Path) -> None:
+    assert weights(rules(folder)) == REFERENCE
+    assert names(rules(folder)) == ["race_finished", "wall_hits"]
+
+
+def test_a_scenario_names_terms_weights_and_rules(folder: Path) -> None:
+    own = {
+        "modules": ["own.py"],
+        "rewards": {"top_speed": None, "wall": -5},
+        "done": ["stopped", "race_finished"],
+    }
+    assert weights(rules(folder, own)) == {"top_speed": 0.02, "wall": -5}
+    assert names(rules(folder, own)) == ["stopped", "race_finished"]
+
+
+def test_files_modules_and_functions_add_to_it(folder: Path) -> None:
+    @reward_term(weight=7)
+    def mine(ram: Any) -> float:
+        return 0.0
+
+    @done_rule()
+    def bored(ram: Any) -> bool:
+        return False
+
+    def plain(ram: Any) -> float:
+        return 0.0
+
+    added = rules(folder, extra=[str(folder / "own.py"), mine, bored, plain])
+    assert weights(added) == REFERENCE | {"top_speed": 0.02, "slow": 3, "mine": 7, "plain": 1}
+    assert names(added) == ["race_finished", "wall_hits", "stopped", "bored"]
+    assert weights(rules(folder, {"rewards": {}}, extra=["kart_rewards.rewards"])) == REFERENCE
+
+
+def test_mark_scenario_command_line_in_rising_order(folder: Path) -> None:
+    own = {"modules": ["own.py"], "rewards": {"top_speed": 5, "slow": None}}
+    assert weights(rules(folder, own, weights={"slow": 9})) == {"top_speed": 5, "slow": 9}
+    own_file = str(folder / "own.py")
+    assert weights(rules(folder, own, extra=[own_file], weights={"slow": 9})) == {"top_speed": 5, "slow": 9}
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([], 'must be an object with "modules", "rewards" and "done"'),
+        ({"reward": {}}, 'must be an object with "modules", "rewards" and "done"'),
+        ({"modules": "own.py"}, "must be lists of names"),
+        ({"done": [3]}, "must be lists of names"),
+        ({"rewards": ["wall"]}, "must be an object of weights by term"),
+        ({"rewards": {"wal": 1}}, "there is no reward term 'wal' in this run; there are wall, checkpoint"),
+        ({"rewards": {"wall": "much"}}, "the weight of 'wall' must be a finite number, not 'much'"),
+        ({"done": ["stop"]}, "there is no done rule 'stop'; there are race_finished, wall_hits"),
+        ({"modules": ["lost.py"]}, "lost.py: no such file"),
+        ({"modules": ["no_such_module"]}, "no_such_module: can't be imported"),
+    ],
+)
+def test_bad_scenarios_are_told(folder: Path, own: Any, message: str) -> None:
+    with pytest.raises(KartRewardsError, match=message):
+        rules(folder, own)
+
+
+def test_unknown_weights_are_told(folder: Path) -> None:
+    with pytest.raises(KartRewardsError, match="there is no reward term 'top_sped'"):
+        rules(folder, weights={"top_sped": 1.0})
+
+
+def test_two_terms_of_one_name_are_told(folder: Path) -> None:
+    @reward_term(name="wall")
+    def other(ram: Any) -> float:
+        return 0.0
+
+    with pytest.raises(KartRewardsError, match="two scripts are called 'wall'"):
+        rules(folder, extra=[other])
+    assert weights(rules(folder, extra=[wall])) == REFERENCE  # the same one again is no clash
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def broken(:", r"SyntaxError"),
+        ("import no_such_thing", r"No module named 'no_such_thing'"),
+        (
+            "print(1 / 0)  # here",
+            r"raised ZeroDivisionError: division by zero\n  at .*bad.py:1: print\(1 / 0\)  # here",
+        ),
+        ("x = 1", r"defines no reward term and no done rule"),
+    ],
+)
+def test_rewards_files_that_fail_to_import_are_told(folder: Path, source: str, message: str) -> None:
+    (folder / "bad.py").write_text(source)
+    with pytest.raises(KartRewardsError, match=message) as error:
+        rules(folder, extra=[str(folder / "bad.py")])
+    assert "bad.py" in str(error.value)
+
+
+def test_a_variable_that_data_json_lacks_is_told_before_the_run(folder: Path) -> None:
+    layout = RamLayout([Variable(name, 0, "|u1") for name in ("speed", "laps", "collision")], source="data.json")
+    with pytest.raises(KartRewardsError) as error:
+        rules(folder, {"modules": ["own.py"], "rewards": {"slow": 1}, "done": []}).check(layout)
+    assert "'slow'" in str(error.value)  # though it reads it in a helper function
+    assert "reads 'altitude', which data.json does not define; it defines speed, laps, collision" in str(error.value)
+    rules(folder, {"modules": ["own.py"], "rewards": {"top_speed": 1}, "done": ["wall_hits"]}).check(layout)
+
+
+def test_the_table_shows_what_is_in_force(folder: Path) -> None:
+    table = rules(folder, weights={"wall": -2.5}).table()
+    assert "wall             -2.5  Charge every frame" in table
+    assert "race_finished    ends  The race is over" in table
