@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import signal
@@ -64,6 +64,8 @@ class RunOptions:
     """Use only deterministic algorithms in cuDNN."""
     resume: Path | None = None
     """Checkpoint to go on from, such as runs/NAME/agent.pt. Its options hold, but for those given again here."""
+    allow_changed_rewards: bool = False
+    """Resume though the reward terms or done rules are not those of the checkpoint."""
     checkpoint_interval: int = 20
     """Save a checkpoint every so many updates, and at the end. 0: at the end only."""
     capture_video: bool = False
@@ -224,12 +226,12 @@ def make_training_env(env: EnvOptions, video_folder: Path | None) -> gym.Env:
 
 
 def _serve_parent() -> None:
-    """In an environment's process: leave Ctrl-C to the trainer, and die with it however it dies."""
+    """In an environment's process: leave signals to the trainer, and die with it however it dies."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and `timeout` send theirs to the children, too
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def exit_with_parent() -> None:
         parent.join()
@@ -569,7 +571,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise KartRewardsError(f"{path}: is not a checkpoint, or a damaged one ({type(error).__name__})") from None
     if (
         not isinstance(checkpoint, dict)
-        or not {"agent", "optimizer", "updates", "steps", "options"} <= checkpoint.keys()
+        or not {"agent", "optimizer", "updates", "steps", "options", "rules"} <= checkpoint.keys()
     ):
         raise KartRewardsError(f"{path}: is not a checkpoint of this script")
     return checkpoint
@@ -656,6 +658,27 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, dict[str, Any]
     return args, checkpoint
 
 
+def check_rules(run: RunOptions, saved: dict[str, str], current: dict[str, str]) -> None:
+    """Says what changed of the reward terms and done rules since the checkpoint.
+
+    Raises:
+        KartRewardsError: Something changed, and no flag allows it.
+    """
+    changed = [
+        f"  {name}: {saved.get(name, 'was not there')} -> {current.get(name, 'is not there')}"
+        for name in {**saved, **current}
+        if saved.get(name) != current.get(name)
+    ]
+    if changed:
+        listed = "\n".join(changed)
+        if not run.allow_changed_rewards:
+            raise KartRewardsError(
+                f"{run.resume}: was trained under other reward terms or done rules (weight, hash of the source):\n"
+                f"{listed}\nResume under the old ones, or add --allow-changed-rewards"
+            )
+        print(f"Resuming under other reward terms or done rules (weight, hash of the source):\n{listed}\n")
+
+
 def choose_game(env: EnvOptions) -> EnvOptions:
     """Returns the options with the game that can run: the free one stands in for the retail one, and says so."""
     try:
@@ -686,8 +709,9 @@ def log_episode(writer: SummaryWriter, info: dict[str, Any], steps: int, progres
     progress.returns.append(float(info["episode"]["r"]))
     writer.add_scalar("charts/episodic_return", info["episode"]["r"], steps)
     writer.add_scalar("charts/episodic_length", info["episode"]["l"], steps)
-    for term, weighted_sum in info["episode_reward_terms"].items():
-        writer.add_scalar(f"rewards/{term}", weighted_sum, steps)
+    for table, by_term in info["episode_rewards"].items():
+        for term, value in by_term.items():
+            writer.add_scalar(f"rewards/{term}" if table == "sum" else f"rewards_{table}/{term}", value, steps)
     race = info.get("race", {})
     for metric, value in race.items():
         writer.add_scalar(f"race/{metric}", value, steps)
@@ -713,9 +737,8 @@ def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWr
             config=plain(asdict(args)),
             sync_tensorboard=True,
         )
-    writer = SummaryWriter(
-        str(folder), purge_step=steps or None
-    )  # what was logged after the checkpoint is played again
+    # What was logged after a checkpoint is played again from there: it is dropped from the curves.
+    writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
     options = {name: value for group in plain(asdict(args)).values() for name, value in group.items()}
     table = "\n".join(f"|{name}|{value}|" for name, value in options.items())
     writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{table}")
@@ -724,13 +747,14 @@ def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWr
     return writer
 
 
-def close_environments(envs: AsyncVectorEnv) -> None:
-    """Ends the environments' processes, politely if they answer."""
-    with suppress(Exception):  # a process that died makes the polite way fail
-        envs.close(timeout=5)
+def close_environments(envs: AsyncVectorEnv, politely: bool) -> None:
+    """Ends the environments' processes; politely, so that videos are finished, unless one of them may not answer."""
+    if politely:
+        envs.close()
     for process in envs.processes:
         process.kill()
         process.join()
+    envs.closed = True  # or it would talk to them when it is garbage-collected
 
 
 def main() -> None:
@@ -751,6 +775,8 @@ def main() -> None:
     agent_path = folder / "agent.pt"
     scenario = find_game(args.env.env_id, args.env.integrations_path).json_path(args.env.scenario)
     rules = load_rules(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
+    if checkpoint:
+        check_rules(args.run, checkpoint["rules"], rules.fingerprints())
     print(f"{args.env.env_id} on {device}, logging to {folder}\n{rules.table()}\n")
 
     # Environments. The first is made and closed in this process, so that bad options end here with one message.
@@ -772,7 +798,7 @@ def main() -> None:
         try:
             agent.load_state_dict(checkpoint["agent"])
         except RuntimeError:
-            close_environments(envs)
+            close_environments(envs, politely=True)
             raise KartRewardsError(
                 f"{args.run.resume}: holds an agent for other observations or actions than these options make"
             ) from None
@@ -788,7 +814,7 @@ def main() -> None:
             "steps": steps,
             "torch_rng": torch.get_rng_state(),
             "options": plain(asdict(args)),
-            "reward_terms": {term.name: [term.weight, term.fingerprint] for term in rules.terms},
+            "rules": rules.fingerprints(),
         }
         save_checkpoint(agent_path, state)
 
@@ -833,6 +859,7 @@ def main() -> None:
             if args.run.checkpoint_interval and updates % args.run.checkpoint_interval == 0:
                 save()
     except (EOFError, ConnectionError):
+        multiprocessing.connection.wait([process.sentinel for process in envs.processes], timeout=5)
         dead = [
             f"number {i} (exit code {process.exitcode})" for i, process in enumerate(envs.processes) if process.exitcode
         ]
@@ -844,7 +871,7 @@ def main() -> None:
     except KartRewardsError as error:  # a reward term went wrong
         failure = error
     finally:
-        close_environments(envs)
+        close_environments(envs, politely=failure is None)
 
     try:
         save()

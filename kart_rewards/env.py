@@ -55,8 +55,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     ``info`` holds, after each step:
 
     * ``reward_terms``: term -> weighted sum over this step, before the transform
-    * ``episode_reward_terms``: term -> weighted sum over the episode
-    * ``episode_reward_counts``: term -> frames of the episode on which it was not 0
+    * ``episode_rewards``: what each term did over the episode: the tables of ``EpisodeRewards.episode_summary``
     * ``race``: the metrics of ``RaceMetrics.summary``, for games that have the variables
     * ``done_rule``: what ended the episode, once a rule did
 
@@ -194,7 +193,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
                     self._advance(buttons)
 
         self.ram = self.layout.read(self._extract)
-        self._rewards = EpisodeRewards(self.rules.terms)
+        self._rewards = EpisodeRewards(self.rules.terms, self._transform)
         self._done = EpisodeDone(self.rules.done)
         self._rewards(self.ram)
         self._done(self.ram)
@@ -212,7 +211,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
                 screen_before = self.em.get_screen()
             self._advance(buttons)
             self.ram = self.layout.read(self._extract)
-            reward += self._transform(self._rewards(self.ram))
+            reward += self._rewards(self.ram)
             if self._race:
                 self._race.update(self.ram)
             stopped_by = self._done(self.ram)
@@ -231,11 +230,9 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self._show()
 
     def _info(self) -> dict[str, Any]:
-        rewards = self._rewards
         info: dict[str, Any] = {
-            "reward_terms": dict(zip(rewards.names, rewards.step, strict=True)),
-            "episode_reward_terms": dict(zip(rewards.names, rewards.totals, strict=True)),
-            "episode_reward_counts": dict(zip(rewards.names, rewards.fired, strict=True)),
+            "reward_terms": self._rewards.step_summary(),
+            "episode_rewards": self._rewards.episode_summary(),
         }
         if self._race:
             info["race"] = self._race.summary()

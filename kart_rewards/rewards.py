@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -170,26 +170,33 @@ def parse_weights(arguments: Iterable[str]) -> dict[str, float]:
 class EpisodeRewards:
     """The reward terms at work on one episode.
 
+    What the transform makes of a frame's reward is put down to the terms in proportion to what they paid, so that the
+    sums after the transform add up to the episode's return, as the sums before it add up to the plain reward.
+
     Args:
         terms: The terms; those that are classes are instantiated.
+        transform: What the agent is given of a frame's reward. By default all of it.
 
     Attributes:
         names: The terms' names; the lists below keep their order.
-        step: Weighted sum per term since ``start_step``.
-        totals: Weighted sum per term over the episode.
-        fired: Frames of the episode on which each term's value was not 0.
+        step: Weighted sum per term since ``start_step``, before the transform.
+        sums: Weighted sum per term over the episode, before the transform.
+        transformed: The same, after the transform.
+        counts: Frames of the episode on which each term's value was not 0.
     """
 
-    def __init__(self, terms: list[RewardTerm]) -> None:
+    def __init__(self, terms: list[RewardTerm], transform: Callable[[float], float] = float) -> None:
         self._calls = ScriptCalls(terms)
         self._weights = [term.weight for term in terms]
+        self._transform = transform
         self.names = [term.name for term in terms]
         self.discard()
 
     def discard(self) -> None:
         """Throws away what was scored so far; the terms keep what they saw."""
-        self.totals = [0.0] * len(self.names)
-        self.fired = [0] * len(self.names)
+        self.sums = [0.0] * len(self.names)
+        self.transformed = [0.0] * len(self.names)
+        self.counts = [0] * len(self.names)
         self.start_step()
 
     def start_step(self) -> None:
@@ -200,31 +207,60 @@ class EpisodeRewards:
         """Scores one emulated frame.
 
         Returns:
-            The weighted sum of all terms.
+            What the transform makes of the weighted sum of all terms.
 
         Raises:
             KartRewardsError: A term raised, or its value is no finite number. Names the term, its file and line, and
                 the snapshot.
         """
         values = self._calls(ram)
-        reward = 0.0
+        paid = []
+        plain = 0.0
         try:
             for i, weight in enumerate(self._weights):
                 weighted = weight * values[i]  # raises for what is no number
                 if values[i]:
-                    self.step[i] += weighted
-                    self.totals[i] += weighted
-                    self.fired[i] += 1
-                    reward += weighted
-            finite = math.isfinite(reward)
+                    paid.append((i, weighted))
+                    plain += weighted
+            finite = math.isfinite(plain)
         except (TypeError, ValueError):
             finite = False
         if not finite:
-            for i, value in enumerate(values):
-                if not _is_finite_number(value):
-                    raise self._calls.failure(i, ram, f"returned {value!r}, not a finite number")
-            raise KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
+            raise self._not_finite(values, ram)
+        reward = self._transform(plain)
+        factor = reward / plain if plain else 0.0
+        for i, weighted in paid:
+            self.step[i] += weighted
+            self.sums[i] += weighted
+            self.transformed[i] += weighted * factor
+            self.counts[i] += 1
         return reward
+
+    def _not_finite(self, values: list[Any], ram: Any) -> KartRewardsError:
+        for i, value in enumerate(values):
+            if not _is_finite_number(value):
+                return self._calls.failure(i, ram, f"returned {value!r}, not a finite number")
+        return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
+
+    def step_summary(self) -> dict[str, float]:
+        """Term -> weighted sum over this step, before the transform."""
+        return dict(zip(self.names, self.step, strict=True))
+
+    def episode_summary(self) -> dict[str, dict[str, float]]:
+        """What each term did over the episode: four tables by term.
+
+        Returns:
+            ``sum`` and ``transformed`` as above; ``share``: what the term gave or took (negative) as a part of all that
+            the terms gave and took, after the transform; ``count``: the frames on which it paid.
+        """
+        everything = sum(map(abs, self.transformed)) or 1.0
+        tables: dict[str, Sequence[float]] = {
+            "sum": self.sums,
+            "transformed": self.transformed,
+            "share": [paid / everything for paid in self.transformed],
+            "count": self.counts,
+        }
+        return {table: dict(zip(self.names, values, strict=True)) for table, values in tables.items()}
 
 
 def _is_finite_number(value: Any) -> bool:

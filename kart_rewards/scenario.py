@@ -49,6 +49,11 @@ class Rules:
         for script in (*self.terms, *self.done):
             script.check_reads(layout)
 
+    def fingerprints(self) -> dict[str, str]:
+        """Name of each term and rule -> its weight and the hash of its source, as text, to compare runs by."""
+        terms = {term.name: f"{term.weight:g} {term.fingerprint}" for term in self.terms}
+        return terms | {rule.name: f"ends {rule.fingerprint}" for rule in self.done}
+
     def table(self) -> str:
         """The terms, weights and rules in force, as text for a person."""
         rows = [(term.name, f"{term.weight:g}", term.summary) for term in self.terms]

@@ -53,4 +53,4 @@ def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
         rewards(ram)
         if frame == 0:
             rewards.discard()
-    return dict(zip(rewards.names, rewards.totals, strict=True))
+    return rewards.episode_summary()["sum"]

@@ -172,16 +172,34 @@ def test_sums_and_counts_by_term() -> None:
         return False
 
     rewards = EpisodeRewards(with_weights([as_term(always), as_term(never)], {"always": 0.5}, "test"))
-    rewards.start_step()
     assert [rewards(snapshot()), rewards(snapshot())] == [1.0, 1.0]
-    assert (rewards.names, rewards.step, rewards.totals, rewards.fired) == (
-        ["always", "never"],
-        [2.0, 0.0],
-        [2.0, 0.0],
-        [2, 0],
-    )
+    assert rewards.step_summary() == {"always": 2.0, "never": 0.0}
     rewards.start_step()
-    assert (rewards.step, rewards.totals) == ([0.0, 0.0], [2.0, 0.0])
+    assert rewards.step_summary() == {"always": 0.0, "never": 0.0}
+    assert rewards.episode_summary() == {
+        "sum": {"always": 2.0, "never": 0.0},
+        "transformed": {"always": 2.0, "never": 0.0},
+        "share": {"always": 1.0, "never": 0.0},
+        "count": {"always": 2, "never": 0},
+    }
+
+
+def test_sums_after_the_transform_add_up_to_the_return() -> None:
+    rewards = EpisodeRewards([as_term(term) for term in REFERENCE_TERMS], make_transform("sign"))
+    frames = [
+        snapshot(current_frame=30, surface=0x54, laps=128, checkpoint=0),  # +300 -15 -1
+        snapshot(current_frame=60, collision=1),  # -10 -1
+        snapshot(current_frame=61),
+    ]
+    assert [rewards(ram) for ram in frames] == [1.0, -1.0, 0.0]
+    summary = rewards.episode_summary()
+    assert summary["sum"] == {"wall": -10, "checkpoint": 300, "terrain": -15, "time": -2, "backwards": 0}
+    assert summary["transformed"] == pytest.approx(
+        {"wall": -10 / 11, "checkpoint": 300 / 284, "terrain": -15 / 284, "time": -1 / 284 - 1 / 11, "backwards": 0}
+    )
+    assert sum(summary["transformed"].values()) == pytest.approx(0.0)
+    assert sum(map(abs, summary["share"].values())) == pytest.approx(1.0)
+    assert summary["share"]["checkpoint"] > 0 > summary["share"]["wall"]
 
 
 @pytest.mark.parametrize(

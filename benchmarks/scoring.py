@@ -1,0 +1,79 @@
+"""What scoring costs: decoding the RAM, the five reference terms, ten terms of a user's, against the emulated frame.
+
+    python benchmarks/scoring.py
+
+All are measured in one run, in turns, on the RAM of a running race; medians over the rounds are printed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kart_rewards.done import EpisodeDone
+from kart_rewards.env import KartEnv
+from kart_rewards.rewards import EpisodeRewards, as_term
+
+ROUNDS = 15
+CALLS = 400
+
+
+def stateless_terms() -> list[Any]:
+    """Five terms without memory, as a user would write them."""
+    return [
+        lambda ram: float(ram.speed > 900),
+        lambda ram: ram.speed / 1000,
+        lambda ram: float(ram.surface == 0x40),
+        lambda ram: float(ram.collision != 0),
+        lambda ram, previous: ram.speed - previous.speed,
+    ]
+
+
+class LeftTheRoad:
+    """A term with a memory."""
+
+    def __init__(self) -> None:
+        self.on_road = True
+
+    def __call__(self, ram: Any) -> float:
+        left = self.on_road and ram.surface != 0x40
+        self.on_road = ram.surface == 0x40
+        return float(left)
+
+
+def main() -> None:
+    """Measures and prints."""
+    env = KartEnv("HomebrewKart-Snes", action_mode="driving")
+    env.reset(seed=1)
+    for _ in range(50):
+        env.step(0)
+    reference = EpisodeRewards(env.rules.terms)
+    users = EpisodeRewards([as_term(term) for term in (*stateless_terms(), *[LeftTheRoad] * 5)])
+    done = EpisodeDone(env.rules.done)
+    extract = env.data.memory.extract
+    ram = env.ram
+
+    parts: dict[str, Callable[[], Any]] = {
+        "the emulated frame": env.em.step,
+        f"decoding {len(env.layout.names)} variables": lambda: env.layout.read(extract),
+        "the five reference terms": lambda: reference(ram),
+        "ten user terms": lambda: users(ram),
+        "the two done rules": lambda: done(ram),
+    }
+    microseconds: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(ROUNDS):
+        for name, part in parts.items():
+            begin = time.perf_counter()
+            for _ in range(CALLS):
+                part()
+            microseconds[name].append((time.perf_counter() - begin) / CALLS * 1e6)
+    frame = statistics.median(microseconds["the emulated frame"])
+    print(f"{'':<28} {'µs':>8} {'of a frame':>11}")
+    for name, times in microseconds.items():
+        print(f"{name:<28} {statistics.median(times):>8.2f} {statistics.median(times) / frame:>11.2%}")
+
+
+if __name__ == "__main__":
+    main()

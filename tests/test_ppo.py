@@ -1,0 +1,477 @@
+"""The training script: its stages on small cases, and the whole through the command line, in the real emulator."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ppo_continuous_single_file as ppo
+from kart_rewards.integrations import INTEGRATIONS
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "ppo_continuous_single_file.py"
+GAME = "HomebrewKart-Snes"
+SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1"]
+IMAGES = gym.spaces.Box(0, 255, (1, 36, 36), np.uint8)
+
+
+class Counter(gym.Env):
+    """Shows the number of steps taken, pays ``reward``, and ends an episode after ``length`` steps."""
+
+    def __init__(self, length: int, reward: float = 0.0, truncates: bool = False) -> None:
+        self.observation_space = IMAGES
+        self.action_space = gym.spaces.Discrete(2)
+        self.length, self.reward, self.truncates = length, reward, truncates
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.steps = 0
+        return self.observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        ended = self.steps == self.length
+        return self.observation(), self.reward, ended and not self.truncates, ended and self.truncates, {}
+
+    def observation(self) -> np.ndarray:
+        return np.full(IMAGES.shape, self.steps, np.uint8)
+
+
+class ValueIsBrightness(ppo.Agent):
+    """An agent whose value of an observation is its first pixel."""
+
+    def get_value(self, observation: torch.Tensor) -> torch.Tensor:
+        return observation.flatten(1)[:, 0].float()
+
+
+def play(env: Counter, num_steps: int, gamma: float = 0.5) -> ppo.Rollout:
+    envs = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.SAME_STEP)
+    rollout = ppo.Rollout.empty(envs, num_steps, torch.device("cpu"))
+    rollout.next_observation = torch.as_tensor(envs.reset(seed=1)[0])
+    agent = ValueIsBrightness(envs.single_observation_space, envs.single_action_space)
+    assert ppo.collect(agent, envs, rollout, gamma, lambda _: False)
+    return rollout
+
+
+def test_a_truncated_episode_is_paid_the_value_of_its_real_final_observation() -> None:
+    rollout = play(Counter(length=3, reward=1.0, truncates=True), num_steps=7)
+    bootstrapped = 1.0 + 0.5 * 3  # the final observation shows 3, the one after the reset 0
+    assert rollout.rewards[:, 0].tolist() == [1, 1, bootstrapped, 1, 1, bootstrapped, 1]
+    assert rollout.dones[:, 0].tolist() == [0, 0, 0, 1, 0, 0, 1]
+
+
+def test_a_terminated_episode_is_paid_nothing_more() -> None:
+    rollout = play(Counter(length=3, reward=1.0), num_steps=7)
+    assert rollout.rewards[:, 0].tolist() == [1] * 7
+
+
+def test_autoreset_wastes_no_step() -> None:
+    rollout = play(Counter(length=3), num_steps=7)
+    assert rollout.observations[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert rollout.next_observation[0, 0, 0, 0] == 1
+
+
+def test_gae_against_the_sums_it_stands_for() -> None:
+    generator = torch.Generator().manual_seed(1)
+    steps, gamma, gae_lambda = 12, 0.9, 0.8
+    rollout = play(Counter(length=99), num_steps=steps)
+    rollout.rewards = torch.randn(steps, 1, generator=generator)
+    rollout.values = torch.randn(steps, 1, generator=generator)
+    rollout.dones = torch.zeros(steps, 1)
+    rollout.dones[5] = 1.0
+    rollout.next_done = torch.zeros(1)
+    next_value = torch.randn(1, generator=generator)
+    advantages, returns = ppo.gae(rollout, next_value, gamma, gae_lambda)
+
+    values = [*rollout.values[:, 0].tolist(), next_value.item()]
+    rewards = rollout.rewards[:, 0].tolist()
+    for start in range(steps):
+        end = 5 if start < 5 else steps  # the episode's last step, plus one
+        expected = 0.0
+        for t in range(start, end):
+            following = 0.0 if t == 4 else values[t + 1]
+            expected += (gamma * gae_lambda) ** (t - start) * (rewards[t] + gamma * following - values[t])
+        assert advantages[start, 0].item() == pytest.approx(expected, abs=1e-5)
+    assert torch.allclose(returns, advantages + rollout.values)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(-1, 1, (1,), np.float32),
+        gym.spaces.Box(-1, 1, (3,), np.float32),
+        gym.spaces.Discrete(4),
+        gym.spaces.MultiDiscrete([3, 3, 13, 4]),
+        gym.spaces.MultiBinary(12),
+    ],
+    ids=str,
+)
+def test_every_action_space_has_its_head(space: gym.Space) -> None:
+    torch.manual_seed(1)
+    agent = ppo.Agent(IMAGES, space)
+    observation = torch.zeros(7, *IMAGES.shape, dtype=torch.uint8)
+    action, log_prob, entropy, value = agent.get_action_and_value(observation)
+    assert action.shape == (7, *space.shape)
+    assert log_prob.shape == entropy.shape == value.shape == (7,)
+    again = agent.get_action_and_value(observation, action)
+    assert torch.equal(again[1], log_prob)
+    if not isinstance(space, gym.spaces.Box):
+        assert all(choice.astype(space.dtype) in space for choice in action.numpy())
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (1, 84, 84), (84, 84, 3), (4, 84, 84, 3), (224, 256, 3)])
+def test_every_observation_shape_is_encoded(shape: tuple[int, ...]) -> None:
+    agent = ppo.Agent(gym.spaces.Box(0, 255, shape, np.uint8), gym.spaces.Discrete(2))
+    assert agent.get_value(torch.zeros(2, *shape, dtype=torch.uint8)).shape == (2,)
+
+
+def test_an_update_makes_rewarded_actions_likelier() -> None:
+    torch.manual_seed(1)
+    rollout = play(Counter(length=99), num_steps=64)
+    agent = ppo.Agent(IMAGES, gym.spaces.Discrete(2))
+    options = ppo.PPOOptions(num_envs=1, num_steps=64, num_minibatches=2, ent_coef=0.0, norm_adv=False)
+    with torch.no_grad():
+        _, log_probs, _, values = agent.get_action_and_value(rollout.observations[:, 0], rollout.actions[:, 0])
+    rollout.log_probs, rollout.values = log_probs[:, None], values[:, None]
+    advantages = rollout.actions.float() * 2 - 1  # action 1 was good, action 0 was bad
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
+    losses = ppo.update(agent, optimizer, rollout, advantages, rollout.values.clone(), options)
+    with torch.no_grad():
+        after = agent.get_action_and_value(rollout.observations[:, 0], torch.ones(64))[1].exp().mean()
+        before = log_probs[rollout.actions[:, 0] == 1].exp().mean()
+    assert after > before + 0.02
+    assert set(losses) >= {"value_loss", "policy_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"}
+
+
+def test_durations_read_well() -> None:
+    assert [ppo.duration(seconds) for seconds in (20, 61, 5025)] == ["1 min", "2 min", "1 h 24 min"]
+
+
+# Through the command line.
+
+
+def train(*arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def only_run(runs: Path) -> Path:
+    [run] = runs.iterdir()
+    return run
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars of a run: tag -> (step, value)."""
+    log = EventAccumulator(str(run))
+    log.Reload()
+    return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+
+
+def assert_told(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """The script ended as it should on a mistake of the user's: exit code 2, one message, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    for word in words:
+        assert word in done.stderr
+
+
+def children(process: int) -> list[int]:
+    """The process ids of a process's children."""
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)  # noqa: S607
+    return [int(line) for line in found.stdout.split()]
+
+
+def alive(process: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A short run of the retail game without a dump, with a term of one's own: its runs folder and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "my_rewards.py").write_text(
+        "from kart_rewards import reward_term\n\n\n@reward_term(weight=0.02)\ndef top_speed(ram):\n"
+        '    """Pay for speed."""\n    return float(ram.speed > 300)\n'
+    )
+    done = train(
+        "--env-id", "MarioKart-Snes", *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40, "--capture-video",
+        "--rewards", folder / "my_rewards.py", "--reward-weights", "wall=-5", "--runs-path", folder / "runs",
+    )  # fmt: skip
+    return folder / "runs", done
+
+
+def test_without_a_dump_the_free_game_is_trained_and_named(trained: tuple[Path, Any]) -> None:
+    runs, done = trained
+    assert "MarioKart-Snes has no ROM" in done.stdout
+    assert "python -m kart_rewards import PATH" in done.stdout
+    assert "Training HomebrewKart-Snes instead" in done.stdout
+    run = only_run(runs)
+    assert run.name.startswith("HomebrewKart-Snes__ppo_continuous_single_file__1__")
+    assert ppo.load_checkpoint(run / "agent.pt")["options"]["env"]["env_id"] == GAME
+
+
+def test_the_terms_in_force_are_shown(trained: tuple[Path, Any]) -> None:
+    _, done = trained
+    assert "top_speed        0.02  Pay for speed." in done.stdout
+    assert "wall               -5  Charge every frame" in done.stdout
+
+
+def test_the_log_tells_rewards_by_term_race_losses_and_rates(trained: tuple[Path, Any]) -> None:
+    logged = scalars(only_run(trained[0]))
+    assert logged["rewards/top_speed"][0][1] > 0
+    for table in ("rewards", "rewards_transformed", "rewards_share", "rewards_count"):
+        assert {f"{table}/{term}" for term in ("wall", "checkpoint", "terrain", "time", "backwards")} <= logged.keys()
+    assert {"race/laps_completed", "race/finished", "race/off_road_seconds", "race/wall_hits"} <= logged.keys()
+    assert {"charts/episodic_return", "charts/episodic_length", "charts/learning_rate", "charts/SPS"} <= logged.keys()
+    assert [step for step, _ in logged["losses/value_loss"]] == [32, 64, 96]
+    rates = [value for _, value in logged["charts/learning_rate"]]
+    assert rates == pytest.approx([2.5e-4, 2.5e-4 * 2 / 3, 2.5e-4 / 3])
+    assert logged["charts/episodic_length"][0][1] <= 40
+
+
+def test_the_log_holds_the_options_and_the_terms(trained: tuple[Path, Any]) -> None:
+    log = EventAccumulator(str(only_run(trained[0])))
+    log.Reload()
+    [options] = log.Tensors("hyperparameters/text_summary")
+    assert b"|gae_lambda|0.95|" in options.tensor_proto.string_val[0]
+    [terms] = log.Tensors("reward_terms/text_summary")
+    assert b"|top_speed|0.02|" in terms.tensor_proto.string_val[0]
+
+
+def test_the_video_is_a_video(trained: tuple[Path, Any]) -> None:
+    import imageio.v2 as imageio
+
+    video = imageio.get_reader(only_run(trained[0]) / "videos" / "episode-0.mp4")
+    assert video.get_meta_data()["size"] == (256, 224)
+    frames = list(video.iter_data())
+    assert len(frames) > 20
+    assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).mean() > 1, "the picture moves"
+
+
+def test_resuming_goes_on_in_the_same_run(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(trained[0], runs)
+    agent = only_run(runs) / "agent.pt"
+    done = train("--resume", agent, "--total-timesteps", 160)
+    assert f"logging to {agent.parent}" in done.stdout
+    assert "top_speed        0.02" in done.stdout  # the options of the run hold
+    assert [step for step, _ in scalars(only_run(runs))["losses/value_loss"]] == [32, 64, 96, 128, 160]
+    checkpoint = ppo.load_checkpoint(agent)
+    assert (checkpoint["updates"], checkpoint["steps"]) == (5, 160)
+
+
+def test_resuming_under_other_rewards_needs_a_flag(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path / "runs")
+    agent = only_run(tmp_path / "runs") / "agent.pt"
+    arguments = ["--resume", agent, "--total-timesteps", 128, "--reward-weights", "wall=-7"]
+    assert_told(
+        train(*arguments, check=False), "other reward terms", "  wall: -5 ", "-> -7 ", "--allow-changed-rewards"
+    )
+    done = train(*arguments, "--allow-changed-rewards")
+    assert "Resuming under other reward terms" in done.stdout
+    assert "wall               -7" in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["driving", "multi-discrete", "filtered"])
+def test_other_heads_train_too(tmp_path: Path, mode: str) -> None:
+    colour = ["--no-grey", "--crop", "None", "--size", "42", "42"] if mode == "filtered" else []
+    train(
+        "--env-id", GAME, *SMALL, "--total-timesteps", 32, "--action-mode", mode, *colour, "--runs-path", tmp_path
+    )  # fmt: skip
+    assert "losses/entropy" in scalars(only_run(tmp_path))
+
+
+def test_with_a_dump_the_retail_game_is_trained(tmp_path: Path) -> None:
+    """A stand-in: a ROM of ours under the retail game's name, with its SHA-1 in that folder's rom.sha."""
+    folder = tmp_path / "games" / "MarioKart-Snes"
+    shutil.copytree(INTEGRATIONS / GAME, folder)
+    rom = bytearray((folder / "rom.sfc").read_bytes())
+    rom[0x7FDB] += 1  # the header's version number
+    (folder / "rom.sfc").unlink()
+    (folder / "rom.sha").write_text(hashlib.sha1(rom).hexdigest())  # noqa: S324 - what rom.sha holds
+    (tmp_path / "my dump.sfc").write_bytes(rom)
+    imported = [sys.executable, "-m", "kart_rewards", "import", tmp_path / "my dump.sfc", "--integrations-path"]
+    subprocess.run([*imported, folder.parent], check=True, capture_output=True)
+
+    done = train(
+        *SMALL, "--total-timesteps", 32, "--integrations-path", folder.parent, "--runs-path", tmp_path / "runs"
+    )
+    assert "has no ROM" not in done.stdout
+    assert done.stdout.startswith("MarioKart-Snes on cpu")
+    assert only_run(tmp_path / "runs").name.startswith("MarioKart-Snes__")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--env-id", "MarioKart-Snes", "--no-fallback"], ["MarioKart-Snes has no ROM", "kart_rewards import"]),
+        (["--env-id", "MarioCart-Snes"], ["unknown game 'MarioCart-Snes'", "did you mean 'MarioKart-Snes'"]),
+        (["--state", "Level99"], ["Level99.state: no such start state", "Level1"]),
+        (["--scenario", "sprint"], ["sprint.json: no such file"]),
+        (["--reward-weights", "wal=3"], ["no reward term 'wal'"]),
+        (["--reward-weights", "wall"], ["'wall' is not NAME=NUMBER"]),
+        (["--rewards", "lost.py"], ["lost.py: no such file"]),
+        (["--num-minibatches", "5"], ["does not split into 5 equal minibatches"]),
+        (["--total-timesteps", "9"], ["is less than one rollout"]),
+        (["--resume", "lost.pt"], ["lost.pt: can't be read: No such file"]),
+        (["--resume", "pyproject.toml"], ["pyproject.toml: is not a checkpoint"]),
+        (["--runs-path", "pyproject.toml"], ["can't be written: Not a directory"]),
+        (["--size", "20", "20"], ["too small for the network"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_mistakes_are_told(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    where = [] if "--runs-path" in arguments else ["--runs-path", tmp_path]
+    assert_told(train("--env-id", GAME, *SMALL, *where, *arguments, check=False, cwd=ROOT), *words)
+    assert not list(tmp_path.iterdir()), "and no run is left behind"
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"agent": Payload()}, tmp_path / "agent.pt")
+    assert_told(train("--resume", tmp_path / "agent.pt", check=False), "is not a checkpoint, or a damaged one")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_term_that_fails_in_mid_run_ends_it_with_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "moody.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term()\ndef moody(ram):\n    return 1 / (ram.speed < 200)\n"
+    )
+    arguments = [*SMALL, "--rewards", tmp_path / "moody.py", "--runs-path", tmp_path / "runs"]
+    done = train("--env-id", GAME, *arguments, check=False)
+    assert_told(done, "'moody' (", "moody.py:2", "raised ZeroDivisionError", "moody.py:4", "speed=")
+    assert ppo.load_checkpoint(only_run(tmp_path / "runs") / "agent.pt")["options"]["env"]["env_id"] == GAME
+
+
+def test_a_disk_that_is_full_from_the_start_is_told(tmp_path: Path) -> None:
+    """A limit on the size of files makes the kernel refuse the write, as a full disk does, with no disk to mount."""
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
+        f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    arguments = [sys.executable, "-c", code, "--env-id", GAME, *SMALL, "--runs-path", str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert_told(done, "can't be written: File too large")
+    assert [path.suffix for path in only_run(tmp_path).iterdir() if "tfevents" not in path.name] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk")
+def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", disk], check=True)  # noqa: S607
+    try:
+        arguments = [SCRIPT, "--env-id", GAME, *SMALL, "--checkpoint-interval", "1", "--runs-path", disk]
+        with subprocess.Popen(
+            [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            agent = wait_until(lambda: list(disk.glob("*/agent.pt")), 60)[0]
+            with suppress(OSError), (disk / "filler").open("wb") as filler:
+                while True:
+                    filler.write(bytes(2**12))
+                    filler.flush()
+            stdout, stderr = process.communicate(timeout=60)
+        assert_told(subprocess.CompletedProcess([], process.returncode, stdout, stderr), "No space left on device")
+        assert ppo.load_checkpoint(agent)["updates"] >= 0
+        assert [path.name for path in agent.parent.iterdir() if "partial" in path.name] == []
+    finally:
+        subprocess.run(["umount", disk], check=True)  # noqa: S607
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Any:
+    """A long run that has begun to train, and its environments' processes."""
+    arguments = [SCRIPT, "--env-id", GAME, *SMALL, "--checkpoint-interval", "1", "--runs-path", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def has_updated() -> bool:
+        assert process.poll() is None, process.communicate()
+        agents = list(tmp_path.glob("*/agent.pt"))
+        return bool(agents) and ppo.load_checkpoint(agents[0])["updates"] >= 1
+
+    wait_until(has_updated, 60)
+    yield process, [pid for pid in children(process.pid) if alive(pid)]
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_leaves_no_process_behind(running: Any, tmp_path: Path, number: signal.Signals) -> None:
+    process, workers = running
+    assert len(workers) >= 2
+    os.killpg(process.pid, number)  # as a terminal does: to the trainer and its children alike
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert stderr == ""
+    agent = only_run(tmp_path) / "agent.pt"
+    assert f"--resume {agent}" in stdout
+    assert ppo.load_checkpoint(agent)["updates"] >= 1
+    wait_until(lambda: not any(map(alive, workers)), 10)
+
+
+def test_killing_the_trainer_leaves_no_process_behind(running: Any, tmp_path: Path) -> None:
+    process, workers = running
+    process.kill()
+    wait_until(lambda: not any(map(alive, workers)), 10)
+    assert ppo.load_checkpoint(only_run(tmp_path) / "agent.pt")["updates"] >= 1
+
+
+def test_killing_an_environment_ends_the_run_with_a_checkpoint(running: Any, tmp_path: Path) -> None:
+    process, workers = running
+    os.kill(workers[-1], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=30)
+    done = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+    assert_told(done, "an environment's process ended unexpectedly", "exit code -9")
+    assert ppo.load_checkpoint(only_run(tmp_path) / "agent.pt")["updates"] >= 1
+    wait_until(lambda: not any(map(alive, workers)), 10)
+
+
+def test_help_reads_well() -> None:
+    done = train("--help", env=os.environ | {"COLUMNS": "100"})
+    for words in ("env options", "ppo options", "run options", "--env-id", "--reward-weights", "--resume"):
+        assert words in done.stdout
+    assert "(default: MarioKart-Snes)" in " ".join(done.stdout.replace("│", "").split())

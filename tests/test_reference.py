@@ -1,0 +1,157 @@
+"""The reference terms and rules against the same rules in Lua, run by stable-retro's own script engine.
+
+The Lua script is ours (tests/reference/reference.lua). Both score the same frames of the same emulator. Two differences
+are meant, and checked to be just these: Python reads a negative speed where stable-retro reads a large one, and the
+early stop shows on the frame of the seventh hit, where the Lua engine shows it one frame later, with reward 0.
+"""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import stable_retro
+
+from kart_rewards.done import REFERENCE_RULES, EpisodeDone, as_rule
+from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, WallHugger, full_throttle, reverse
+from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.ram import RamLayout
+from kart_rewards.rewards import REFERENCE_TERMS, EpisodeRewards, as_term
+
+GAME = INTEGRATIONS / "HomebrewKart-Snes"
+LUA = Path(__file__).parent / "reference" / "reference.lua"
+COURSES = json.loads((GAME / "courses.json").read_text())["courses"]
+BUTTONS = stable_retro.get_system_info("Snes")["buttons"]
+
+
+class Frame(NamedTuple):
+    """One emulated frame: what the RAM holds, and what the Lua script says of it."""
+
+    ram: Any
+    lua_reward: float
+    lua_done: bool
+
+
+@pytest.fixture
+def lua_game(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any, RamLayout]]:
+    """The game under the Lua script, with speed typed for stable-retro as the test's parameter says."""
+    info = json.loads((GAME / "data.json").read_text())
+    info["info"]["speed"]["type"] = request.param
+    scripts = {
+        "scripts": ["reference.lua"],
+        "reward": {"script": "lua:reference_reward"},
+        "done": {"script": "lua:reference_done"},
+    }
+    (tmp_path / "data.json").write_text(json.dumps(info))
+    (tmp_path / "scenario.json").write_text(json.dumps(scripts))
+    shutil.copy(LUA, tmp_path)
+    gc.collect()
+    emulator, data = stable_retro.RetroEmulator(str(GAME / "rom.sfc")), stable_retro.data.GameData()
+    emulator.configure_data(data)
+    emulator.step()
+    assert data.load(str(tmp_path / "data.json"), str(tmp_path / "scenario.json"))
+    yield emulator, data, RamLayout.from_file(GAME / "data.json")
+    del emulator, data
+    gc.collect()
+
+
+def episode(lua_game: Any, state: str, driver: Driver, most_frames: int) -> Iterator[Frame]:
+    """Plays from a start state until the Lua script is done; the first frame is the reset's."""
+    emulator, data, layout = lua_game
+    emulator.set_state(gzip.decompress((GAME / f"{state}.state").read_bytes()))
+    emulator.set_button_mask(np.zeros(12, np.uint8), 0)
+    emulator.step()
+    data.reset()
+    for _ in range(most_frames):
+        data.update_ram()
+        ram = layout.read(data.memory.extract)
+        frame = Frame(ram, data.current_reward(), data.is_done())
+        yield frame
+        if frame.lua_done:
+            return
+        held = driver(ram)
+        emulator.set_button_mask(np.array([name in held for name in BUTTONS], np.uint8), 0)
+        emulator.step()
+
+
+class OurScore:
+    """The Python terms and rules at work on one episode. ``see`` is how they see a snapshot."""
+
+    def __init__(self, see: Callable[[Any], Any] = lambda ram: ram) -> None:
+        self.rewards = EpisodeRewards([as_term(term) for term in REFERENCE_TERMS])
+        self.done = EpisodeDone([as_rule(rule) for rule in REFERENCE_RULES])
+        self.see = see
+
+    def __call__(self, ram: Any) -> tuple[float, str | None]:
+        ram = self.see(ram)
+        return self.rewards(ram), self.done(ram)
+
+
+def assert_agrees(frames: Iterator[Frame], score: OurScore) -> int:
+    """Demands the same reward on every frame and the same end. Returns how many frames there were."""
+    stopped_by = None
+    count = 0
+    for frame in frames:
+        count += 1
+        if stopped_by == "wall_hits":
+            assert (frame.lua_done, frame.lua_reward) == (True, 0.0), "Lua stops one frame later, unpaid"
+            return count
+        reward, stopped_by = score(frame.ram)
+        assert reward == frame.lua_reward, frame
+        assert frame.lua_done == (stopped_by == "race_finished"), frame
+    return count
+
+
+def follow(course: int, **options: Any) -> Driver:
+    return CentrelineDriver(COURSES[course]["centreline"], **options)
+
+
+@pytest.mark.parametrize("lua_game", ["<i2"], indirect=True, ids=["Lua reads signed speed"])
+def test_every_frame_of_every_way_to_drive(lua_game: Any) -> None:
+    drives: list[tuple[str, int, Callable[[int], Driver], int]] = [
+        ("a whole race", 5000, lambda i: follow(0), 0),
+        ("another course, off the line", 3000, lambda i: follow(3, offset=60.0), 3),
+        ("the wrong way round", 2500, lambda i: follow(0, backward=True), 0),
+        ("at random", 5000, lambda i: RandomDriver(seed=i), 1),
+        ("into walls", 3000, lambda i: WallHugger("LEFT" if i % 2 else "RIGHT"), 2),
+        ("full throttle", 2000, lambda i: full_throttle, 0),
+        ("in reverse", 1500, lambda i: reverse, 0),
+    ]
+    scored, ends = 0, set()
+    for name, frames_wanted, make_driver, course in drives:
+        frames_played = attempts = 0
+        while frames_played < frames_wanted:
+            frames = list(episode(lua_game, f"Level{course + 1}", make_driver(attempts), frames_wanted - frames_played))
+            assert_agrees(iter(frames), OurScore())
+            ends |= {("finished" if frames[-1].ram.laps >= 133 else "stopped")} if frames[-1].lua_done else set()
+            frames_played += len(frames)
+            attempts += 1
+        scored += frames_played
+        assert frames_played >= frames_wanted, name
+    assert scored >= 20_000
+    assert ends == {"finished", "stopped"}, "both ways to end were seen"
+
+
+@pytest.mark.parametrize("lua_game", ["<s2"], indirect=True, ids=["Lua reads unsigned speed"])
+def test_with_the_retail_type_only_negative_speeds_differ(lua_game: Any) -> None:
+    """``<s2`` in data.json: stable-retro reads it unsigned. Seen so, our terms agree with Lua again, on every frame."""
+    differing = 0
+    for i, driver in enumerate([reverse, WallHugger("LEFT"), WallHugger("RIGHT"), RandomDriver(3)]):
+        signed, unsigned = OurScore(), OurScore(lambda ram: ram._replace(speed=ram.speed % 65536))
+        frames = list(episode(lua_game, f"Level{i + 1}", driver, 1200))
+        assert_agrees(iter(frames), unsigned)
+        for frame in frames:
+            reward, stopped_by = signed(frame.ram)
+            if reward != frame.lua_reward:
+                differing += 1
+                assert frame.ram.speed < 0, frame
+            if stopped_by:
+                break
+    assert differing >= 20
