@@ -77,6 +77,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         render_mode: ``rgb_array``: ``render`` returns the screen, uint8 (height, width, 3). ``human``: a window shows
             every frame. None: neither.
 
+    Attributes:
+        ram: The snapshot of the latest frame.
+        buttons: The console's buttons, in the core's order.
+
     Raises:
         KartRewardsError: Something about the game's files or the options is wrong; says what.
     """
@@ -144,9 +148,11 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.frames_per_second: float = self.em.get_screen_rate()
         self.metadata = self.metadata | {"render_fps": self.frames_per_second / frame_skip}
 
-        buttons = stable_retro.get_system_info(stable_retro.get_romfile_system(str(rom)))["buttons"]
-        self._released = np.zeros(len(buttons), np.uint8)
-        self._actions = make_actions(action_mode, buttons, self.data.valid_actions(), self.data.filter_action)
+        self.buttons: list[str | None] = stable_retro.get_system_info(stable_retro.get_romfile_system(str(rom)))[
+            "buttons"
+        ]
+        self._released = np.zeros(len(self.buttons), np.uint8)
+        self._actions = make_actions(action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action)
         self._observer = ScreenObserver(observation, self.em.get_screen().shape)
         self._max_pool = observation.max_pool
         self.action_space = self._actions.space

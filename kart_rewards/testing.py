@@ -2,6 +2,7 @@
 
 * ``snapshot`` - one frame's RAM, in microseconds and without an emulator
 * ``score`` - what reward terms pay over a sequence of snapshots
+* ``load_trace`` - a recorded drive, frame by frame; some come with the package
 
 Example:
     >>> from kart_rewards.rewards import wall
@@ -13,11 +14,20 @@ Example:
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from kart_rewards.errors import KartRewardsError
 from kart_rewards.ram import snapshot_class
 from kart_rewards.rewards import EpisodeRewards, as_term
+
+TRACES = Path(__file__).parent / "traces"
+"""The drives that come with the package, on HomebrewKart: see ``homebrew/record_traces.py`` for who drove them."""
 
 START_OF_RACE = {
     "laps": 127,
@@ -54,3 +64,25 @@ def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
         if frame == 0:
             rewards.discard()
     return rewards.episode_summary()["sum"]
+
+
+def load_trace(name: str | Path) -> list[Any]:
+    """Returns the snapshots of a recorded drive, one a frame; the first is an episode's reset frame.
+
+    Args:
+        name: ``race`` (five laps driven well), ``walls``, ``reverse`` or ``wander``, or the path of a ``.csv.gz`` file
+            whose first row names the variables.
+
+    Raises:
+        KartRewardsError: There is no such trace, or the file is damaged.
+    """
+    path = Path(name) if str(name).endswith(".csv.gz") else TRACES / f"{name}.csv.gz"
+    try:
+        rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
+        make = snapshot_class(tuple(next(rows)))
+        return [make(*map(int, row)) for row in rows]
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(file.name.removesuffix(".csv.gz") for file in TRACES.glob("*.csv.gz")))
+        raise KartRewardsError(f"{path}: no such trace; the package brings {shipped}") from None
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, StopIteration) as error:
+        raise KartRewardsError(f"{path}: is not a trace: {error!r}") from None

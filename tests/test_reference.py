@@ -20,14 +20,13 @@ import pytest
 import stable_retro
 
 from kart_rewards.done import REFERENCE_RULES, EpisodeDone, as_rule
-from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, WallHugger, full_throttle, reverse
+from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, WallHugger, centreline, full_throttle, reverse
 from kart_rewards.integrations import INTEGRATIONS
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import REFERENCE_TERMS, EpisodeRewards, as_term
 
 GAME = INTEGRATIONS / "HomebrewKart-Snes"
 LUA = Path(__file__).parent / "reference" / "reference.lua"
-COURSES = json.loads((GAME / "courses.json").read_text())["courses"]
 BUTTONS = stable_retro.get_system_info("Snes")["buttons"]
 
 
@@ -110,7 +109,7 @@ def assert_agrees(frames: Iterator[Frame], score: OurScore) -> int:
 
 
 def follow(course: int, **options: Any) -> Driver:
-    return CentrelineDriver(COURSES[course]["centreline"], **options)
+    return CentrelineDriver(centreline(f"Level{course + 1}"), **options)
 
 
 @pytest.mark.parametrize("lua_game", ["<i2"], indirect=True, ids=["Lua reads signed speed"])

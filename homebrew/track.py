@@ -1,0 +1,542 @@
+"""From a course description to the maps, tiles and tables that the game reads.
+
+All geometry is rounded to integers (1/16 pixel) right after the corners have been rounded; from there on only integer
+arithmetic decides what is drawn, so that the ROM is the same on every machine.
+
+Contents: :class:`Track` (everything known about one course), :func:`build_track`, :func:`reduce_tiles`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from dataclasses import dataclass
+
+import artwork
+import numpy as np
+from courses import (
+    BOOST,
+    DIRT,
+    GRASS,
+    OIL,
+    PIT,
+    ROAD,
+    START_LINE,
+    WALL,
+    WATER,
+    Course,
+    Ellipse,
+    Pad,
+    Strip,
+    WallAlong,
+    WallLine,
+)
+
+WORLD = 1024
+TILE = 8
+CELLS = WORLD // TILE  # surface cells a side, 8 pixels each
+SECTOR_CELL = 16
+SECTOR_CELLS = WORLD // SECTOR_CELL
+UNIT = 16  # sub-pixel units in a pixel
+SPACING = 2  # pixels between samples of the centreline
+KERB = 8  # width of the striped kerb, part of the road
+VERGE = 6  # width of the light strip beside the kerb
+BORDER_CELLS = 2  # thickness of the wall around the world
+GRID_DISTANCE = 40  # pixels from the grid slot to the start line
+MAX_TILES = 256
+MAP_SIZE = 112  # course map, pixels a side
+
+# Row step, column step, length in fifths of a cell.
+NEIGHBOURS = ((0, 1, 5), (1, 0, 5), (0, -1, 5), (-1, 0, 5), (1, 1, 7), (1, -1, 7), (-1, 1, 7), (-1, -1, 7))
+
+# How wrong one colour looks in place of another when tiles are merged: luminance counts most.
+COLOUR_WEIGHTS = np.array([3, 6, 2], dtype=np.int64)
+
+
+@dataclass
+class Track:
+    """What the builder knows about a course.
+
+    Attributes:
+        course: The description.
+        line: Centreline samples from the start line on, int (n, 2), in 1/16 pixel.
+        tangent: Driving direction at each sample, float (n, 2), unit length.
+        length: Lap length in pixels.
+        surface: Surface code of each 8-pixel cell, uint8 (128, 128), row-major from the north-west.
+        sector: Checkpoint sector of each 16-pixel cell, uint8 (64, 64).
+        direction: Course direction of each 16-pixel cell, 256 a turn, 0 north, clockwise, uint8 (64, 64).
+        escape: The way back to the road from each 8-pixel cell, around walls, in the same unit, uint8 (128, 128).
+        image: The world in palette indices, uint8 (1024, 1024), before tiles were merged.
+        tilemap: Tile number of each cell, uint8 (128, 128).
+        tiles: Tiles, uint8 (256, 8, 8).
+        checkpoints: Rescue point of each sector: x, y in quarter pixels and heading, 65536 a turn.
+        start: Grid slot, in the same units as a rescue point.
+        unique_tiles: Distinct tiles before merging.
+    """
+
+    course: Course
+    line: np.ndarray
+    tangent: np.ndarray
+    length: float
+    surface: np.ndarray
+    sector: np.ndarray
+    direction: np.ndarray
+    escape: np.ndarray
+    image: np.ndarray
+    tilemap: np.ndarray
+    tiles: np.ndarray
+    checkpoints: list[tuple[int, int, int]]
+    start: tuple[int, int, int]
+    unique_tiles: int
+
+
+def _rounded_polygon(course: Course) -> list[tuple[float, float]]:
+    """Return the polygon's points after its corners have been replaced by arcs, about 1 pixel apart on the arcs."""
+    points: list[tuple[float, float]] = []
+    corners = course.corners
+    for index, corner in enumerate(corners):
+        before, after = corners[index - 1], corners[(index + 1) % len(corners)]
+        ax, ay = before.x - corner.x, before.y - corner.y
+        bx, by = after.x - corner.x, after.y - corner.y
+        a, b = math.sqrt(ax * ax + ay * ay), math.sqrt(bx * bx + by * by)
+        ax, ay, bx, by = ax / a, ay / a, bx / b, by / b
+        # Half-angle formulas: tangent length from the corner to the arc, and the arc's centre on the bisector.
+        cosine = ax * bx + ay * by
+        half_sine = math.sqrt((1 - cosine) / 2)
+        half_cosine = math.sqrt((1 + cosine) / 2)
+        reach = corner.radius * half_cosine / half_sine
+        if reach > min(a, b):
+            raise ValueError(f"{course.name}: the bend at ({corner.x}, {corner.y}) does not fit between its neighbours")
+        mx, my = ax + bx, ay + by
+        norm = math.sqrt(mx * mx + my * my)
+        centre_x = corner.x + mx / norm * corner.radius / half_sine
+        centre_y = corner.y + my / norm * corner.radius / half_sine
+        first = math.atan2(corner.y + ay * reach - centre_y, corner.x + ax * reach - centre_x)
+        last = math.atan2(corner.y + by * reach - centre_y, corner.x + bx * reach - centre_x)
+        sweep = (last - first + math.pi) % (2 * math.pi) - math.pi
+        steps = max(2, round(abs(sweep) * corner.radius))
+        for step in range(steps + 1):
+            angle = first + sweep * step / steps
+            points.append((centre_x + corner.radius * math.cos(angle), centre_y + corner.radius * math.sin(angle)))
+    return points
+
+
+def _centreline(course: Course) -> tuple[np.ndarray, np.ndarray, float]:
+    """Sample the centreline evenly from the start line on.
+
+    Returns:
+        Samples in 1/16 pixel, int64 (n, 2); unit tangents, float (n, 2); lap length in pixels.
+    """
+    polygon = [(round(x * UNIT), round(y * UNIT)) for x, y in _rounded_polygon(course)]
+    start = (course.start[0] * UNIT, course.start[1] * UNIT)
+    # Cut the loop where the start line crosses it.
+    for index, (ax, ay) in enumerate(polygon):
+        bx, by = polygon[(index + 1) % len(polygon)]
+        on_axis = (ax == bx == start[0] and min(ay, by) <= start[1] <= max(ay, by)) or (
+            ay == by == start[1] and min(ax, bx) <= start[0] <= max(ax, bx)
+        )
+        if on_axis:
+            break
+    else:
+        raise ValueError(f"{course.name}: the start is not on a straight that runs along an axis")
+    loop = [start, *polygon[index + 1 :], *polygon[: index + 1], start]
+    lengths = [0.0]
+    for (ax, ay), (bx, by) in itertools.pairwise(loop):
+        lengths.append(lengths[-1] + math.sqrt((bx - ax) ** 2 + (by - ay) ** 2))
+    total = lengths[-1]
+    count = round(total / UNIT / SPACING)
+    samples, segment = [], 0
+    for number in range(count):
+        target = total * number / count
+        while lengths[segment + 1] < target:
+            segment += 1
+        (ax, ay), (bx, by) = loop[segment], loop[segment + 1]
+        span = lengths[segment + 1] - lengths[segment]
+        part = (target - lengths[segment]) / span if span else 0.0
+        samples.append((round(ax + (bx - ax) * part), round(ay + (by - ay) * part)))
+    line = np.array(samples, dtype=np.int64)
+    ahead, behind = np.roll(line, -3, axis=0), np.roll(line, 3, axis=0)
+    tangent = (ahead - behind).astype(np.float64)
+    tangent /= np.sqrt((tangent**2).sum(axis=1, keepdims=True))
+    return line, tangent, total / UNIT
+
+
+def _heading(tangent: np.ndarray, turn: int = 65536) -> int:
+    """Return a direction as the game counts it: 0 north, clockwise, ``turn`` to a full turn."""
+    return round(math.atan2(tangent[0], -tangent[1]) / (2 * math.pi) * turn) % turn
+
+
+def _distance_field(line: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance (1/16 pixel) to the line and the nearest sample's number for pixels within ``reach``."""
+    best = np.full((WORLD, WORLD), (reach * UNIT) ** 2, dtype=np.int64)
+    nearest = np.full((WORLD, WORLD), -1, dtype=np.int32)
+    centres = np.arange(WORLD, dtype=np.int64) * UNIT + UNIT // 2
+    for number, (x, y) in enumerate(line.tolist()):
+        left, right = max(0, x // UNIT - reach), min(WORLD, x // UNIT + reach + 1)
+        top, bottom = max(0, y // UNIT - reach), min(WORLD, y // UNIT + reach + 1)
+        square = (centres[top:bottom, None] - y) ** 2 + (centres[None, left:right] - x) ** 2
+        window = best[top:bottom, left:right]
+        closer = square < window
+        window[closer] = square[closer]
+        nearest[top:bottom, left:right][closer] = number
+    return np.sqrt(best.astype(np.float64)).astype(np.int64), nearest
+
+
+def _nearest_on_cells(line: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return number of and squared distance (1/256 pixel^2) to the nearest sample, for square cells of ``size``."""
+    centres = np.arange(WORLD // size, dtype=np.int64) * size * UNIT + size * UNIT // 2
+    number = np.empty((len(centres), len(centres)), dtype=np.int64)
+    square = np.empty_like(number)
+    for row, y in enumerate(centres):
+        distance = (centres[:, None] - line[None, :, 0]) ** 2 + (y - line[None, :, 1]) ** 2
+        number[row] = distance.argmin(axis=1)
+        square[row] = distance.min(axis=1)
+    return number, square
+
+
+def _polyline_field(points: tuple[tuple[int, int], ...], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Like :func:`_nearest_on_cells` for an open polyline; the first result is the position along it, 0 to 1."""
+    samples: list[tuple[int, int]] = []
+    for (ax, ay), (bx, by) in itertools.pairwise(points):
+        steps = max(1, math.isqrt((bx - ax) ** 2 + (by - ay) ** 2) // SPACING)
+        samples += [
+            ((ax * UNIT * (steps - k) + bx * UNIT * k) // steps, (ay * UNIT * (steps - k) + by * UNIT * k) // steps)
+            for k in range(steps)
+        ]
+    samples.append((points[-1][0] * UNIT, points[-1][1] * UNIT))
+    number, square = _nearest_on_cells(np.array(samples, dtype=np.int64), size)
+    return number / max(1, len(samples) - 1), square
+
+
+def _line_cells(points: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """Return (row, column) of the 8-pixel cells under a polyline, 4-connected so that nothing slips through."""
+    cells: list[tuple[int, int]] = []
+    for (ax, ay), (bx, by) in itertools.pairwise(points):
+        steps = max(abs(bx - ax), abs(by - ay), 1)
+        for k in range(steps + 1):
+            cell = ((ay * (steps - k) + by * k) // steps // TILE, (ax * (steps - k) + bx * k) // steps // TILE)
+            if cells and cell == cells[-1]:
+                continue
+            if cells and cell[0] != cells[-1][0] and cell[1] != cells[-1][1]:
+                cells.append((cells[-1][0], cell[1]))
+            cells.append(cell)
+    return cells
+
+
+def build_track(course: Course) -> Track:
+    """Work out everything about a course.
+
+    Args:
+        course: The description.
+
+    Returns:
+        The finished track.
+
+    Raises:
+        ValueError: If the description contradicts itself (a bend that does not fit, checkpoints that leak, a start
+            that is not plain road).
+    """
+    line, tangent, length = _centreline(course)
+    count = len(line)
+    half = course.road_width // 2
+
+    # --- ground on the 8-pixel grid -------------------------------------------------------------------------------
+    cell_number, cell_square = _nearest_on_cells(line, TILE)
+    on_road = cell_square < (half * UNIT) ** 2
+    clear_of_road = cell_square >= ((half + TILE) * UNIT) ** 2
+    surface = np.where(on_road, ROAD, GRASS).astype(np.uint8)
+    centres = np.arange(CELLS) * TILE + TILE // 2
+    walls = np.zeros((CELLS, CELLS), dtype=bool)
+    pads: list[tuple[int, int, int, int, int]] = []
+    short_cuts: list[Strip] = []
+    for feature in course.features:
+        if isinstance(feature, Ellipse):
+            inside = (centres[None, :] - feature.x) ** 2 * feature.radius_y**2 + (
+                centres[:, None] - feature.y
+            ) ** 2 * feature.radius_x**2 < (feature.radius_x * feature.radius_y) ** 2
+            surface[inside & ~on_road] = feature.surface
+        elif isinstance(feature, Strip):
+            _, square = _polyline_field(feature.points, TILE)
+            inside = square < (feature.width * UNIT // 2) ** 2
+            surface[inside & ~on_road] = feature.surface
+            if feature.short_cut:
+                short_cuts.append(feature)
+        elif isinstance(feature, Pad):
+            row, column = round(feature.y / 16) * 2, round(feature.x / 16) * 2
+            nearest = cell_number[min(row, CELLS - 1), min(column, CELLS - 1)]
+            quarter = (_heading(tangent[nearest], 256) + 32) // 64 % 4  # 0 north, 1 east, 2 south, 3 west
+            rows, columns = feature.along, feature.across
+            if quarter in (1, 3):
+                rows, columns = columns, rows
+            pads.append((feature.surface, row - rows, column - columns, rows * 2, columns * 2))
+            surface[row - rows : row + rows, column - columns : column + columns] = feature.surface
+        elif isinstance(feature, WallLine):
+            for row, column in _line_cells(feature.points):
+                walls[row, column] = True
+        elif isinstance(feature, WallAlong):
+            distance = (half + feature.gap + TILE // 2) * UNIT
+            side = 1.0 if feature.side == "right" else -1.0
+            first, last = int(feature.start * count), int(feature.end * count)
+            offsets = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1) * side * distance
+            path = np.floor((line + offsets) / UNIT + 0.5).astype(np.int64)[np.arange(first, last)]
+            for row, column in _line_cells(tuple((int(x), int(y)) for x, y in path)):
+                if 0 <= row < CELLS and 0 <= column < CELLS:
+                    walls[row, column] = True
+    # Two cells thick: seen from afar, and too thick to pass at any speed.
+    walls[1:] |= walls[:-1]
+    walls[:, 1:] |= walls[:, :-1]
+    walls &= clear_of_road
+    walls &= surface == GRASS
+    walls[:BORDER_CELLS] = walls[-BORDER_CELLS:] = True
+    walls[:, :BORDER_CELLS] = walls[:, -BORDER_CELLS:] = True
+    surface[walls] = WALL
+
+    # --- the start line: two rows of cells just past the line ------------------------------------------------------
+    start_cells = np.zeros((CELLS, CELLS), dtype=bool)
+    forward = np.round(tangent[0]).astype(int)
+    if course.start[0 if forward[0] else 1] % SECTOR_CELL:
+        raise ValueError(f"{course.name}: the start line must lie on the 16-pixel grid")
+    for step in range(2):
+        for across in range(-half, half, TILE):
+            x = course.start[0] + forward[0] * (step * TILE + TILE // 2) + abs(forward[1]) * (across + TILE // 2)
+            y = course.start[1] + forward[1] * (step * TILE + TILE // 2) + abs(forward[0]) * (across + TILE // 2)
+            start_cells[y // TILE, x // TILE] = True
+    start_cells &= on_road
+    surface[start_cells] = START_LINE
+
+    # --- sectors and directions on the 16-pixel grid ----------------------------------------------------------------
+    number, _ = _nearest_on_cells(line, SECTOR_CELL)
+    sector = number * course.num_checkpoints // count
+    headings = np.array([_heading(t, 256) for t in tangent], dtype=np.int64)
+    direction = headings[number]
+    for strip in short_cuts:
+        part, square = _polyline_field(strip.points, SECTOR_CELL)
+        ends = np.array([strip.points[0], strip.points[-1]], dtype=np.int64) * UNIT
+        first, last = (int(((line - end) ** 2).sum(axis=1).argmin()) for end in ends)
+        if last < first:
+            raise ValueError(f"{course.name}: a short cut must run forward and not over the start line")
+        cells16 = (
+            surface.reshape(SECTOR_CELLS, 2, SECTOR_CELLS, 2).swapaxes(1, 2).reshape(SECTOR_CELLS, SECTOR_CELLS, 4)
+        )
+        off_road = ~np.isin(cells16, (ROAD, OIL, START_LINE)).any(axis=2)
+        inside = (square < (strip.width * UNIT // 2) ** 2) & off_road
+        # Spread the sectors over the stretch that really leaves the road, so that both ends join without a jump.
+        low, high = part[inside].min(), part[inside].max()
+        along = (part - low) / (high - low)
+        enter, leave = _nearest_number(number, part, inside, low), _nearest_number(number, part, inside, high)
+        steps = (enter + (leave - enter) * along).astype(np.int64)
+        sector[inside] = (steps * course.num_checkpoints // count)[inside]
+        ahead = np.array(strip.points[-1]) - np.array(strip.points[0])
+        direction[inside] = _heading(ahead, 256)
+    _check_sectors(course, sector, surface)
+
+    # --- the picture ------------------------------------------------------------------------------------------------
+    reach = half + VERGE + 2
+    distance, nearest = _distance_field(line, reach)
+    image = artwork.ground()
+    cell_of = np.repeat(np.repeat(surface, TILE, axis=0), TILE, axis=1)
+    kerb_colour = artwork.kerb_pattern()
+    band = np.repeat(np.repeat((cell_number * SPACING // 32) % 2, TILE, axis=0), TILE, axis=1)
+    off_road_kind = np.isin(cell_of, (DIRT, WATER, PIT, BOOST))
+    artwork.paint_patches(image, surface)
+    verge = (distance < reach * UNIT - 2 * UNIT) & (nearest >= 0) & ~off_road_kind
+    image[verge] = artwork.COLOUR["verge"]
+    kerb = (distance < half * UNIT) & (nearest >= 0)
+    image[kerb] = kerb_colour[kerb]
+    tarmac = (distance < (half - KERB) * UNIT) & (nearest >= 0)
+    # Where a dirt path meets the road the kerb is left out: an invitation.
+    for strip in short_cuts:
+        _, square = _polyline_field(strip.points, TILE)
+        mouth = np.repeat(np.repeat(square < (strip.width * UNIT // 2 - 6 * UNIT) ** 2, TILE, axis=0), TILE, axis=1)
+        tarmac |= mouth & kerb
+    image[tarmac] = artwork.road_texture(band)[tarmac]
+    line_mark = (distance < 2 * UNIT) & (nearest >= 0) & ((nearest * SPACING // 24) % 2 == 0)
+    image[line_mark] = artwork.COLOUR["line"]
+    for code, row, column, rows, columns in pads:
+        quarter = int(direction[min(row // 2, 63), min(column // 2, 63)] + 32) // 64 % 4
+        artwork.paint_pad(image, code, row, column, rows, columns, quarter)
+    artwork.paint_start_line(image, start_cells)
+    artwork.paint_walls(image, surface == WALL)
+
+    tilemap, tiles, unique = reduce_tiles(image)
+
+    # --- rescue points and the grid ---------------------------------------------------------------------------------
+    checkpoints = []
+    for k in range(course.num_checkpoints):
+        index = (2 * k + 1) * count // (2 * course.num_checkpoints)
+        index = _plain_road_near(surface, line, index)
+        x, y = (int(v) for v in line[index])
+        checkpoints.append((x // 4, y // 4, _heading(tangent[index])))
+    x = course.start[0] - int(forward[0]) * GRID_DISTANCE
+    y = course.start[1] - int(forward[1]) * GRID_DISTANCE
+    start = (x * 4, y * 4, _heading(tangent[0]))
+    if surface[y // TILE, x // TILE] != ROAD or sector[y // 16, x // 16] != course.num_checkpoints - 1:
+        raise ValueError(f"{course.name}: the grid slot is not on plain road in the last sector")
+    return Track(
+        course=course,
+        line=line,
+        tangent=tangent,
+        length=length,
+        surface=surface,
+        sector=sector.astype(np.uint8),
+        direction=direction.astype(np.uint8),
+        escape=_escape_map(surface, cell_square < ((half - TILE) * UNIT) ** 2, tangent[cell_number]),
+        image=image,
+        tilemap=tilemap,
+        tiles=tiles,
+        checkpoints=checkpoints,
+        start=start,
+        unique_tiles=unique,
+    )
+
+
+def _escape_map(surface: np.ndarray, safe: np.ndarray, tangent: np.ndarray) -> np.ndarray:
+    """Return for each cell the direction that leads back to the road without touching a wall.
+
+    A kart that hits a wall is turned this way, so no wall and no pocket between walls holds it for good.
+
+    Args:
+        surface: Surface codes, (128, 128).
+        safe: Cells well inside the road, bool (128, 128).
+        tangent: Course direction at each cell, float (128, 128, 2).
+
+    Returns:
+        Directions, 256 a turn, uint8 (128, 128).
+    """
+    wall = surface == WALL
+    # Cells beside a wall or deadly ground are passable but dear: the path keeps its distance.
+    deadly = np.isin(surface, (WATER, PIT))
+    near = np.zeros_like(wall)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            near |= np.roll(wall | deadly, (dy, dx), axis=(0, 1))
+    price = np.where(deadly, 60, np.where(near, 12, 1)).tolist()
+    blocked = wall.tolist()
+    far = 1 << 30
+    cost = [[far] * CELLS for _ in range(CELLS)]
+    step_to: dict[tuple[int, int], tuple[int, int]] = {}
+    queue = []
+    for row, column in np.argwhere(safe).tolist():
+        cost[row][column] = 0
+        queue.append((0, row, column))
+    heapq.heapify(queue)
+    while queue:
+        so_far, row, column = heapq.heappop(queue)
+        if so_far > cost[row][column]:
+            continue
+        for dy, dx, length in NEIGHBOURS:
+            y, x = row + dy, column + dx
+            if not (0 <= y < CELLS and 0 <= x < CELLS) or blocked[y][x]:
+                continue
+            if dy and dx and (blocked[row][x] or blocked[y][column]):
+                continue
+            total = so_far + length * price[y][x]
+            if total < cost[y][x]:
+                cost[y][x] = total
+                step_to[y, x] = (row, column)
+                heapq.heappush(queue, (total, y, x))
+    out = np.zeros((CELLS, CELLS), dtype=np.uint8)
+    steps = 5
+    for row in range(CELLS):
+        for column in range(CELLS):
+            y, x = row, column
+            for done in range(steps + 1):
+                if done == steps or (y, x) not in step_to:
+                    break
+                y, x = step_to[y, x]
+            # What is left of the way goes along the course.
+            ahead = (steps - done) * tangent[y, x] if safe[y, x] else np.zeros(2)
+            vector = np.array([x - column, y - row]) + ahead
+            out[row, column] = _heading(vector if vector.any() else tangent[row, column], 256)
+    return out
+
+
+def _nearest_number(number: np.ndarray, part: np.ndarray, inside: np.ndarray, value: float) -> int:
+    """Return the centreline sample nearest to the off-road cells at one end of a strip (their median)."""
+    chosen = np.sort(number[inside & (np.abs(part - value) < 0.04)])
+    return int(chosen[len(chosen) // 2])
+
+
+def _plain_road_near(surface: np.ndarray, line: np.ndarray, index: int) -> int:
+    """Return the sample closest to ``index`` that lies on plain road, so that a rescued kart is not on a pad."""
+    for away in range(len(line)):
+        for candidate in ((index + away) % len(line), (index - away) % len(line)):
+            x, y = line[candidate] // UNIT // TILE
+            if surface[y, x] == ROAD:
+                return candidate
+    raise ValueError("no plain road anywhere")
+
+
+def _check_sectors(course: Course, sector: np.ndarray, surface: np.ndarray) -> None:
+    """Make sure that driving on the road never jumps over a sector, nor into another part of the course."""
+    driveable = np.isin(surface, (ROAD, OIL, BOOST, START_LINE)).reshape(SECTOR_CELLS, 2, SECTOR_CELLS, 2)
+    driveable = driveable.all(axis=(1, 3))
+    n = course.num_checkpoints
+    for dy, dx in ((0, 1), (1, 0), (1, 1)):
+        here, there = sector[: SECTOR_CELLS - dy, : SECTOR_CELLS - dx], sector[dy:, dx:]
+        both = driveable[: SECTOR_CELLS - dy, : SECTOR_CELLS - dx] & driveable[dy:, dx:]
+        jump = (there - here) % n
+        bad = both & ~np.isin(jump, (0, 1, n - 1))
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise ValueError(
+                f"{course.name}: checkpoints jump from {here[row, column]} to {there[row, column]} "
+                f"near ({column * 16}, {row * 16})"
+            )
+    missing = set(range(n)) - set(np.unique(sector).tolist())
+    if missing:
+        raise ValueError(f"{course.name}: checkpoints {sorted(missing)} cover no cell")
+
+
+def reduce_tiles(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Cut an image into 8x8 tiles and merge the most alike until 256 are left.
+
+    The merging is greedy: in each round the tile whose replacement by its nearest neighbour changes the picture least
+    (difference times number of uses) goes. Integer arithmetic and ties broken by lowest number make it deterministic.
+
+    Args:
+        image: Palette indices, uint8 (1024, 1024).
+
+    Returns:
+        Tile number of each cell, uint8 (128, 128); tiles, uint8 (256, 8, 8); distinct tiles before merging. Tile 0 is
+        the plain ``outer`` colour, which the hardware repeats outside the world.
+    """
+    blocks = image.reshape(CELLS, TILE, CELLS, TILE).swapaxes(1, 2).reshape(-1, TILE * TILE)
+    unique, inverse, counts = np.unique(blocks, axis=0, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    outer = np.full((1, TILE * TILE), artwork.COLOUR["outer"], dtype=np.uint8)
+    unique = np.concatenate([outer, unique])
+    counts = np.concatenate([[1 << 40], counts]).astype(np.int64)
+    inverse = inverse + 1
+    size = len(unique)
+    # Small things that matter to a driver are rare tiles: they count as if they were common.
+    telling = [artwork.COLOUR[name] for name in ("oil", "oil_sheen", "boost", "boost_mark", "black")]
+    counts += 60 * np.isin(unique, telling).any(axis=1)
+
+    # Squared colour distance by way of dot products; float64 holds these integers exactly.
+    palette = artwork.merge_palette()
+    features = (palette[unique] * COLOUR_WEIGHTS).reshape(size, -1).astype(np.float64)
+    norms = (features**2).sum(axis=1)
+    difference = norms[:, None] + norms[None, :] - 2.0 * (features @ features.T)
+    infinite = np.inf
+    np.fill_diagonal(difference, infinite)
+    alive = np.ones(size, dtype=bool)
+    neighbour = difference.argmin(axis=1)
+    cost = difference[np.arange(size), neighbour]
+    working = difference.copy()
+    for _ in range(max(0, size - MAX_TILES)):
+        loss = np.where(alive, cost * counts, infinite)
+        loser = int(loss.argmin())
+        counts[neighbour[loser]] += counts[loser]
+        alive[loser] = False
+        working[:, loser] = infinite
+        for orphan in np.flatnonzero(alive & (neighbour == loser)):
+            neighbour[orphan] = working[orphan].argmin()
+            cost[orphan] = working[orphan, neighbour[orphan]]
+    kept = np.flatnonzero(alive)
+    np.fill_diagonal(difference, 0.0)
+    number = difference[:, kept].argmin(axis=1)
+    tiles = np.zeros((MAX_TILES, TILE, TILE), dtype=np.uint8)
+    tiles[: len(kept)] = unique[kept].reshape(-1, TILE, TILE)
+    return number[inverse].reshape(CELLS, CELLS).astype(np.uint8), tiles, size - 1

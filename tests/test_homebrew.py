@@ -1,0 +1,873 @@
+"""HomebrewKart on the real snes9x core: the ROM's build, its RAM map, its driving and its rules.
+
+The kart is placed by writing its position to RAM (``kart_x`` and ``kart_y`` are the game's own position, not a copy).
+Ground, checkpoints and walls are looked up in the ROM's own maps, so that the tests hold for any set of courses.
+"""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import hashlib
+import importlib.util
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import stable_retro
+
+from kart_rewards import drivers
+
+ROOT = Path(__file__).resolve().parent.parent
+GAME = ROOT / "integrations" / "HomebrewKart-Snes"
+ROM = (GAME / "rom.sfc").read_bytes()
+COURSES = json.loads((GAME / "courses.json").read_text())["courses"]
+IDS = [course["state"] for course in COURSES]
+BUTTONS = ["B", "Y", "SELECT", "START", "UP", "DOWN", "LEFT", "RIGHT", "A", "X", "L", "R"]
+
+BANK = 0x8000
+FIRST_COURSE_BANK = 10
+BANKS_A_COURSE = 3
+
+ROAD, DIRT, GRASS, BOOST, OIL, LINE, WALL, PIT, WATER = 0x40, 0x54, 0x5A, 0x16, 0x18, 0x1E, 0x80, 0x20, 0x22
+MENU, COUNTDOWN, RACE, FINISH = 0x04, 0x1A, 0x1C, 0x1E
+
+# DESIGN.md section 4.
+REQUIRED = {
+    "laps": (8261825, "|u1"),
+    "checkpoint": (8261824, "|u1"),
+    "num_checkpoints": (8257864, "|u1"),
+    "speed": (8261866, "<s2"),
+    "surface": (8261806, "|u1"),
+    "collision": (8261714, "|u1"),
+    "backward": (267, "|u1"),
+    "current_frame": (8257592, "<u2"),
+}
+ALSO = {
+    (0x88, "<i2"),
+    (0x8C, "<i2"),
+    (0x95, "|u1"),
+    (0xB5, "|u1"),
+    (0x124, "|u1"),
+    (0x100, "<d2"),
+    (0x102, "<d2"),
+    (0x104, "<d2"),
+}
+VARIABLES = {
+    name: (entry["address"], entry["type"])
+    for name, entry in json.loads((GAME / "data.json").read_text())["info"].items()
+}
+HEADING = 0x94  # word whose high byte is kart_direction
+
+
+class Console:
+    """A SNES with the game in it: press buttons, read and write RAM by name."""
+
+    def __init__(self) -> None:
+        self.emulator = stable_retro.RetroEmulator(str(GAME / "rom.sfc"))
+        self.data = stable_retro.data.GameData()
+        self.emulator.configure_data(self.data)
+        assert self.data.load(str(GAME / "data.json"), str(GAME / "scenario.json"))
+
+    def step(self, buttons: Any = (), frames: int = 1) -> None:
+        """Hold buttons for a number of frames."""
+        mask = np.array([name in buttons for name in BUTTONS], dtype=np.uint8)
+        for _ in range(frames):
+            self.emulator.set_button_mask(mask, 0)
+            self.emulator.step()
+
+    def load(self, number: int) -> None:
+        """Load LevelN.state."""
+        self.emulator.set_state(gzip.decompress((GAME / f"Level{number}.state").read_bytes()))
+
+    def __getattr__(self, name: str) -> int:
+        if name not in VARIABLES:
+            raise AttributeError(name)
+        address, kind = VARIABLES[name]
+        # The core's decoder does not know "s"; "i" reads the same bytes with their sign.
+        return int(self.data.memory.extract(address, kind.replace("s", "i")))
+
+    def poke(self, name: str, value: int) -> None:
+        """Write a variable."""
+        address, kind = VARIABLES[name]
+        self.data.memory.assign(address, kind.replace("s", "i"), value)
+
+    def place(self, x: float, y: float, direction: int | None = None) -> None:
+        """Put the kart at a point in world pixels; turn it to a direction, 256 a turn."""
+        self.poke("kart_x", int(x * 4))
+        self.poke("kart_y", int(y * 4))
+        if direction is not None:
+            self.data.memory.assign(HEADING, "<u2", direction << 8)
+            self.data.memory.assign(0x42, "<u2", direction << 8)  # move_dir in defs.inc: direction of travel
+
+    def snapshot(self) -> SimpleNamespace:
+        """What a driver looks at."""
+        return SimpleNamespace(
+            kart_x=self.kart_x,
+            kart_y=self.kart_y,
+            kart_direction=self.kart_direction,
+            speed=self.speed,
+            surface=self.surface,
+        )
+
+    def progress(self) -> int:
+        """Checkpoints passed since the line, negative before it."""
+        return (self.laps - 128) * self.num_checkpoints + self.checkpoint
+
+
+@pytest.fixture
+def console() -> Iterator[Console]:
+    """A powered-on console; the only emulator of the process while a test runs."""
+    gc.collect()
+    machine = Console()
+    yield machine
+    del machine.emulator, machine.data
+    gc.collect()
+
+
+def course_map(course: int, offset: int, side: int, bank: int = 1) -> np.ndarray:
+    """Return a map of a course from the ROM, uint8 (side, side)."""
+    start = (FIRST_COURSE_BANK + BANKS_A_COURSE * course + bank) * BANK + offset
+    return np.frombuffer(ROM, dtype=np.uint8, count=side * side, offset=start).reshape(side, side)
+
+
+def surfaces(course: int) -> np.ndarray:
+    """Return the surface code of each 8-pixel cell, (128, 128)."""
+    return course_map(course, 0, 128)
+
+
+def sectors(course: int) -> np.ndarray:
+    """Return the checkpoint of each 16-pixel cell, (64, 64)."""
+    return course_map(course, 0x4000, 64)
+
+
+def find_ground(code: int, clear: int) -> tuple[int, float, float]:
+    """Return course and centre of a cell with a surface and none but it within ``clear`` cells around."""
+    for course in range(len(COURSES)):
+        ground = surfaces(course)
+        for row, column in np.argwhere(ground == code):
+            around = ground[max(0, row - clear) : row + clear + 1, max(0, column - clear) : column + clear + 1]
+            if (around == code).all():
+                return course, column * 8 + 4, row * 8 + 4
+    raise AssertionError(f"no ground {code:#x} on any course")
+
+
+# --- the files ------------------------------------------------------------------------------------------------------
+
+
+def test_rom_rebuilds_byte_for_byte(tmp_path: Path) -> None:
+    if shutil.which("ca65") is None or shutil.which("ld65") is None:
+        pytest.skip("ca65 and ld65 (package cc65) are not installed")
+    command = [sys.executable, str(ROOT / "homebrew" / "build.py"), "--build-dir", str(tmp_path / "b")]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True)
+    for name in ("rom.sfc", "rom.sha", "courses.json"):
+        assert (tmp_path / name).read_bytes() == (GAME / name).read_bytes(), f"{name} is not what the source builds"
+
+
+def test_header_and_checksum() -> None:
+    assert len(ROM) == 1 << 20
+    assert ROM[0x7FC0:0x7FD5] == b"HOMEBREW KART".ljust(21)
+    assert ROM[0x7FD5] == 0x20, "LoROM"
+    assert 1024 << ROM[0x7FD7] == len(ROM)
+    complement, checksum = (int.from_bytes(ROM[at : at + 2], "little") for at in (0x7FDC, 0x7FDE))
+    assert checksum == sum(ROM) & 0xFFFF
+    assert checksum ^ complement == 0xFFFF
+
+
+def test_rom_sha_matches() -> None:
+    text = (GAME / "rom.sha").read_text()
+    assert text == hashlib.sha1(ROM, usedforsecurity=False).hexdigest() + "\n"
+
+
+def test_data_json_has_every_variable() -> None:
+    for name, where in REQUIRED.items():
+        assert VARIABLES[name] == where
+    assert set(VARIABLES.values()) >= ALSO
+
+
+def test_courses_json() -> None:
+    assert len(COURSES) >= 4
+    assert [c["held_out"] for c in COURSES] == [False] * (len(COURSES) - 1) + [True]
+    assert json.loads((GAME / "metadata.json").read_text())["default_state"] == "Level1"
+    for course in COURSES:
+        assert (GAME / f"{course['state']}.state").exists()
+        assert 20 <= course["num_checkpoints"] <= 32
+        assert set(np.unique(sectors(course["index"]))) == set(range(course["num_checkpoints"]))
+        line = course["centreline"] + course["centreline"][:1]
+        length = sum(np.hypot(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(line))
+        assert length == pytest.approx(course["lap_length"], rel=0.03)
+
+
+@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
+def test_walls_close_the_world(course: int) -> None:
+    ground = surfaces(course)
+    for edge in (ground[:2], ground[-2:], ground[:, :2], ground[:, -2:]):
+        assert (edge == WALL).all()
+
+
+def test_states_are_reproducible(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "homebrew" / "make_states.py"), "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    for course in COURSES:
+        made, kept = ((folder / f"{course['state']}.state").read_bytes() for folder in (tmp_path, GAME))
+        # Another zlib may pack differently; what is packed must be the same.
+        assert gzip.decompress(made) == gzip.decompress(kept)
+
+
+def test_plain_stable_retro_loads_and_steps_it(tmp_path: Path) -> None:
+    script = f"""
+import stable_retro as retro
+retro.data.Integrations.add_custom_path({str(GAME.parent)!r})
+env = retro.make("HomebrewKart-Snes", inttype=retro.data.Integrations.ALL, render_mode="rgb_array")
+observation, info = env.reset()
+assert observation.shape == (224, 256, 3), observation.shape
+for _ in range(30):
+    observation, reward, terminated, truncated, info = env.step([1] + [0] * 11)
+assert info["laps"] == 127 and info["speed"] > 100 and not terminated, info
+assert len(set(map(tuple, observation.reshape(-1, 3)))) > 20
+env.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+# --- start, menu, clock ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("course", COURSES, ids=IDS)
+def test_state_reads_the_start_values(console: Console, course: dict[str, Any]) -> None:
+    console.load(course["index"] + 1)
+    for frame in range(2):
+        assert console.laps == 127
+        assert console.checkpoint == course["num_checkpoints"] - 1
+        assert console.num_checkpoints == course["num_checkpoints"]
+        assert (console.speed, console.surface, console.collision, console.backward) == (0, ROAD, 0, 0)
+        assert console.game_mode == RACE
+        assert console.course == course["index"]
+        assert (console.kart_x // 4, console.kart_y // 4) == (course["start"]["x"], course["start"]["y"])
+        assert console.kart_direction == course["start"]["direction"]
+        assert console.race_minutes == console.race_seconds == 0
+        assert console.race_centiseconds == frame * 2
+        console.step()
+    console.step(("B",), 5)
+    assert console.speed > 0, "the kart can drive from the first frame on"
+
+
+def test_frames_count_from_power_on_through_a_whole_race(console: Console) -> None:
+    driver = drivers.CentrelineDriver(COURSES[1]["centreline"])
+    seen = []
+
+    def frame(buttons: Any = ()) -> None:
+        before = console.current_frame
+        console.step(buttons)
+        assert console.current_frame == (before + 1) % 65536, f"after {before}, mode {console.game_mode:#x}"
+        if not seen or seen[-1] != console.game_mode:
+            seen.append(console.game_mode)
+
+    console.step()
+    for _ in range(60):
+        frame()
+    assert (console.game_mode, console.course) == (MENU, 0)
+    for button, chosen in (("LEFT", len(COURSES) - 1), ("RIGHT", 0), ("RIGHT", 1)):
+        frame((button,))
+        frame((button,))
+        for _ in range(15):
+            frame()
+        assert console.course == chosen
+    frame(("START",))
+    for _ in range(200):
+        frame()
+    assert console.game_mode == RACE
+    for _ in range(6000):
+        frame(driver(console.snapshot()))
+        if console.laps == 133:
+            break
+    assert console.game_mode == FINISH
+    for _ in range(120):
+        frame()
+    frame(("START",))
+    for _ in range(20):
+        frame()
+    assert seen == [0, MENU, COUNTDOWN, RACE, FINISH, MENU]
+
+
+def test_frame_counter_wraps(console: Console) -> None:
+    console.load(1)
+    console.poke("current_frame", 65534)
+    console.step(frames=3)
+    assert console.current_frame == 1
+
+
+def test_countdown_holds_the_kart_and_the_clock(console: Console) -> None:
+    console.step(frames=60)
+    console.step(("START",), 2)
+    console.step(("B",), 60)
+    assert console.game_mode == COUNTDOWN
+    assert (console.speed, console.race_centiseconds) == (0, 0)
+
+
+def test_clock_is_right_and_decimal(console: Console) -> None:
+    console.load(1)
+    console.step(frames=90)
+    assert (console.race_seconds, console.race_centiseconds) == (1, 50)
+    console.step(frames=60 * 60)
+    assert (console.race_minutes, console.race_seconds, console.race_centiseconds) == (1, 1, 50)
+    assert console.data.memory.extract(0x100, "<u2") == 0x50, "binary-coded decimal in memory"
+
+
+# --- whole races ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("course", COURSES, ids=IDS)
+def test_centreline_driver_finishes_five_laps(console: Console, course: dict[str, Any]) -> None:
+    console.load(course["index"] + 1)
+    driver = drivers.CentrelineDriver(course["centreline"])
+    laps, crossings, top = [console.laps], [], 0
+    frame, count, progress = 0, console.current_frame, console.progress()
+    while console.laps != 133:
+        console.step(driver(console.snapshot()))
+        frame += 1
+        assert console.current_frame == (count + frame) % 65536
+        assert console.collision == 0, f"hit a wall at frame {frame}"
+        assert console.backward == 0
+        now = console.progress()
+        assert now in (progress, progress + 1), "checkpoints pass one by one"
+        progress = now
+        top = max(top, console.speed)
+        if console.laps != laps[-1]:
+            laps.append(console.laps)
+            crossings.append(frame)
+        assert frame < 7000, f"only {laps[-1] - 128} laps in {frame} frames"
+    assert laps == [127, 128, 129, 130, 131, 132, 133]
+    lap_seconds = np.diff(crossings) / 60
+    # No lap faster than at boost speed all the way round, none slower than at half the top speed.
+    assert (lap_seconds > course["lap_length"] / 4.6 / 60).all()
+    assert (lap_seconds < course["lap_length"] / 1.8 / 60).all()
+    assert top > 900
+    assert console.game_mode == FINISH
+    clock = console.race_minutes * 60 + console.race_seconds + console.race_centiseconds / 100
+    assert clock == pytest.approx(frame / 60, abs=0.02)
+
+
+def test_finished_kart_rolls_out(console: Console) -> None:
+    console.load(1)
+    console.poke("laps", 132)
+    while console.laps != 133:
+        console.step(("B",))
+    clock, checkpoint = (console.race_seconds, console.race_centiseconds), console.checkpoint
+    console.step(("B", "LEFT"), 300)
+    assert console.speed == 0
+    assert (console.race_seconds, console.race_centiseconds) == clock
+    assert (console.laps, console.checkpoint) == (133, checkpoint)
+
+
+@pytest.mark.parametrize("course", COURSES, ids=IDS)
+def test_flat_out_with_four_frame_repeats_finishes_a_lap(console: Console, course: dict[str, Any]) -> None:
+    """An agent that never lifts and chooses every fourth frame among B, B+LEFT and B+RIGHT can drive every course."""
+    console.load(course["index"] + 1)
+    driver = drivers.CentrelineDriver(course["centreline"], lookahead=60.0, hop=False)
+    for _ in range(400):
+        console.step({"B"} | (driver(console.snapshot()) & {"LEFT", "RIGHT"}), 4)
+        if console.laps == 129:
+            return
+    raise AssertionError(f"checkpoint {console.checkpoint} of lap {console.laps - 127}")
+
+
+def test_same_buttons_same_ram(console: Console) -> None:
+    digests = []
+    for _ in range(2):
+        console.load(3)
+        driver = drivers.RandomDriver(seed=7)
+        for _ in range(600):
+            console.step(driver(console.snapshot()))
+        digests.append(hashlib.sha256(console.emulator.get_state()).hexdigest())
+        ram = bytes(console.data.memory.extract(0x7E0000 + at, "|u1") for at in range(0x2000))
+        digests.append(hashlib.sha256(ram).hexdigest())
+    assert digests[:2] == digests[2:]
+
+
+# --- driving --------------------------------------------------------------------------------------------------------
+
+
+def test_acceleration_and_top_speed(console: Console) -> None:
+    console.load(1)
+    x, y = COURSES[0]["start"]["x"], COURSES[0]["start"]["y"]
+    frames = 0
+    while console.speed < 900:
+        console.step(("B",))
+        console.place(x, y)  # a straight without end
+        frames += 1
+        assert frames < 300
+    assert 2.3 < frames / 60 < 3.7
+    for _ in range(120):
+        console.step(("B",))
+        console.place(x, y)
+    assert 900 < console.speed < 960
+
+
+def test_speed_is_pixels_per_frame(console: Console) -> None:
+    console.load(1)
+    console.step(("B",), 40)
+    before, speed = console.kart_x, console.speed
+    console.step(("B",))
+    assert before - console.kart_x == pytest.approx(speed / 64, abs=1.1), "quarter pixels; the oval starts westward"
+
+
+def test_coasting_and_braking(console: Console) -> None:
+    console.load(1)
+    console.step(("B",), 60)
+    speed = console.speed
+    console.step((), 20)
+    coasted = speed - console.speed
+    speed = console.speed
+    console.step(("Y",), 20)
+    assert 0 < coasted < speed - console.speed
+
+
+def test_reverse_driver_rolls_backwards(console: Console) -> None:
+    console.load(1)
+    x = console.kart_x
+    for _ in range(90):
+        console.step(drivers.reverse(console.snapshot()))
+    assert -280 < console.speed < -200
+    assert console.kart_x > x, "away from the line, which lies to the west"
+    assert console.backward == 0, "the kart still faces along the course"
+    assert console.data.memory.extract(VARIABLES["speed"][0], "<u2") > 0x8000, "two's complement in memory"
+
+
+def test_backward_flag_follows_the_heading(console: Console) -> None:
+    console.load(1)
+    forward = console.kart_direction
+    x, y = console.kart_x / 4, console.kart_y / 4
+    for turn, wrong in ((0, False), (56, False), (72, True), (128, True), (184, True), (200, False)):
+        console.place(x, y, (forward + turn) % 256)
+        console.step()
+        assert console.backward == (0x10 if wrong else 0), f"turned by {turn}/256"
+
+
+def test_turn_around_driver_faces_the_wrong_way(console: Console) -> None:
+    console.load(2)
+    driver = drivers.TurnAround()
+    flags = set()
+    for _ in range(240):
+        console.step(driver(console.snapshot()))
+        flags.add(console.backward)
+    assert flags == {0, 0x10}
+
+
+def test_wrong_way_round_takes_progress_back(console: Console) -> None:
+    console.load(1)
+    x, y = console.kart_x / 4, console.kart_y / 4
+    console.place(x, y, (console.kart_direction + 128) % 256)
+    driver = drivers.CentrelineDriver(COURSES[0]["centreline"], backward=True)
+    best = console.progress()
+    for _ in range(900):
+        console.step(driver(console.snapshot()))
+        assert console.progress() <= best
+    assert console.backward == 0x10
+    # More than a lap the wrong way: the count goes below the grid's, not up.
+    assert console.progress() < best - 20
+    assert console.laps in (126, 127)
+
+
+@pytest.mark.parametrize(("side", "sign"), [("LEFT", -1), ("RIGHT", 1)])
+def test_steering_turns_the_right_way_and_less_at_speed(console: Console, side: str, sign: int) -> None:
+    rates = []
+    for run_up in (45, 200):
+        console.load(1)
+        x, y, direction = console.kart_x / 4, console.kart_y / 4, console.kart_direction
+        for _ in range(run_up):
+            console.step(("B",))
+            console.place(x, y, direction)
+        for _ in range(10):
+            console.step(("B", side))
+            console.place(x, y)
+        before = console.data.memory.extract(HEADING, "<u2")
+        for _ in range(20):
+            console.step(("B", side))
+            console.place(x, y)
+        turned = (console.data.memory.extract(HEADING, "<u2") - before + 32768) % 65536 - 32768
+        assert turned * sign > 0
+        rates.append(abs(turned) / 20)
+    slow, fast = rates
+    assert slow > fast * 1.2
+    radius = console.speed / 256 / (fast / 65536 * 2 * np.pi)
+    assert 95 < radius < 135, "pixels, at full speed"
+
+
+@pytest.mark.parametrize("button", ["L", "R"])
+def test_hop_turns_sharper_and_lands_in_a_drift(console: Console, button: str) -> None:
+    turned = []
+    for hop in ((), (button,)):
+        console.load(1)
+        console.step(("B",), 100)
+        x, y = COURSES[0]["start"]["x"], COURSES[0]["start"]["y"]
+        for _ in range(10):
+            console.step(("B", "RIGHT"))
+            console.place(x, y)
+        before = console.data.memory.extract(HEADING, "<u2")
+        airborne = 0
+        for _ in range(40):
+            console.step(("B", "RIGHT", *hop))
+            console.place(x, y)
+            airborne += console.data.memory.extract(0x44, "<u2") > 0  # height in defs.inc
+        turned.append((console.data.memory.extract(HEADING, "<u2") - before) % 65536)
+        assert (airborne > 0) == bool(hop)
+        assert airborne < 20
+    assert turned[1] > turned[0] * 1.25
+
+
+def test_slow_grounds_have_their_own_top_speeds(console: Console) -> None:
+    tops = {}
+    for code in (DIRT, GRASS):
+        course, x, y = find_ground(code, 2)
+        console.load(course + 1)
+        for frame in range(240):
+            console.place(x, y)
+            console.step(("B",))
+            console.place(x, y)
+            if frame > 60:
+                assert console.surface == code
+        tops[code] = console.speed
+    assert 400 < tops[DIRT] < 560
+    assert 200 < tops[GRASS] < tops[DIRT] - 60
+    # And a fast kart loses speed on them.
+    course, x, y = find_ground(GRASS, 6)
+    console.load(course + 1)
+    console.place(x, y)
+    console.poke("speed", 900)
+    console.step(("B",), 3)
+    assert console.speed < 880
+
+
+def test_boost_pad_speeds_up_above_top(console: Console) -> None:
+    course, x, y = find_ground(BOOST, 0)
+    console.load(course + 1)
+    console.place(x, y)
+    console.poke("speed", 600)
+    console.step(("B",))
+    assert console.surface == BOOST
+    assert 1000 < console.speed < 1300
+    console.place(COURSES[course]["start"]["x"], COURSES[course]["start"]["y"])
+    boosted = console.speed
+    console.step(("B",), 5)
+    assert console.speed < boosted, "it wears off"
+
+
+def test_oil_takes_the_steering(console: Console) -> None:
+    course, x, y = find_ground(OIL, 0)
+    turned = []
+    for on_oil in (True, False):
+        console.load(course + 1)
+        if on_oil:
+            along = course_map(course, 0x5000, 64)[int(y) // 16, int(x) // 16]
+            console.place(x, y, int(along))
+        console.poke("speed", 500)
+        console.step(("B",))
+        assert (console.surface == OIL) == on_oil
+        before = console.data.memory.extract(HEADING, "<u2")
+        console.step(("B", "RIGHT"), 15)
+        turned.append((console.data.memory.extract(HEADING, "<u2") - before + 32768) % 65536 - 32768)
+    assert abs(turned[0]) < abs(turned[1]) / 4
+
+
+def test_start_line_drives_like_road(console: Console) -> None:
+    console.load(1)
+    seen = set()
+    for _ in range(80):
+        before = console.speed
+        console.step(("B",))
+        seen.add(console.surface)
+        assert console.speed > before
+    assert seen == {ROAD, LINE}
+
+
+@pytest.mark.parametrize("code", [WATER, PIT])
+def test_deep_ground_swallows_and_rescues(console: Console, code: int) -> None:
+    course, x, y = find_ground(code, 1)
+    console.load(course + 1)
+    console.step(("B",), 150)
+    laps, checkpoint = console.laps, console.checkpoint
+    console.place(x, y)
+    clock = console.race_minutes * 60 + console.race_seconds
+    frames = 0
+    console.step(("B",))
+    while console.surface == code:
+        console.step(("B",))
+        assert console.speed == 0
+        frames += 1
+        assert frames < 200
+    assert 1.4 < frames / 60 < 2.2
+    assert console.race_minutes * 60 + console.race_seconds > clock, "the clock runs on"
+    assert console.surface == ROAD
+    assert (console.laps, console.checkpoint) == (laps, checkpoint)
+    assert sectors(course)[console.kart_y // 64, console.kart_x // 64] == checkpoint
+    line = np.array(COURSES[course]["centreline"])
+    here = np.array([console.kart_x / 4, console.kart_y / 4])
+    assert np.hypot(*(line - here).T).min() < 12
+    assert console.backward == 0
+    console.step(("B",), 20)
+    assert console.speed > 50
+
+
+# --- walls ----------------------------------------------------------------------------------------------------------
+
+
+def find_wall_face() -> tuple[float, float]:
+    """Return a spot on the first course from which a kart heading north meets the world's wall after 60 pixels."""
+    ground = surfaces(0)
+    for column in range(4, 124):
+        if (ground[2:16, column - 2 : column + 3] == GRASS).all():
+            return column * 8 + 4, 16 + 60
+    raise AssertionError("no free stretch below the northern wall")
+
+
+def test_wall_stops_and_bounces(console: Console) -> None:
+    x, y = find_wall_face()
+    console.load(1)
+    console.place(x, y, 0)
+    console.poke("speed", 900)
+    hits = []
+    for frame in range(60):
+        before = console.speed
+        console.step(("B",))
+        row, column = console.kart_y // 32, console.kart_x // 32
+        assert surfaces(0)[row, column] != WALL, "never inside a wall"
+        if console.collision:
+            hits.append(frame)
+            assert console.surface == WALL
+            assert before > 0
+            assert -260 <= console.speed < 0
+        else:
+            assert console.surface != WALL
+    assert hits, "the kart met the wall"
+    assert len(hits) < 10, "only frames that touch count"
+
+
+def test_wall_collision_holds_for_reverse_gear(console: Console) -> None:
+    x, y = find_wall_face()
+    console.load(1)
+    console.place(x, y - 40, 128)
+    speeds = []
+    for _ in range(120):
+        console.step(("Y",))
+        speeds.append((console.speed, console.collision))
+    assert any(collision and speed > 0 for speed, collision in speeds)
+
+
+def test_kart_put_into_a_wall_is_rescued(console: Console) -> None:
+    console.load(1)
+    console.place(8, 8)
+    console.step(("B",), 10)
+    assert console.surface == ROAD
+    assert sectors(0)[console.kart_y // 64, console.kart_x // 64] == console.checkpoint
+
+
+@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
+def test_no_wall_traps_a_kart(console: Console, course: int) -> None:
+    """Full throttle without a thought, from every side: the kart keeps getting away from where it bumps."""
+    line = COURSES[course]["centreline"]
+    x, y = line[len(line) // 3]
+    for direction in range(0, 256, 64):
+        console.load(course + 1)
+        console.place(x, y, direction)
+        trail = []
+        for _ in range(1500):
+            console.step(drivers.full_throttle(console.snapshot()))
+            trail.append((console.kart_x / 4, console.kart_y / 4))
+            assert surfaces(course)[console.kart_y // 32, console.kart_x // 32] != WALL
+        for start in range(0, 1500, 500):
+            span = np.ptp(np.array(trail[start : start + 500]), axis=0)
+            assert span.max() > 60, f"stuck near {trail[start + 250]}"
+
+
+@pytest.mark.parametrize("side", ["LEFT", "RIGHT"])
+def test_wall_hugger_hits_walls(console: Console, side: str) -> None:
+    console.load(1)
+    driver = drivers.WallHugger(side)
+    hits = 0
+    for _ in range(900):
+        console.step(driver(console.snapshot()))
+        hits += console.collision != 0
+    assert hits >= 7
+
+
+# --- checkpoints and laps -------------------------------------------------------------------------------------------
+
+
+def test_shuttling_over_the_line_never_counts(console: Console) -> None:
+    console.load(1)
+    best = 0
+    for _ in range(4):
+        while console.laps != 128:
+            console.step(("B",))
+        console.step(("B",), 10)
+        best = max(best, console.laps)
+        assert console.checkpoint == 0
+        for _ in range(400):
+            console.step(("Y",))
+            if console.laps == 127:
+                break
+        assert console.laps == 127
+        assert console.checkpoint == console.num_checkpoints - 1
+        console.step(("Y",), 20)
+    assert best == 128
+
+
+def sector_centre(course: int, sector: int) -> tuple[float, float]:
+    """Return a point of the centreline in the middle of a sector."""
+    line, n = COURSES[course]["centreline"], COURSES[course]["num_checkpoints"]
+    x, y = line[int((sector + 0.5) * len(line) / n)]
+    assert sectors(course)[y // 16, x // 16] == sector
+    return x, y
+
+
+@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
+def test_sectors_count_in_order_only(console: Console, course: int) -> None:
+    n = COURSES[course]["num_checkpoints"]
+    console.load(course + 1)
+
+    def visit(sector: int) -> tuple[int, int]:
+        console.place(*sector_centre(course, sector % n))
+        console.step()
+        return console.checkpoint, console.laps
+
+    assert visit(0) == (0, 128)
+    assert visit(2) == (0, 128), "one left out"
+    assert visit(n // 2) == (0, 128), "across the infield"
+    assert visit(n - 2) == (0, 128)
+    assert visit(1) == (1, 128)
+    assert visit(3) == (1, 128)
+    assert visit(0) == (0, 128), "back again"
+    assert visit(n - 1) == (n - 1, 127), "back over the line"
+    assert visit(0) == (0, 128)
+    for sector in range(1, n):
+        assert visit(sector) == (sector, 128)
+    assert visit(n) == (0, 129), "a whole lap"
+    for sector in range(n - 1, n // 2, -1):
+        visit(sector)
+    assert (console.checkpoint, console.laps) == (n // 2 + 1, 128)
+    # From half-way straight to the line: no lap.
+    assert visit(0) == (n // 2 + 1, 128)
+    assert visit(1) == (n // 2 + 1, 128)
+
+
+def test_cutting_the_infield_counts_nothing(console: Console) -> None:
+    """A kart that circles round the start line without going round the course gets no lap."""
+    console.load(1)
+    console.step(("B",), 120)
+    laps = {console.laps}
+    progress = console.progress()
+    for _ in range(1200):
+        console.step(("B", "RIGHT"))
+        laps.add(console.laps)
+        assert console.progress() < progress + console.num_checkpoints // 2
+    assert laps <= {127, 128}
+
+
+@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
+def test_driving_the_road_never_skips_a_sector(course: int) -> None:
+    """Neighbouring cells of road belong to the same or to successive sectors: nothing leaks between stretches."""
+    n = COURSES[course]["num_checkpoints"]
+    sector = sectors(course).astype(int)
+    driveable = np.isin(surfaces(course), (ROAD, OIL, BOOST, LINE)).reshape(64, 2, 64, 2).all(axis=(1, 3))
+    for a, b, both in (
+        (sector[1:], sector[:-1], driveable[1:] & driveable[:-1]),
+        (sector[:, 1:], sector[:, :-1], driveable[:, 1:] & driveable[:, :-1]),
+    ):
+        assert both.sum() > 300
+        assert set(((a - b) % n)[both]) <= {0, 1, n - 1}
+
+
+def short_cuts() -> list[Any]:
+    """Return (course, points) of every short cut in the courses' descriptions."""
+    spec = importlib.util.spec_from_file_location("homebrew_courses", ROOT / "homebrew" / "courses.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return [
+        pytest.param(index, feature.points, id=f"{IDS[index]}-{feature.points[0]}")
+        for index, course in enumerate(module.COURSES)
+        for feature in course.features
+        if getattr(feature, "short_cut", False)
+    ]
+
+
+@pytest.mark.parametrize(("course", "points"), short_cuts())
+def test_short_cut_passes_every_checkpoint(console: Console, course: int, points: list[tuple[int, int]]) -> None:
+    """Driving a short cut is a legal way round: no checkpoint is left out."""
+    console.load(course + 1)
+    line = [tuple(p) for p in COURSES[course]["centreline"]]
+    leave, join = (
+        min(range(len(line)), key=lambda k: np.hypot(line[k][0] - p[0], line[k][1] - p[1]))
+        for p in points[:: len(points) - 1]
+    )
+    # Turn in a little early and join a little late, as a driver would.
+    corners = [line[leave - 6], *points[1:-1], line[(join + 6) % len(line)]]
+    cut = line[: leave - 6]
+    for (ax, ay), (bx, by) in itertools.pairwise(corners):
+        steps = max(1, round(np.hypot(bx - ax, by - ay) / 8))
+        cut += [(ax + (bx - ax) * k / steps, ay + (by - ay) * k / steps) for k in range(steps)]
+    cut += line[join + 6 :]
+    driver = drivers.CentrelineDriver(cut)
+    dirt, progress = 0, console.progress()
+    for _ in range(1800):
+        console.step(driver(console.snapshot()))
+        dirt += console.surface == DIRT
+        progress = max(progress, console.progress())
+        assert console.progress() >= progress - 1
+        if console.laps == 129:
+            break
+    assert console.laps == 129
+    assert dirt > 10
+
+
+# --- drivers --------------------------------------------------------------------------------------------------------
+
+
+def kart(**values: int) -> SimpleNamespace:
+    """A snapshot made by hand."""
+    return SimpleNamespace(**{"kart_x": 0, "kart_y": 0, "kart_direction": 0, "speed": 0, "surface": ROAD} | values)
+
+
+def test_centreline_driver_steers_to_the_line() -> None:
+    north = [(500, y) for y in range(900, 100, -8)] + [(700, 100), (700, 900)]
+    driver = drivers.CentrelineDriver(north)
+    assert driver(kart(kart_x=500 * 4, kart_y=800 * 4)) == {"B"}
+    assert driver(kart(kart_x=480 * 4, kart_y=800 * 4)) == {"B", "RIGHT"}
+    assert driver(kart(kart_x=520 * 4, kart_y=800 * 4)) == {"B", "LEFT"}
+
+
+def test_centreline_driver_refuses_a_line_of_two_points() -> None:
+    with pytest.raises(ValueError, match="three points"):
+        drivers.CentrelineDriver([(0, 0), (1, 1)])
+
+
+def test_random_driver_is_seeded_and_holds_its_choice() -> None:
+    one, two, other = (drivers.RandomDriver(seed, hold=4) for seed in (1, 1, 2))
+    first = [one(kart()) for _ in range(80)]
+    assert first == [two(kart()) for _ in range(80)]
+    assert first != [other(kart()) for _ in range(80)]
+    assert all(len(set(first[k : k + 4])) == 1 for k in range(0, 80, 4))
+    assert set(first) <= set(drivers.RandomDriver.CHOICES)
+
+
+def test_simple_drivers() -> None:
+    assert drivers.full_throttle(kart()) == {"B"}
+    assert drivers.reverse(kart()) == {"Y"}
+    assert drivers.coast(kart()) == set()
+    assert drivers.turn_difference(10, 250) == 16
+    assert drivers.turn_difference(250, 10) == -16
+    with pytest.raises(ValueError, match="LEFT or RIGHT"):
+        drivers.WallHugger("UP")
+    with pytest.raises(ValueError, match="at least 1"):
+        drivers.RandomDriver(hold=0)

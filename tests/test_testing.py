@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import gzip
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from kart_rewards.done import REFERENCE_RULES, EpisodeDone, as_rule
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.race import RaceMetrics
+from kart_rewards.rewards import REFERENCE_TERMS
+from kart_rewards.testing import TRACES, load_trace, score, snapshot
+
+# What the recorded drives pay, term by term: worked out once, to notice when scoring changes.
+GOLDEN = {
+    "race": {"wall": 0, "checkpoint": 36000, "terrain": -45, "time": -51.5, "backwards": 0},
+    "walls": {"wall": -310, "checkpoint": 2100, "terrain": -345, "time": -28.5, "backwards": 0},
+    "reverse": {"wall": -140, "checkpoint": 0, "terrain": -150, "time": -20, "backwards": 0},
+    "wander": {"wall": -220, "checkpoint": 1200, "terrain": -495, "time": -49.5, "backwards": -170},
+}
+
+
+def test_snapshots_are_the_start_of_a_race_with_changes() -> None:
+    ram = snapshot(speed=-5, altitude=3)
+    assert (ram.laps, ram.checkpoint, ram.speed, ram.altitude) == (127, 29, -5, 3)
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_recorded_drives_are_scored_to_golden_totals(name: str) -> None:
+    assert score(load_trace(name), REFERENCE_TERMS) == GOLDEN[name]
+
+
+def test_the_recorded_race_is_a_whole_race() -> None:
+    trace = load_trace("race")
+    done = EpisodeDone([as_rule(rule) for rule in REFERENCE_RULES])
+    ends = [done(ram) for ram in trace]
+    assert (set(ends[:-1]), ends[-1]) == ({None}, "race_finished")
+    assert all((after.current_frame - ram.current_frame) % 65536 == 1 for ram, after in pairwise(trace))
+    metrics = RaceMetrics(trace[0], 60.0)
+    for ram in trace[1:]:
+        metrics.update(ram)
+    clock_seconds = trace[-1].race_minutes * 60 + trace[-1].race_seconds + trace[-1].race_centiseconds / 100
+    assert metrics.summary()["race_time_seconds"] == pytest.approx(clock_seconds, abs=0.1)
+    assert metrics.summary()["laps_completed"] == 5
+
+
+def test_every_shipped_trace_has_its_golden_totals() -> None:
+    assert sorted(path.name.removesuffix(".csv.gz") for path in TRACES.iterdir()) == sorted(GOLDEN)
+
+
+def test_bad_traces_are_told(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match=r"nowhere\.csv\.gz: no such trace; the package brings race, reverse"):
+        load_trace("nowhere")
+    for content in (b"plain", gzip.compress(b""), gzip.compress(b"a,b\n1\n"), gzip.compress(b"a,b\n1,x\n")):
+        path = tmp_path / "bad.csv.gz"
+        path.write_bytes(content)
+        with pytest.raises(KartRewardsError, match="is not a trace"):
+            load_trace(path)
+
+
+def test_a_term_is_tested_without_emulator_or_torch() -> None:
+    import subprocess
+
+    code = "import sys, kart_rewards.testing; print('stable_retro' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
