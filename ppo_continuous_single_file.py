@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -223,6 +223,39 @@ def make_training_env(env: EnvOptions, video_folder: Path | None) -> gym.Env:
     if video_folder:
         made = RecordEpisodes(made, video_folder, ever_fewer)
     return LastInfoOnly(gym.wrappers.RecordEpisodeStatistics(made))
+
+
+@contextmanager
+def environments(args: Args, video_folder: Path) -> Iterator[AsyncVectorEnv]:
+    """Makes the environments, a process each, and ends them however the block ends.
+
+    The first is also made, and closed, in this process, so that bad options end here with one message.
+    """
+    gym.logger.min_level = gym.logger.ERROR + 1  # a worker's error reaches us as an exception; its traceback is noise
+    video_folders = [video_folder if args.run.capture_video and i == 0 else None for i in range(args.ppo.num_envs)]
+    envs = AsyncVectorEnv(
+        [functools.partial(make_training_env, args.env, folder) for folder in video_folders],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    try:
+        yield envs
+        envs.close()  # politely, so that a video is finished
+    finally:
+        for process in envs.processes:
+            process.kill()
+        for process in envs.processes:
+            process.join()
+        envs.closed = True  # or it would talk to them when it is garbage-collected
+
+
+def describe_dead(envs: AsyncVectorEnv) -> str:
+    """Says which of the environments' processes ended, and how."""
+    ended = multiprocessing.connection.wait([process.sentinel for process in envs.processes], timeout=5)
+    dead = [(i, process) for i, process in enumerate(envs.processes) if process.sentinel in ended]
+    for _, process in dead:
+        process.join()  # its end of the pipe closes a moment before its exit code is known
+    listed = ", ".join(f"number {i} (exit code {process.exitcode})" for i, process in dead)
+    return f"an environment's process ended unexpectedly: {listed or 'which one is not known'}"
 
 
 def _serve_parent() -> None:
@@ -718,6 +751,17 @@ def log_episode(writer: SummaryWriter, info: dict[str, Any], steps: int, progres
     progress.best_lap_seconds = min(progress.best_lap_seconds, race.get("best_lap_time_seconds", math.inf))
 
 
+def unwritable(folder: Path, error: OSError) -> KartRewardsError:
+    """The error that a run's folder can't be written."""
+    return KartRewardsError(f"{folder}: can't be written: {error.strerror}: free space there, or choose --runs-path")
+
+
+def close_writer(writer: SummaryWriter) -> None:
+    """Closes the TensorBoard log; on a full disk what it still holds can't be kept."""
+    with suppress(OSError):
+        writer.close()
+
+
 def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWriter:
     """Makes the run's folder and TensorBoard log, and notes the options and the reward terms there.
 
@@ -747,146 +791,148 @@ def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWr
     return writer
 
 
-def close_environments(envs: AsyncVectorEnv, politely: bool) -> None:
-    """Ends the environments' processes; politely, so that videos are finished, unless one of them may not answer."""
-    if politely:
-        envs.close()
-    for process in envs.processes:
-        process.kill()
-        process.join()
-    envs.closed = True  # or it would talk to them when it is garbage-collected
+@dataclass
+class Training:
+    """What training changes, and a checkpoint holds: the agent, its optimizer, and how far they are."""
+
+    agent: Agent
+    optimizer: torch.optim.Optimizer
+    updates: int = 0
+    steps: int = 0
+
+    def checkpoint(self, args: Args, rules: Rules) -> dict[str, Any]:
+        """Returns what ``save_checkpoint`` writes."""
+        return {
+            "agent": self.agent.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "steps": self.steps,
+            "torch_rng": torch.get_rng_state(),
+            "options": plain(asdict(args)),
+            "rules": rules.fingerprints(),
+        }
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            KartRewardsError: Its agent is for other observations or actions.
+        """
+        try:
+            self.agent.load_state_dict(checkpoint["agent"])
+        except RuntimeError:
+            raise KartRewardsError(
+                "the checkpoint's agent is for other observations or actions than these options make"
+            ) from None
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.updates, self.steps = checkpoint["updates"], checkpoint["steps"]
+        torch.set_rng_state(checkpoint["torch_rng"])
+
+
+def train(
+    training: Training,
+    envs: AsyncVectorEnv,
+    writer: SummaryWriter,
+    progress: Progress,
+    args: Args,
+    should_stop: Callable[[], bool],
+    save: Callable[[], None],
+) -> None:
+    """Plays and learns, until all steps are done or ``should_stop`` says so."""
+    agent, ppo = training.agent, args.ppo
+    device = next(agent.parameters()).device
+    observation, _ = envs.reset(seed=args.run.seed + training.steps)
+    rollout = Rollout.empty(envs, ppo.num_steps, device)
+    rollout.next_observation = torch.as_tensor(observation, device=device)
+    while training.steps + ppo.batch_size <= ppo.total_timesteps:
+        learning_rate = ppo.learning_rate
+        if ppo.anneal_lr:
+            learning_rate *= 1.0 - training.steps / ppo.total_timesteps
+        training.optimizer.param_groups[0]["lr"] = learning_rate
+
+        steps = training.steps
+
+        def on_step(infos: dict[str, Any]) -> bool:
+            nonlocal steps
+            steps += ppo.num_envs
+            for info in final_infos(infos):
+                log_episode(writer, info, steps, progress)
+            progress.show(steps)
+            return should_stop()
+
+        if not collect(agent, envs, rollout, ppo.gamma, on_step):
+            return
+        with torch.no_grad():
+            next_value = agent.get_value(rollout.next_observation)
+        advantages, returns = gae(rollout, next_value, ppo.gamma, ppo.gae_lambda)
+        losses = update(agent, training.optimizer, rollout, advantages, returns, ppo)
+        training.updates, training.steps = training.updates + 1, steps
+
+        for name, value in losses.items():
+            writer.add_scalar(f"losses/{name}", value, steps)
+        writer.add_scalar("charts/learning_rate", learning_rate, steps)
+        writer.add_scalar("charts/SPS", progress.steps_per_second(steps), steps)
+        if args.run.checkpoint_interval and training.updates % args.run.checkpoint_interval == 0:
+            save()
 
 
 def main() -> None:
     args, checkpoint = parse_args()
     args.env = choose_game(args.env)
-    ppo = args.ppo
     device = choose_device(args.run.device)
+    scenario = find_game(args.env.env_id, args.env.integrations_path).json_path(args.env.scenario)
+    rules = load_rules(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
+    if checkpoint:
+        check_rules(args.run, checkpoint["rules"], rules.fingerprints())
     random.seed(args.run.seed)
     np.random.seed(args.run.seed)
     torch.manual_seed(args.run.seed)
     torch.backends.cudnn.deterministic = args.run.torch_deterministic
 
-    # The run's folder: a resumed run goes on in its own.
-    if args.run.resume:
+    if args.run.resume:  # a resumed run goes on in its own folder
         folder = args.run.resume.parent
     else:
         folder = args.run.runs_path / f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__{int(time.time())}"
     agent_path = folder / "agent.pt"
-    scenario = find_game(args.env.env_id, args.env.integrations_path).json_path(args.env.scenario)
-    rules = load_rules(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
-    if checkpoint:
-        check_rules(args.run, checkpoint["rules"], rules.fingerprints())
     print(f"{args.env.env_id} on {device}, logging to {folder}\n{rules.table()}\n")
 
-    # Environments. The first is made and closed in this process, so that bad options end here with one message.
-    gym.logger.min_level = gym.logger.ERROR + 1  # a worker's error reaches us as an exception; its traceback is noise
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    video_folders = [folder / "videos" if args.run.capture_video and i == 0 else None for i in range(ppo.num_envs)]
-    envs = AsyncVectorEnv(
-        [functools.partial(make_training_env, args.env, video_folder) for video_folder in video_folders],
-        autoreset_mode=AutoresetMode.SAME_STEP,
-    )
-
-    # Agent.
-    agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5)
-    updates = steps = 0
-    if checkpoint:
-        try:
-            agent.load_state_dict(checkpoint["agent"])
-        except RuntimeError:
-            close_environments(envs, politely=True)
-            raise KartRewardsError(
-                f"{args.run.resume}: holds an agent for other observations or actions than these options make"
-            ) from None
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["torch_rng"])
-        updates, steps = checkpoint["updates"], checkpoint["steps"]
-
-    def save() -> None:
-        state = {
-            "agent": agent.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "updates": updates,
-            "steps": steps,
-            "torch_rng": torch.get_rng_state(),
-            "options": plain(asdict(args)),
-            "rules": rules.fingerprints(),
-        }
-        save_checkpoint(agent_path, state)
-
-    failure: KartRewardsError | None = None
-    writer: SummaryWriter | None = None
-    progress = Progress(ppo.total_timesteps, steps)
     threading.excepthook = lambda _: None  # TensorBoard's writer thread: its error is raised at our next call, too
-    try:
-        writer = open_writer(folder, args, rules, steps)
-        save()  # a disk that can't take a checkpoint should say so now
-        observation, _ = envs.reset(seed=args.run.seed + steps)
-        rollout = Rollout.empty(envs, ppo.num_steps, device)
-        rollout.next_observation = torch.as_tensor(observation, device=device)
 
-        while steps + ppo.batch_size <= ppo.total_timesteps:
-            if ppo.anneal_lr:
-                optimizer.param_groups[0]["lr"] = (1.0 - steps / ppo.total_timesteps) * ppo.learning_rate
+    with ExitStack() as closing:
+        envs = closing.enter_context(environments(args, folder / "videos"))
+        agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
+        training = Training(agent, torch.optim.Adam(agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5))
+        if checkpoint:
+            training.load(checkpoint)
 
-            steps_now = steps
+        def save() -> None:
+            save_checkpoint(agent_path, training.checkpoint(args, rules))
 
-            def on_step(infos: dict[str, Any]) -> bool:
-                nonlocal steps_now
-                steps_now += ppo.num_envs
-                for info in final_infos(infos):
-                    log_episode(writer, info, steps_now, progress)
-                progress.show(steps_now)
-                return stop.is_set()
-
-            if not collect(agent, envs, rollout, ppo.gamma, on_step):
-                break
-            with torch.no_grad():
-                next_value = agent.get_value(rollout.next_observation)
-            advantages, returns = gae(rollout, next_value, ppo.gamma, ppo.gae_lambda)
-            losses = update(agent, optimizer, rollout, advantages, returns, ppo)
-            updates, steps = updates + 1, steps_now
-
-            for name, value in losses.items():
-                writer.add_scalar(f"losses/{name}", value, steps)
-            writer.add_scalar("charts/learning_rate", optimizer.param_groups[0]["lr"], steps)
-            writer.add_scalar("charts/SPS", progress.steps_per_second(steps), steps)
-            progress.show(steps)
-            if args.run.checkpoint_interval and updates % args.run.checkpoint_interval == 0:
+        progress = Progress(args.ppo.total_timesteps, training.steps)
+        try:
+            writer = open_writer(folder, args, rules, training.steps)
+            closing.callback(close_writer, writer)
+            save()  # a disk that can't take a checkpoint should say so now
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        try:
+            train(training, envs, writer, progress, args, stop.is_set, save)
+        except (EOFError, ConnectionError):
+            raise KartRewardsError(describe_dead(envs)) from None
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        finally:
+            progress.finish(training.steps)
+            try:
                 save()
-    except (EOFError, ConnectionError):
-        multiprocessing.connection.wait([process.sentinel for process in envs.processes], timeout=5)
-        dead = [
-            f"number {i} (exit code {process.exitcode})" for i, process in enumerate(envs.processes) if process.exitcode
-        ]
-        failure = KartRewardsError(f"an environment's process ended unexpectedly: {', '.join(dead) or 'unknown'}")
-    except OSError as error:
-        failure = KartRewardsError(
-            f"{folder}: can't be written: {error.strerror}: free space there, or choose --runs-path"
-        )
-    except KartRewardsError as error:  # a reward term went wrong
-        failure = error
-    finally:
-        close_environments(envs, politely=failure is None)
-
-    try:
-        save()
-        saved = f"saved {agent_path} after {updates} updates"
-        if steps + ppo.batch_size <= ppo.total_timesteps:
-            saved += f"; go on with: python {Path(__file__).name} --resume {agent_path}"
-    except OSError as error:
-        saved = f"{agent_path} could not be saved now ({error.strerror})"
-    progress.finish(steps)
-    with suppress(OSError):
-        if writer:
-            writer.close()
-    print(saved)
-    if failure:
-        raise failure
+                print(f"saved {agent_path} after {training.updates} updates")
+            except OSError as error:
+                print(f"{agent_path} could not be saved again: {error.strerror}")
+        if stop.is_set():
+            print(f"go on with: python {Path(__file__).name} --resume {agent_path}")
 
 
 if __name__ == "__main__":
