@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -62,12 +62,15 @@ class RunOptions:
     """Where the agent runs. auto: cuda if there is one, else cpu."""
     torch_deterministic: bool = True
     """Use only deterministic algorithms in cuDNN."""
-    resume: Path | None = None
-    """Checkpoint to go on from, such as runs/NAME/agent.pt. Its options hold, but for those given again here."""
+    resume: str | None = None
+    """Checkpoint to go on from, such as runs/NAME/agent.pt; its options hold, but for those given again here. auto: the
+    newest whole one of a run with this game, name and seed, if there is any."""
     allow_changed_rewards: bool = False
     """Resume though the reward terms or done rules are not those of the checkpoint."""
     checkpoint_interval: int = 20
     """Save a checkpoint every so many updates, and at the end. 0: at the end only."""
+    checkpoints_kept: int = 3
+    """Keep the last so many checkpoints, as agent-STEPS.pt; agent.pt is the newest."""
     capture_video: bool = False
     """Write episodes of the first environment as MP4 to the run's folder, ever fewer as training goes on."""
     track: bool = False
@@ -200,13 +203,13 @@ class Args:
 
 
 # -------------------------------------------------------------------------------------------------------- environments
-def make_training_env(env: EnvOptions, video_folder: Path | None) -> gym.Env:
+def make_training_env(env: EnvOptions, index: int, video_folder: Path | None) -> gym.Env:
     """Makes one environment; this runs in a process of its own."""
     _serve_parent()
     made = make_env(
         env.env_id,
         integrations=env.integrations_path,
-        max_episode_steps=env.max_episode_steps,
+        max_episode_steps=None,
         state=env.state,
         scenario=env.scenario,
         info=env.info,
@@ -222,7 +225,7 @@ def make_training_env(env: EnvOptions, video_folder: Path | None) -> gym.Env:
     )
     if video_folder:
         made = RecordEpisodes(made, video_folder, ever_fewer)
-    return LastInfoOnly(gym.wrappers.RecordEpisodeStatistics(made))
+    return TrainingEpisodes(made, index, env.max_episode_steps)
 
 
 @contextmanager
@@ -232,11 +235,11 @@ def environments(args: Args, video_folder: Path) -> Iterator[AsyncVectorEnv]:
     The first is also made, and closed, in this process, so that bad options end here with one message.
     """
     gym.logger.min_level = gym.logger.ERROR + 1  # a worker's error reaches us as an exception; its traceback is noise
-    video_folders = [video_folder if args.run.capture_video and i == 0 else None for i in range(args.ppo.num_envs)]
-    envs = AsyncVectorEnv(
-        [functools.partial(make_training_env, args.env, folder) for folder in video_folders],
-        autoreset_mode=AutoresetMode.SAME_STEP,
-    )
+    makers = [
+        functools.partial(make_training_env, args.env, i, video_folder if args.run.capture_video and i == 0 else None)
+        for i in range(args.ppo.num_envs)
+    ]
+    envs = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
     try:
         yield envs
         envs.close()  # politely, so that a video is finished
@@ -273,12 +276,51 @@ def _serve_parent() -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-class LastInfoOnly(gym.Wrapper):
-    """Keeps only an episode's last info, which training reads: the others would cost time between processes."""
+class TrainingEpisodes(gym.Wrapper):
+    """What training wants of episodes: a step limit, their return and length, and to go on from a checkpoint.
+
+    Only an episode's last info is kept, which training reads: the others would cost time between processes. It gains
+    ``episode``: ``r``, the return, and ``l``, the length in steps, as Gymnasium's RecordEpisodeStatistics calls them.
+
+    ``reset`` takes ``options={"states": [...]}``, what ``get_state`` returned of each environment, to go on from there.
+
+    Args:
+        env: A ``KartEnv``, or a wrapper around one.
+        index: Its number among the run's environments.
+        max_episode_steps: Steps after which an episode is truncated.
+    """
+
+    def __init__(self, env: gym.Env, index: int, max_episode_steps: int) -> None:
+        super().__init__(env)
+        self.index = index
+        self.max_episode_steps = max_episode_steps
+        self.episode_return = 0.0
+        self.episode_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.episode_return = 0.0
+        self.episode_steps = 0
+        observation, info = self.env.reset(seed=seed, options=options)
+        if options and "states" in options:
+            state = options["states"][self.index]
+            self.episode_return, self.episode_steps = state["return"], state["steps"]
+            observation = self.unwrapped.set_state(state["env"])  # type: ignore[attr-defined]
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, reward, terminated, truncated, info if terminated or truncated else {}
+        self.episode_return += float(reward)
+        self.episode_steps += 1
+        truncated = truncated or self.episode_steps >= self.max_episode_steps
+        if not (terminated or truncated):
+            return observation, reward, False, False, {}
+        info["episode"] = {"r": self.episode_return, "l": self.episode_steps}
+        return observation, reward, terminated, truncated, info
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns all that the rest of the run depends on, as plain values and bytes."""
+        env = self.unwrapped.get_state()  # type: ignore[attr-defined]
+        return {"return": self.episode_return, "steps": self.episode_steps, "env": env}
 
 
 def final_infos(infos: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -569,25 +611,44 @@ def update(
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint. The file is whole at every moment: the new one replaces the old at a stroke.
+def save_checkpoint(folder: Path, content: dict[str, Any], kept: int) -> None:
+    """Writes a checkpoint as agent-STEPS.pt and agent.pt, and removes all but the newest.
+
+    A file of that name is whole at every moment: the new one takes its place at a stroke.
+
+    Args:
+        folder: The run's folder.
+        content: What ``load_checkpoint`` returns again.
+        kept: How many checkpoints to keep.
 
     Raises:
-        OSError: The disk is full or read-only; the old checkpoint is still there.
+        OSError: The disk is full or read-only; the old checkpoints are still there.
     """
     buffer = io.BytesIO()  # torch.save tells a full disk by a RuntimeError; a plain write says what happened
     torch.save(content, buffer)
-    temporary = path.with_name(f".{path.name}.partial")
+    path = folder / f"agent-{content['steps']}.pt"
+    temporary = folder / ".agent.pt.partial"
     try:
         with temporary.open("wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        temporary.hardlink_to(path)
+        temporary.replace(folder / "agent.pt")
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
+    for old in checkpoints(folder)[max(kept, 1) :]:
+        old.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints in a run's folder, newest first."""
+    return sorted(folder.glob("agent-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -608,6 +669,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ):
         raise KartRewardsError(f"{path}: is not a checkpoint of this script")
     return checkpoint
+
+
+def newest_checkpoint(args: Args) -> Path | None:
+    """Returns the newest whole checkpoint of a run with this game, name and seed; says which damaged ones it passed."""
+    runs = args.run.runs_path.glob(f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__*")
+    found = [path for run in runs for path in checkpoints(run)]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            load_checkpoint(path)
+            return path
+        except KartRewardsError as error:
+            print(f"passed over: {error}")
+    return None
 
 
 def plain(value: Any) -> Any:
@@ -679,14 +753,32 @@ def duration(seconds: float) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
+def choose_game(env: EnvOptions) -> EnvOptions:
+    """Returns the options with the game that can run: the free one stands in for the retail one, and says so."""
+    try:
+        find_game(env.env_id, env.integrations_path).rom()
+    except MissingRomError as error:
+        if not (env.fallback and env.env_id == RETAIL_GAME):
+            raise
+        print(
+            f"{error}\nTraining {FREE_GAME} instead: a free game of the project's own with the same RAM map, for which "
+            f"the same rewards hold. (--no-fallback makes this an error.)\n"
+        )
+        return replace(env, env_id=FREE_GAME)
+    return env
+
+
 def parse_args(arguments: list[str] | None = None) -> tuple[Args, dict[str, Any] | None]:
     """Returns the options, and the checkpoint to go on from if they name one."""
     parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     args = parse()
+    args.env = choose_game(args.env)
+    path = newest_checkpoint(args) if args.run.resume == "auto" else args.run.resume
     checkpoint = None
-    if args.run.resume:
-        checkpoint = load_checkpoint(args.run.resume)
+    if path:
+        checkpoint = load_checkpoint(Path(path))
         args = parse(default=options_of(checkpoint))  # the saved options become the defaults
+    args.run.resume = str(path) if path else None
     args.ppo.check()
     return args, checkpoint
 
@@ -710,21 +802,6 @@ def check_rules(run: RunOptions, saved: dict[str, str], current: dict[str, str])
                 f"{listed}\nResume under the old ones, or add --allow-changed-rewards"
             )
         print(f"Resuming under other reward terms or done rules (weight, hash of the source):\n{listed}\n")
-
-
-def choose_game(env: EnvOptions) -> EnvOptions:
-    """Returns the options with the game that can run: the free one stands in for the retail one, and says so."""
-    try:
-        find_game(env.env_id, env.integrations_path).rom()
-    except MissingRomError as error:
-        if not (env.fallback and env.env_id == RETAIL_GAME):
-            raise
-        print(
-            f"{error}\nTraining {FREE_GAME} instead: a free game of the project's own with the same RAM map, for which "
-            f"the same rewards hold. (--no-fallback makes this an error.)\n"
-        )
-        return replace(env, env_id=FREE_GAME)
-    return env
 
 
 def choose_device(name: str) -> torch.device:
@@ -800,8 +877,8 @@ class Training:
     updates: int = 0
     steps: int = 0
 
-    def checkpoint(self, args: Args, rules: Rules) -> dict[str, Any]:
-        """Returns what ``save_checkpoint`` writes."""
+    def checkpoint(self, args: Args, rules: Rules, env_states: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
+        """Returns what ``save_checkpoint`` writes; ``env_states`` is what each environment's ``get_state`` returned."""
         return {
             "agent": self.agent.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -810,6 +887,7 @@ class Training:
             "torch_rng": torch.get_rng_state(),
             "options": plain(asdict(args)),
             "rules": rules.fingerprints(),
+            "env_states": list(env_states) if env_states else None,
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
@@ -829,19 +907,33 @@ class Training:
         torch.set_rng_state(checkpoint["torch_rng"])
 
 
+def states_to_resume(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the reset options with which the environments go on where the checkpoint left them, if they can."""
+    if not checkpoint:
+        return None
+    now, then = plain(asdict(args)), checkpoint["options"]
+    if not checkpoint["env_states"]:
+        print("The environments begin new episodes: the checkpoint was saved after one of them had died.\n")
+    elif now["env"] != then["env"] or now["ppo"]["num_envs"] != then["ppo"]["num_envs"]:
+        print("The environments begin new episodes: their options are not those of the checkpoint.\n")
+    else:
+        return {"states": checkpoint["env_states"]}
+    return None
+
+
 def train(
     training: Training,
     envs: AsyncVectorEnv,
+    reset_options: dict[str, Any] | None,
     writer: SummaryWriter,
     progress: Progress,
     args: Args,
     should_stop: Callable[[], bool],
-    save: Callable[[], None],
-) -> None:
-    """Plays and learns, until all steps are done or ``should_stop`` says so."""
+) -> Iterator[None]:
+    """Plays and learns, until all steps are done or ``should_stop`` says so. Yields when a checkpoint is due."""
     agent, ppo = training.agent, args.ppo
     device = next(agent.parameters()).device
-    observation, _ = envs.reset(seed=args.run.seed + training.steps)
+    observation, _ = envs.reset(seed=args.run.seed + training.steps, options=reset_options)
     rollout = Rollout.empty(envs, ppo.num_steps, device)
     rollout.next_observation = torch.as_tensor(observation, device=device)
     while training.steps + ppo.batch_size <= ppo.total_timesteps:
@@ -873,12 +965,11 @@ def train(
         writer.add_scalar("charts/learning_rate", learning_rate, steps)
         writer.add_scalar("charts/SPS", progress.steps_per_second(steps), steps)
         if args.run.checkpoint_interval and training.updates % args.run.checkpoint_interval == 0:
-            save()
+            yield
 
 
 def main() -> None:
     args, checkpoint = parse_args()
-    args.env = choose_game(args.env)
     device = choose_device(args.run.device)
     scenario = find_game(args.env.env_id, args.env.integrations_path).json_path(args.env.scenario)
     rules = load_rules(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
@@ -890,10 +981,9 @@ def main() -> None:
     torch.backends.cudnn.deterministic = args.run.torch_deterministic
 
     if args.run.resume:  # a resumed run goes on in its own folder
-        folder = args.run.resume.parent
+        folder = Path(args.run.resume).parent
     else:
         folder = args.run.runs_path / f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__{int(time.time())}"
-    agent_path = folder / "agent.pt"
     print(f"{args.env.env_id} on {device}, logging to {folder}\n{rules.table()}\n")
 
     stop = threading.Event()
@@ -908,18 +998,24 @@ def main() -> None:
         if checkpoint:
             training.load(checkpoint)
 
-        def save() -> None:
-            save_checkpoint(agent_path, training.checkpoint(args, rules))
+        def save(env_states: Sequence[dict[str, Any]] | None) -> None:
+            save_checkpoint(folder, training.checkpoint(args, rules, env_states), args.run.checkpoints_kept)
 
         progress = Progress(args.ppo.total_timesteps, training.steps)
         try:
             writer = open_writer(folder, args, rules, training.steps)
             closing.callback(close_writer, writer)
-            save()  # a disk that can't take a checkpoint should say so now
+            if not checkpoint:
+                save(None)  # a disk that can't take a checkpoint should say so now
         except OSError as error:
             raise unwritable(folder, error) from None
+
+        env_states: Sequence[dict[str, Any]] | None = None
+        reset_options = states_to_resume(args, checkpoint)
         try:
-            train(training, envs, writer, progress, args, stop.is_set, save)
+            for _ in train(training, envs, reset_options, writer, progress, args, stop.is_set):
+                save(envs.call("get_state"))
+            env_states = envs.call("get_state")
         except (EOFError, ConnectionError):
             raise KartRewardsError(describe_dead(envs)) from None
         except OSError as error:
@@ -927,12 +1023,12 @@ def main() -> None:
         finally:
             progress.finish(training.steps)
             try:
-                save()
-                print(f"saved {agent_path} after {training.updates} updates")
+                save(env_states)
+                print(f"saved {folder / 'agent.pt'} after {training.updates} updates")
             except OSError as error:
-                print(f"{agent_path} could not be saved again: {error.strerror}")
+                print(f"{folder / 'agent.pt'} could not be saved again: {error.strerror}")
         if stop.is_set():
-            print(f"go on with: python {Path(__file__).name} --resume {agent_path}")
+            print(f"go on with: python {Path(__file__).name} --resume {folder / 'agent.pt'}")
 
 
 if __name__ == "__main__":

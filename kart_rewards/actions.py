@@ -33,6 +33,7 @@ class Actions(Protocol):
     """An action mode at work."""
 
     space: gym.Space
+    remainder: float  # of a duty cycle, in frames; the only thing that an action leaves for the next
 
     def reset(self) -> None:
         """Forgets the episode before."""
@@ -53,21 +54,21 @@ class ContinuousSteering:
     def __init__(self, neutral: Buttons, left: Buttons, right: Buttons) -> None:
         self.space: gym.Space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._neutral, self._left, self._right = neutral, left, right
-        self._remainder = 0.0
+        self.remainder = 0.0
 
     def reset(self) -> None:
-        self._remainder = 0.0
+        self.remainder = 0.0
 
     def frames(self, action: Any, frame_skip: int) -> Sequence[Buttons]:
         steering = min(max(float(action[0]), -1.0), 1.0)
         frames = []
         for _ in range(frame_skip):
-            self._remainder += steering
-            if self._remainder >= 0.5:
-                self._remainder -= 1.0
+            self.remainder += steering
+            if self.remainder >= 0.5:
+                self.remainder -= 1.0
                 frames.append(self._right)
-            elif self._remainder <= -0.5:
-                self._remainder += 1.0
+            elif self.remainder <= -0.5:
+                self.remainder += 1.0
                 frames.append(self._left)
             else:
                 frames.append(self._neutral)
@@ -84,6 +85,7 @@ class HeldButtons:
 
     def __init__(self, space: gym.Space, buttons: Callable[[Any], Buttons]) -> None:
         self.space = space
+        self.remainder = 0.0
         self._buttons = buttons
 
     def reset(self) -> None:

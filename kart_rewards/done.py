@@ -100,6 +100,8 @@ class EpisodeDone:
 
     def __init__(self, rules: list[DoneRule]) -> None:
         self._calls = ScriptCalls(rules)
+        self.get_state = self._calls.get_state
+        self.set_state = self._calls.set_state
 
     def __call__(self, ram: Any) -> str | None:
         """Returns the name of the first rule that ends the episode on this frame, or None.

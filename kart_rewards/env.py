@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import EpisodeRewards, make_transform
 from kart_rewards.scenario import load_rules
+from kart_rewards.scripting import from_plain, to_plain
 
 _FRAMES_TO_TRY_A_STATE = 10
 
@@ -243,6 +245,43 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         if self._race:
             info["race"] = self._race.summary()
         return info
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns all that the rest of the run depends on, as plain values and bytes.
+
+        That is the emulator's snapshot, what terms and rules remember, the race so far, the stacked observations and the
+        random numbers to come.
+
+        Raises:
+            KartRewardsError: A term or rule remembers what can't be saved. See ``ScriptCalls.get_state``.
+        """
+        return {
+            "emulator": zlib.compress(self.em.get_state(), level=1),
+            "rewards": self._rewards.get_state(),
+            "done": self._done.get_state(),
+            "race": to_plain(vars(self._race)) if self._race else None,
+            "remainder": self._actions.remainder,
+            "frames": self._observer.frames.tobytes(),
+            "random": to_plain(self.np_random.bit_generator.state),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> np.ndarray:
+        """Takes back what ``get_state`` of an environment with the same options returned, after a reset.
+
+        Returns:
+            The observation that was the latest then.
+        """
+        self.em.set_state(zlib.decompress(state["emulator"]))
+        self.ram = self.layout.read(self._extract)
+        self._rewards.set_state(state["rewards"])
+        self._done.set_state(state["done"])
+        if self._race:
+            vars(self._race).update(from_plain(state["race"]))
+        self._actions.remainder = state["remainder"]
+        frames = self._observer.frames
+        frames[:] = np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape)
+        self.np_random.bit_generator.state = from_plain(state["random"])
+        return self._observer.observation()
 
     def render(self) -> Any:
         """Returns the screen in ``rgb_array`` mode; in ``human`` mode the window shows every frame anyway."""

@@ -57,6 +57,9 @@ class ScreenObserver:
         config: The options.
         screen_shape: (height, width, 3) of the screens to come.
 
+    Attributes:
+        frames: The stacked observations, oldest first: uint8, shape (stack, height, width), with colours (…, 3).
+
     Raises:
         KartRewardsError: The crop lies outside the screen, or a size or the stack is not positive.
     """
@@ -75,14 +78,14 @@ class ScreenObserver:
         self._rows, self._columns = slice(top, bottom), slice(left, right)
         size = config.size or (bottom - top, right - left)
         shape = (config.stack, *size) if config.grey else (config.stack, *size, 3)
-        self._frames = np.zeros(shape, np.uint8)
+        self.frames = np.zeros(shape, np.uint8)
         self._unstacked = config.stack == 1 and not config.grey
         self.space = gym.spaces.Box(0, 255, shape[1:] if self._unstacked else shape, np.uint8)
 
     def reset(self, screen: Screen) -> np.ndarray:
         """Returns an episode's first observation."""
-        self._frames[:] = self._process(screen)
-        return self._observation()
+        self.frames[:] = self._process(screen)
+        return self.observation()
 
     def observe(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
         """Returns the next observation.
@@ -91,9 +94,9 @@ class ScreenObserver:
             screen: The newest screen.
             screen_before: The one a frame earlier, which max pooling takes in.
         """
-        self._frames[:-1] = self._frames[1:]
-        self._frames[-1] = self._process(screen, screen_before)
-        return self._observation()
+        self.frames[:-1] = self.frames[1:]
+        self.frames[-1] = self._process(screen, screen_before)
+        return self.observation()
 
     def _process(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
         image = screen[self._rows, self._columns]
@@ -105,5 +108,6 @@ class ScreenObserver:
             image = cv2.resize(image, self.config.size[::-1], interpolation=cv2.INTER_AREA)
         return image
 
-    def _observation(self) -> np.ndarray:
-        return self._frames[0].copy() if self._unstacked else self._frames.copy()
+    def observation(self) -> np.ndarray:
+        """Returns the latest observation again."""
+        return self.frames[0].copy() if self._unstacked else self.frames.copy()

@@ -242,6 +242,22 @@ class EpisodeRewards:
                 return self._calls.failure(i, ram, f"returned {value!r}, not a finite number")
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
+    def get_state(self) -> dict[str, Any]:
+        """Returns what the episode's rewards depend on and have come to, as plain values for ``set_state``."""
+        return {
+            "calls": self._calls.get_state(),
+            "step": list(self.step),
+            "sums": list(self.sums),
+            "transformed": list(self.transformed),
+            "counts": list(self.counts),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes back what ``get_state`` returned."""
+        self._calls.set_state(state["calls"])
+        self.step, self.sums = list(state["step"]), list(state["sums"])
+        self.transformed, self.counts = list(state["transformed"]), list(state["counts"])
+
     def step_summary(self) -> dict[str, float]:
         """Term -> weighted sum over this step, before the transform."""
         return dict(zip(self.names, self.step, strict=True))

@@ -5,7 +5,7 @@ a class has a memory, a function has none. Either may take a second argument, th
 episode's first frame that is the same snapshot again.
 
 * ``Script`` - a named function or class, with its source
-* ``ScriptCalls`` - a set of scripts at work on one episode
+* ``ScriptCalls`` - a set of scripts at work on one episode; what they remember can be saved
 * ``marked_scripts`` - the scripts that a file or module defines
 """
 
@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.ram import RamLayout
+from kart_rewards.ram import RamLayout, RamSnapshot, snapshot_class
 
 SomeScript = TypeVar("SomeScript", bound="Script")
 
@@ -139,18 +139,46 @@ class ScriptCalls:
     def __init__(self, scripts: Sequence[Script]) -> None:
         self.scripts = scripts
         self.previous: Any = None
-        self._calls = [self._start(script) for script in scripts]
+        self._instances = [self._instance(script) for script in scripts]
+        self._calls = [self._call(*pair) for pair in zip(scripts, self._instances, strict=True)]
 
-    def _start(self, script: Script) -> Callable[[Any], Any]:
+    def _instance(self, script: Script) -> Callable[..., Any]:
         try:
-            call = script.definition() if script.is_class else script.definition
+            return script.definition() if script.is_class else script.definition
         except Exception as error:
             raise KartRewardsError(
                 f"{script.name!r} ({script.where}) can't be made for an episode: {error!r}"
             ) from error
+
+    def _call(self, script: Script, instance: Callable[..., Any]) -> Callable[[Any], Any]:
         if script.wants_previous:
-            return lambda ram: call(ram, self.previous)
-        return call
+            return lambda ram: instance(ram, self.previous)
+        return instance
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what the scripts remember, as plain values that ``set_state`` takes back.
+
+        Raises:
+            KartRewardsError: A script's instance holds something else than numbers, text, snapshots, and lists, tuples,
+                sets and dicts of these.
+        """
+        memories = {}
+        for script, instance in zip(self.scripts, self._instances, strict=True):
+            if script.is_class:
+                try:
+                    memories[script.name] = to_plain(vars(instance))
+                except TypeError as error:
+                    message = f"{script.name!r} ({script.where}) can't be saved: it holds {error}"
+                    raise KartRewardsError(message) from None
+        return {"memories": memories, "previous": to_plain(self.previous)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes back what ``get_state`` returned."""
+        for script, instance in zip(self.scripts, self._instances, strict=True):
+            if script.is_class:
+                vars(instance).clear()
+                vars(instance).update(from_plain(state["memories"][script.name]))
+        self.previous = from_plain(state["previous"])
 
     def __call__(self, ram: Any) -> list[Any]:
         """Returns each script's value for this frame. This runs once per emulated frame."""
@@ -175,6 +203,38 @@ class ScriptCalls:
 def _describe(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"raised {type(error).__name__}: {error}\n  at {frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def to_plain(value: Any) -> Any:
+    """Returns a value as text, numbers, lists and dicts, which any file format holds and no loader runs as code.
+
+    Raises:
+        TypeError: It is, or holds, something else than numbers, text, snapshots, lists, tuples, sets and dicts.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, RamSnapshot):
+        return {"snapshot": list(value._fields), "values": list(value)}  # type: ignore[call-overload]
+    if isinstance(value, dict):
+        return {"dict": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+    for kind in (list, tuple, set):
+        if type(value) is kind:
+            return {kind.__name__: [to_plain(item) for item in value]}
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy number
+        return value.item()
+    raise TypeError(f"a {type(value).__name__}, {value!r}")
+
+
+def from_plain(plain: Any) -> Any:
+    """Returns the value that ``to_plain`` was given."""
+    if not isinstance(plain, dict):
+        return plain
+    if "snapshot" in plain:
+        return snapshot_class(tuple(plain["snapshot"]))(*plain["values"])
+    [(kind, items)] = plain.items()
+    if kind == "dict":
+        return {from_plain(key): from_plain(item) for key, item in items}
+    return {"list": list, "tuple": tuple, "set": set}[kind](map(from_plain, items))
 
 
 def snake_case(name: str) -> str:

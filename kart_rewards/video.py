@@ -31,7 +31,8 @@ class RecordEpisodes(gym.Wrapper):
         super().__init__(env)
         self._folder = Path(folder)
         self._trigger = episode_trigger
-        self._episode = -1
+        recorded = [int(path.stem.partition("-")[2]) for path in self._folder.glob("episode-*.mp4")]
+        self._episode = max(recorded, default=-1)  # a resumed run goes on counting
         self._writer: Any = None
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:

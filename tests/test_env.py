@@ -246,6 +246,57 @@ def test_random_starts_leave_the_callers_action_sampling_alone(make: Any) -> Non
     assert [env.action_space.sample() for _ in range(5)] == expected
 
 
+@pytest.mark.parametrize("mode", ["continuous", "driving"])
+def test_a_saved_state_goes_on_bit_for_bit(make: Any, mode: str) -> None:
+    """Half a drive, saved as JSON-like values; the other half played twice, once in a fresh environment."""
+
+    class Memory:
+        def __init__(self) -> None:
+            self.seen: dict[str, Any] = {"surfaces": set(), "last": None, "speeds": [0]}
+
+        def __call__(self, ram: Any, previous: Any) -> float:
+            self.seen["surfaces"].add(ram.surface)
+            self.seen["last"] = previous
+            self.seen["speeds"] = [*self.seen["speeds"][-3:], ram.speed]
+            return len(self.seen["surfaces"]) + sum(self.seen["speeds"]) / 1000
+
+    def drive_on(env: gym.Env) -> list[Any]:
+        env.action_space.seed(9)
+        steps = [env.step(env.action_space.sample()) for _ in range(40)]
+        return [
+            [(observation.tobytes(), reward, terminated, info) for observation, reward, terminated, _, info in steps],
+            env.reset()[0].tobytes(),  # draws from the random numbers
+            env.unwrapped.ram,
+        ]
+
+    options = {"action_mode": mode, "rewards": [Memory], "reward_transform": "none", "random_start_steps": 5}
+    env = make(**options)
+    env.reset(seed=3)
+    env.action_space.seed(4)
+    for _ in range(60):
+        latest = env.step(env.action_space.sample())[0]
+    state = env.unwrapped.get_state()
+    expected = drive_on(env)
+    env = make(**options)
+    env.reset(seed=77)
+    assert np.array_equal(env.unwrapped.set_state(state), latest)
+    assert drive_on(env) == expected
+
+
+def test_a_memory_that_cannot_be_saved_is_told(make: Any) -> None:
+    class Hoarder:
+        def __init__(self) -> None:
+            self.treasure = object()
+
+        def __call__(self, ram: Any) -> float:
+            return 0.0
+
+    env = make(rewards=[Hoarder])
+    env.reset(seed=1)
+    with pytest.raises(KartRewardsError, match=r"'hoarder' .* can't be saved: it holds a object"):
+        env.unwrapped.get_state()
+
+
 def test_terms_with_a_memory_begin_each_episode_anew(make: Any) -> None:
     env = make(reward_transform="none")
     paid = []

@@ -295,6 +295,50 @@ def test_resuming_goes_on_in_the_same_run(trained: tuple[Path, Any], tmp_path: P
     assert (checkpoint["updates"], checkpoint["steps"]) == (5, 160)
 
 
+def weights(agent: Path) -> dict[str, torch.Tensor]:
+    return ppo.load_checkpoint(agent)["agent"]
+
+
+def test_resuming_is_bit_for_bit_what_going_on_would_have_been(tmp_path: Path) -> None:
+    """Four updates in one go, against two, a new process, and two more: the same weights, the same log."""
+    arguments = ["--env-id", GAME, *SMALL, "--total-timesteps", 256, "--num-steps", 32, "--checkpoint-interval", 2]
+    arguments += ["--random-start-steps", 3, "--runs-path", tmp_path / "runs"]
+    train(*arguments)
+    whole = only_run(tmp_path / "runs")
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    shutil.copy(whole / "agent-128.pt", resumed)
+    train("--resume", resumed / "agent-128.pt")
+    assert ppo.load_checkpoint(resumed / "agent.pt")["steps"] == 256
+    expected = weights(whole / "agent.pt")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed / "agent.pt").items())
+    assert any(not torch.equal(value, expected[name]) for name, value in weights(whole / "agent-128.pt").items())
+    for tag in ("losses/value_loss", "losses/entropy"):
+        assert scalars(resumed)[tag] == scalars(whole)[tag][2:]
+
+
+def test_the_last_checkpoints_are_kept_and_auto_finds_the_newest_whole_one(
+    trained: tuple[Path, Any], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(trained[0], runs)
+    run = only_run(runs)
+    train("--resume", run / "agent.pt", "--total-timesteps", 192, "--checkpoint-interval", 1, "--checkpoints-kept", 2)
+    assert sorted(path.name for path in run.glob("*.pt")) == ["agent-160.pt", "agent-192.pt", "agent.pt"]
+    newest = run / "agent-192.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    arguments = ["--env-id", GAME, "--resume", "auto", "--runs-path", runs, "--total-timesteps", 192]
+    done = train(*arguments)
+    assert f"passed over: {newest}: is not a checkpoint, or a damaged one" in done.stdout
+    assert f"saved {run / 'agent.pt'} after 6 updates" in done.stdout
+    assert ppo.load_checkpoint(run / "agent.pt")["steps"] == 192
+
+
+def test_auto_begins_anew_where_there_is_nothing(tmp_path: Path) -> None:
+    train("--env-id", GAME, *SMALL, "--total-timesteps", 32, "--resume", "auto", "--runs-path", tmp_path)
+    assert ppo.load_checkpoint(only_run(tmp_path) / "agent.pt")["steps"] == 32
+
+
 def test_resuming_under_other_rewards_needs_a_flag(trained: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copytree(trained[0], tmp_path / "runs")
     agent = only_run(tmp_path / "runs") / "agent.pt"
