@@ -10,11 +10,13 @@ rollout, ``gae`` estimates advantages, ``update`` improves the agent. ``main`` s
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import math
 import multiprocessing.connection
 import os
 import random
+import shlex
 import signal
 import sys
 import threading
@@ -37,10 +39,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kart_rewards.env import make_env
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_MAX_EPISODE_STEPS, INTEGRATIONS, MissingRomError, find_game
+from kart_rewards.integrations import DEFAULT_MAX_EPISODE_FRAMES, INTEGRATIONS, MissingRomError, find_game, list_games
 from kart_rewards.observations import ObservationConfig
 from kart_rewards.rewards import parse_weights
-from kart_rewards.scenario import Rules, load_rules
+from kart_rewards.scenario import Scoring, load_scoring
+from kart_rewards.scripting import Script
 from kart_rewards.video import RecordEpisodes, ever_fewer
 
 FREE_GAME = "HomebrewKart-Snes"  # what runs when the retail game's dump is not there
@@ -57,14 +60,14 @@ class RunOptions:
     seed: int = 1
     """Seed of the agent, the rollouts and the environments."""
     runs_path: Path = Path("runs")
-    """Folder for runs: TensorBoard logs, checkpoints, videos."""
+    """Folder for runs: each has a folder of its own there, for its TensorBoard log, checkpoints and videos."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the agent runs. auto: cuda if there is one, else cpu."""
     torch_deterministic: bool = True
     """Use only deterministic algorithms in cuDNN."""
     resume: str | None = None
-    """Checkpoint to go on from, such as runs/NAME/agent.pt; its options hold, but for those given again here. auto: the
-    newest whole one of a run with this game, name and seed, if there is any."""
+    """Checkpoint to resume, such as runs/NAME/agent.pt. Its options apply, except those given here. auto: the newest
+    whole one of a run with this game, name and seed, if there is any."""
     allow_changed_rewards: bool = False
     """Resume though the reward terms or done rules are not those of the checkpoint."""
     checkpoint_interval: int = 20
@@ -72,7 +75,9 @@ class RunOptions:
     checkpoints_kept: int = 3
     """Keep the last so many checkpoints, as agent-STEPS.pt; agent.pt is the newest."""
     capture_video: bool = False
-    """Write episodes of the first environment as MP4 to the run's folder, ever fewer as training goes on."""
+    """Write episodes of the first environment as MP4, less often as training goes on."""
+    video_path: Path | None = None
+    """Folder for videos. By default videos/ in the run's folder."""
     track: bool = False
     """Mirror the log to Weights & Biases (needs pip install '.[wandb]')."""
     wandb_project_name: str = "kart_rewards"
@@ -87,8 +92,8 @@ class EnvOptions:
 
     env_id: str = RETAIL_GAME
     """The game: a folder's name under the integrations path."""
-    integrations_path: Path = INTEGRATIONS
-    """Folder of games, in stable-retro's layout."""
+    integrations_path: Path | None = None
+    """Folder of games, in stable-retro's layout. By default the project's own."""
     fallback: bool = True
     """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
     state: tuple[str, ...] = ()
@@ -100,9 +105,10 @@ class EnvOptions:
     rewards: tuple[str, ...] = ()
     """Python files or modules with reward terms and done rules to add."""
     reward_weights: tuple[str, ...] = ()
-    """Weights over the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02."""
-    reward_transform: Literal["sign", "scale", "none"] = "sign"
-    """What the agent gets of each emulated frame's reward: its sign (as in the original), a scaled or the plain sum."""
+    """Weights that override the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02."""
+    reward_transform: Literal["scale", "sign", "none"] = "scale"
+    """What the agent gets of each emulated frame's reward: a scaled sum, its sign (as in the original: weights then
+    hardly matter), or the plain sum."""
     reward_scale: float = 0.01
     """Factor of --reward-transform scale."""
     action_mode: Literal["continuous", "driving", "all", "filtered", "discrete", "multi-discrete"] = "continuous"
@@ -121,8 +127,18 @@ class EnvOptions:
     """How many observations to stack."""
     random_start_steps: int = 0
     """Begin each episode with 0 to this many steps of random actions, unscored."""
-    max_episode_steps: int = DEFAULT_MAX_EPISODE_STEPS
-    """Agent steps after which an episode is truncated."""
+    max_episode_steps: int | None = None
+    """Agent steps after which an episode is truncated. By default as many as make 12,000 emulated frames (200 s)."""
+
+    @property
+    def games(self) -> Path:
+        """The folder of games."""
+        return self.integrations_path or INTEGRATIONS
+
+    @property
+    def episode_limit(self) -> int:
+        """Agent steps after which an episode is truncated."""
+        return self.max_episode_steps or max(DEFAULT_MAX_EPISODE_FRAMES // self.frame_skip, 1)
 
 
 @dataclass
@@ -146,7 +162,7 @@ class PPOOptions:
     num_minibatches: int = 4
     """Minibatches a rollout is split into."""
     update_epochs: int = 4
-    """How often an update goes over a rollout."""
+    """Passes over a rollout in each update."""
     norm_adv: bool = True
     """Normalise advantages in each minibatch."""
     clip_coef: float = 0.1
@@ -179,18 +195,46 @@ class PPOOptions:
 
     def check(self) -> None:
         """Raises KartRewardsError if the numbers do not fit together."""
-        if min(self.num_envs, self.num_steps, self.num_minibatches, self.update_epochs) < 1:
-            raise KartRewardsError("--num-envs, --num-steps, --num-minibatches and --update-epochs must be 1 or more")
         if self.batch_size % self.num_minibatches:
             raise KartRewardsError(
                 f"a rollout of {self.num_envs} environments x {self.num_steps} steps = {self.batch_size} steps does "
                 f"not split into {self.num_minibatches} equal minibatches: change --num-minibatches"
             )
+        if self.minibatch_size == 1 and self.norm_adv:
+            raise KartRewardsError("advantages can't be normalised in minibatches of 1 step: lower --num-minibatches")
         if self.num_updates < 1:
             raise KartRewardsError(
                 f"--total-timesteps {self.total_timesteps} is less than one rollout of {self.batch_size} steps: raise "
                 "it, or lower --num-envs or --num-steps"
             )
+
+
+def check_ranges(args: Args) -> None:
+    """Raises KartRewardsError if an option is out of its range, naming it."""
+    ranges: dict[str, tuple[float, float]] = {
+        "--frame-skip": (1, math.inf),
+        "--stack": (1, math.inf),
+        "--random-start-steps": (0, math.inf),
+        "--max-episode-steps": (1, math.inf),
+        "--num-envs": (1, math.inf),
+        "--num-steps": (1, math.inf),
+        "--num-minibatches": (1, math.inf),
+        "--update-epochs": (1, math.inf),
+        "--learning-rate": (0, math.inf),
+        "--gamma": (0, 1),
+        "--gae-lambda": (0, 1),
+        "--clip-coef": (0, math.inf),
+        "--max-grad-norm": (0, math.inf),
+        "--seed": (0, 2**32 - 1),
+        "--checkpoint-interval": (0, math.inf),
+        "--checkpoints-kept": (1, math.inf),
+    }
+    values = {**vars(args.env), **vars(args.ppo), **vars(args.run)}
+    for option, (least, most) in ranges.items():
+        value = values[option.removeprefix("--").replace("-", "_")]
+        if value is not None and not least <= value <= most:
+            wanted = f"{least} or more" if most == math.inf else f"between {least} and {most}"
+            raise KartRewardsError(f"{option} must be {wanted}, not {value}")
 
 
 @dataclass
@@ -208,8 +252,8 @@ def make_training_env(env: EnvOptions, index: int, video_folder: Path | None) ->
     _serve_parent()
     made = make_env(
         env.env_id,
-        integrations=env.integrations_path,
-        max_episode_steps=None,
+        integrations=env.games,
+        max_episode_steps=env.episode_limit,
         state=env.state,
         scenario=env.scenario,
         info=env.info,
@@ -225,7 +269,7 @@ def make_training_env(env: EnvOptions, index: int, video_folder: Path | None) ->
     )
     if video_folder:
         made = RecordEpisodes(made, video_folder, ever_fewer)
-    return TrainingEpisodes(made, index, env.max_episode_steps)
+    return TrainingEpisodes(made, index, env.episode_limit)
 
 
 @contextmanager
@@ -651,6 +695,9 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("agent-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
+CHECKPOINT_KEYS = {"agent", "optimizer", "updates", "steps", "torch_rng", "options", "scoring", "env_states"}
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint. It may come from anywhere: nothing but tensors and plain values is unpickled.
 
@@ -658,15 +705,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         KartRewardsError: There is none, or it is damaged or not a checkpoint of this script.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except OSError as error:
         raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch makes of a damaged or foreign file
         raise KartRewardsError(f"{path}: is not a checkpoint, or a damaged one ({type(error).__name__})") from None
-    if (
-        not isinstance(checkpoint, dict)
-        or not {"agent", "optimizer", "updates", "steps", "options", "rules"} <= checkpoint.keys()
-    ):
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEYS - checkpoint.keys():
         raise KartRewardsError(f"{path}: is not a checkpoint of this script")
     return checkpoint
 
@@ -694,9 +740,14 @@ def plain(value: Any) -> Any:
 def options_of(checkpoint: dict[str, Any]) -> Args:
     """Returns the options that a checkpoint's run was started with."""
     saved = checkpoint["options"]
-    args = Args(EnvOptions(**saved["env"]), PPOOptions(**saved["ppo"]), RunOptions(**saved["run"]))
-    args.env.integrations_path = Path(args.env.integrations_path)
-    args.run.runs_path = Path(args.run.runs_path)
+    try:
+        args = Args(EnvOptions(**saved["env"]), PPOOptions(**saved["ppo"]), RunOptions(**saved["run"]))
+    except (KeyError, TypeError) as error:
+        raise KartRewardsError(f"the checkpoint is of another version of this script: {error}") from None
+    for group, name in ((args.env, "integrations_path"), (args.run, "runs_path"), (args.run, "video_path")):
+        if getattr(group, name) is not None:
+            setattr(group, name, Path(getattr(group, name)))
+    args.run.resume, args.run.allow_changed_rewards = None, False  # these were meant for that time only
     return args
 
 
@@ -737,7 +788,12 @@ class Progress:
             parts.append(f"best lap {self.best_lap_seconds:.2f} s")
         line = "  ".join(parts)
         self._width = max(self._width, len(line))
-        print(f"\r{line:<{self._width}}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
+        try:
+            print(
+                f"\r{line:<{self._width}}" if self._terminal else line, end="" if self._terminal else "\n", flush=True
+            )
+        except BrokenPipeError:  # whoever read the output has gone; training goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def finish(self, steps: int) -> None:
         """Shows the line a last time and ends it."""
@@ -756,15 +812,16 @@ def duration(seconds: float) -> str:
 def choose_game(env: EnvOptions) -> EnvOptions:
     """Returns the options with the game that can run: the free one stands in for the retail one, and says so."""
     try:
-        find_game(env.env_id, env.integrations_path).rom()
+        find_game(env.env_id, env.games).rom()
     except MissingRomError as error:
         if not (env.fallback and env.env_id == RETAIL_GAME):
             raise
         print(
-            f"{error}\nTraining {FREE_GAME} instead: a free game of the project's own with the same RAM map, for which "
-            f"the same rewards hold. (--no-fallback makes this an error.)\n"
+            f"{error}\nTraining {FREE_GAME} instead: a free game of the project's own with the same RAM map and the "
+            f"same rewards. (--no-fallback makes this an error.)\n"
         )
-        return replace(env, env_id=FREE_GAME)
+        has_it = FREE_GAME in list_games(env.games)
+        return replace(env, env_id=FREE_GAME, integrations_path=env.integrations_path if has_it else None)
     return env
 
 
@@ -779,11 +836,14 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, dict[str, Any]
         checkpoint = load_checkpoint(Path(path))
         args = parse(default=options_of(checkpoint))  # the saved options become the defaults
     args.run.resume = str(path) if path else None
+    check_ranges(args)
     args.ppo.check()
+    # A resumed run may be started from elsewhere.
+    args.env.rewards = tuple(str(Path(item).resolve()) if item.endswith(".py") else item for item in args.env.rewards)
     return args, checkpoint
 
 
-def check_rules(run: RunOptions, saved: dict[str, str], current: dict[str, str]) -> None:
+def check_scoring(run: RunOptions, saved: dict[str, str], current: dict[str, str]) -> None:
     """Says what changed of the reward terms and done rules since the checkpoint.
 
     Raises:
@@ -798,10 +858,10 @@ def check_rules(run: RunOptions, saved: dict[str, str], current: dict[str, str])
         listed = "\n".join(changed)
         if not run.allow_changed_rewards:
             raise KartRewardsError(
-                f"{run.resume}: was trained under other reward terms or done rules (weight, hash of the source):\n"
+                f"{run.resume}: was trained under other reward terms or done rules (source: a hash of the file):\n"
                 f"{listed}\nResume under the old ones, or add --allow-changed-rewards"
             )
-        print(f"Resuming under other reward terms or done rules (weight, hash of the source):\n{listed}\n")
+        print(f"Resuming under other reward terms or done rules:\n{listed}\n")
 
 
 def choose_device(name: str) -> torch.device:
@@ -828,9 +888,56 @@ def log_episode(writer: SummaryWriter, info: dict[str, Any], steps: int, progres
     progress.best_lap_seconds = min(progress.best_lap_seconds, race.get("best_lap_time_seconds", math.inf))
 
 
+def silence_the_log_writer() -> None:
+    """TensorBoard writes in a thread of its own, whose error is raised at our next call too: once is enough."""
+    threading.excepthook = lambda info: None if issubclass(info.exc_type, OSError) else threading.__excepthook__(info)
+
+
+def stop_on_signals() -> threading.Event:
+    """Returns an event that Ctrl-C or SIGTERM sets; a second one ends the program at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), b"\nstopping... (again: at once)\n")  # print is not safe in a handler
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return stop
+
+
+def run_folder(args: Args, checkpoint: dict[str, Any] | None) -> Path:
+    """Returns the run's folder: a new one, or the resumed checkpoint's, unless the game is another.
+
+    Raises:
+        KartRewardsError: The checkpoint's folder holds one that is ahead of it.
+    """
+    if checkpoint and args.run.resume and checkpoint["options"]["env"]["env_id"] == args.env.env_id:
+        folder = Path(args.run.resume).parent
+        newest = folder / "agent.pt"
+        try:
+            steps_there = load_checkpoint(newest)["steps"]
+        except KartRewardsError:  # none, or damaged: nothing is lost by writing over it
+            return folder
+        if steps_there > checkpoint["steps"]:
+            raise KartRewardsError(
+                f"{newest}: is ahead of {args.run.resume} ({steps_there} steps, {checkpoint['steps']} steps) and would "
+                "be overwritten: resume that one, or copy this one into a folder of its own"
+            )
+        return folder
+    name = f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__{int(time.time())}"
+    taken = sum(1 for _ in args.run.runs_path.glob(f"{name}*"))  # by a run that began in the same second
+    return args.run.runs_path / (f"{name}-{taken + 1}" if taken else name)
+
+
 def unwritable(folder: Path, error: OSError) -> KartRewardsError:
     """The error that a run's folder can't be written."""
-    return KartRewardsError(f"{folder}: can't be written: {error.strerror}: free space there, or choose --runs-path")
+    return KartRewardsError(
+        f"{folder}: can't be written: {error.strerror or error}: free space there, or choose --runs-path"
+    )
 
 
 def close_writer(writer: SummaryWriter) -> None:
@@ -839,7 +946,7 @@ def close_writer(writer: SummaryWriter) -> None:
         writer.close()
 
 
-def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWriter:
+def open_writer(folder: Path, args: Args, scoring: Scoring, steps: int) -> SummaryWriter:
     """Makes the run's folder and TensorBoard log, and notes the options and the reward terms there.
 
     Raises:
@@ -847,10 +954,8 @@ def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWr
     """
     folder.mkdir(parents=True, exist_ok=True)
     if args.run.track:
-        try:
-            import wandb
-        except ImportError:
-            raise KartRewardsError("--track needs Weights & Biases: pip install '.[wandb]'") from None
+        import wandb
+
         wandb.init(
             project=args.run.wandb_project_name,
             entity=args.run.wandb_entity,
@@ -862,10 +967,18 @@ def open_writer(folder: Path, args: Args, rules: Rules, steps: int) -> SummaryWr
     writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
     options = {name: value for group in plain(asdict(args)).values() for name, value in group.items()}
     table = "\n".join(f"|{name}|{value}|" for name, value in options.items())
-    writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{table}")
-    table = "\n".join(f"|{term.name}|{term.weight:g}|{term.where}|{term.summary}|" for term in rules.terms)
-    writer.add_text("reward_terms", f"|term|weight|defined at|what|\n|-|-|-|-|\n{table}")
+    writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{table}", steps)
+    rows: list[tuple[str, str, Script]] = [(term.name, f"{term.weight:g}", term) for term in scoring.terms]
+    rows += [(rule.name, "ends the episode", rule) for rule in scoring.done]
+    table = "\n".join(
+        f"|{name}|{weight}|{script.summary}|{script.where}|{script.fingerprint}|" for name, weight, script in rows
+    )
+    writer.add_text("reward_terms", f"|name|weight|what|defined at|hash of the file|\n|-|-|-|-|-|\n{table}", steps)
     return writer
+
+
+class DivergedError(KartRewardsError):
+    """Training went wrong for good: its weights must not replace a checkpoint's."""
 
 
 @dataclass
@@ -877,7 +990,7 @@ class Training:
     updates: int = 0
     steps: int = 0
 
-    def checkpoint(self, args: Args, rules: Rules, env_states: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
+    def checkpoint(self, args: Args, scoring: Scoring, env_states: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
         """Returns what ``save_checkpoint`` writes; ``env_states`` is what each environment's ``get_state`` returned."""
         return {
             "agent": self.agent.state_dict(),
@@ -886,7 +999,7 @@ class Training:
             "steps": self.steps,
             "torch_rng": torch.get_rng_state(),
             "options": plain(asdict(args)),
-            "rules": rules.fingerprints(),
+            "scoring": scoring.fingerprints(),
             "env_states": list(env_states) if env_states else None,
         }
 
@@ -958,6 +1071,11 @@ def train(
             next_value = agent.get_value(rollout.next_observation)
         advantages, returns = gae(rollout, next_value, ppo.gamma, ppo.gae_lambda)
         losses = update(agent, training.optimizer, rollout, advantages, returns, ppo)
+        if not all(parameter.isfinite().all() for parameter in agent.parameters()):
+            raise DivergedError(
+                f"the agent's weights are no longer finite after {steps} steps: resume an earlier checkpoint with a "
+                "lower --learning-rate, or check what the reward terms pay"
+            )
         training.updates, training.steps = training.updates + 1, steps
 
         for name, value in losses.items():
@@ -971,64 +1089,71 @@ def train(
 def main() -> None:
     args, checkpoint = parse_args()
     device = choose_device(args.run.device)
-    scenario = find_game(args.env.env_id, args.env.integrations_path).json_path(args.env.scenario)
-    rules = load_rules(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
+    if args.run.track and importlib.util.find_spec("wandb") is None:
+        raise KartRewardsError("--track needs Weights & Biases: pip install '.[wandb]'")
+    scenario = find_game(args.env.env_id, args.env.games).json_path(args.env.scenario)
+    scoring = load_scoring(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
     if checkpoint:
-        check_rules(args.run, checkpoint["rules"], rules.fingerprints())
+        check_scoring(args.run, checkpoint["scoring"], scoring.fingerprints())
+        if checkpoint["steps"] + args.ppo.batch_size > args.ppo.total_timesteps:
+            raise KartRewardsError(
+                f"{args.run.resume}: is done: {checkpoint['steps']} of {args.ppo.total_timesteps} steps: raise "
+                "--total-timesteps to train on"
+            )
     random.seed(args.run.seed)
     np.random.seed(args.run.seed)
     torch.manual_seed(args.run.seed)
     torch.backends.cudnn.deterministic = args.run.torch_deterministic
 
-    if args.run.resume:  # a resumed run goes on in its own folder
-        folder = Path(args.run.resume).parent
-    else:
-        folder = args.run.runs_path / f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__{int(time.time())}"
-    print(f"{args.env.env_id} on {device}, logging to {folder}\n{rules.table()}\n")
-
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    threading.excepthook = lambda _: None  # TensorBoard's writer thread: its error is raised at our next call, too
-
+    folder = run_folder(args, checkpoint)
+    agent_path = folder / "agent.pt"
+    stop = stop_on_signals()
+    silence_the_log_writer()
     with ExitStack() as closing:
-        envs = closing.enter_context(environments(args, folder / "videos"))
+        envs = closing.enter_context(environments(args, args.run.video_path or folder / "videos"))
         agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
         training = Training(agent, torch.optim.Adam(agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5))
+        print(f"{args.env.env_id} on {device}, logging to {folder}\n{scoring.table()}\n")
         if checkpoint:
             training.load(checkpoint)
+            print(f"Resuming after {training.updates} updates, {training.steps:,} steps.\n")
+        reset_options = states_to_resume(args, checkpoint)
 
         def save(env_states: Sequence[dict[str, Any]] | None) -> None:
-            save_checkpoint(folder, training.checkpoint(args, rules, env_states), args.run.checkpoints_kept)
+            save_checkpoint(folder, training.checkpoint(args, scoring, env_states), args.run.checkpoints_kept)
 
-        progress = Progress(args.ppo.total_timesteps, training.steps)
         try:
-            writer = open_writer(folder, args, rules, training.steps)
+            writer = open_writer(folder, args, scoring, training.steps)
             closing.callback(close_writer, writer)
             if not checkpoint:
                 save(None)  # a disk that can't take a checkpoint should say so now
         except OSError as error:
             raise unwritable(folder, error) from None
 
+        progress = Progress(args.ppo.total_timesteps, training.steps)
         env_states: Sequence[dict[str, Any]] | None = None
-        reset_options = states_to_resume(args, checkpoint)
+        failure: KartRewardsError | None = None
         try:
             for _ in train(training, envs, reset_options, writer, progress, args, stop.is_set):
                 save(envs.call("get_state"))
             env_states = envs.call("get_state")
         except (EOFError, ConnectionError):
-            raise KartRewardsError(describe_dead(envs)) from None
+            failure = KartRewardsError(describe_dead(envs))
         except OSError as error:
-            raise unwritable(folder, error) from None
-        finally:
-            progress.finish(training.steps)
+            failure = unwritable(folder, error)
+        except KartRewardsError as error:
+            failure = error
+        progress.finish(training.steps)
+        if not isinstance(failure, DivergedError):
             try:
                 save(env_states)
-                print(f"saved {folder / 'agent.pt'} after {training.updates} updates")
+                print(f"saved {agent_path} after {training.updates} update{'s' * (training.updates != 1)}")
             except OSError as error:
-                print(f"{folder / 'agent.pt'} could not be saved again: {error.strerror}")
+                failure = failure or unwritable(folder, error)
+        if failure:
+            raise failure
         if stop.is_set():
-            print(f"go on with: python {Path(__file__).name} --resume {folder / 'agent.pt'}")
+            print(f"resume with: {shlex.join(['python', sys.argv[0], '--resume', str(agent_path)])}")
 
 
 if __name__ == "__main__":
@@ -1037,3 +1162,5 @@ if __name__ == "__main__":
     except KartRewardsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

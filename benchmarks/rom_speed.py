@@ -1,5 +1,7 @@
 """Emulation speed of HomebrewKart in a race against a minimal Mode-7 ROM, measured in one run.
 
+The minimal ROM shows as much Mode 7 as the game, 72 lines, which cost the emulator more than others do.
+
 Run ``python benchmarks/rom_speed.py``. It needs stable-retro, and ca65 and ld65 to assemble ``homebrew/src/minimal.s``.
 The two ROMs take turns, each time in a fresh process, so that a change in the machine's load meets both. Printed are
 the medians in frames per second and their ratio; exit code 1 means that the game costs over 20 % more time.

@@ -20,15 +20,29 @@ ROUNDS = 15
 CALLS = 400
 
 
-def stateless_terms() -> list[Any]:
-    """Five terms without memory, as a user would write them."""
-    return [
-        lambda ram: float(ram.speed > 900),
-        lambda ram: ram.speed / 1000,
-        lambda ram: float(ram.surface == 0x40),
-        lambda ram: float(ram.collision != 0),
-        lambda ram, previous: ram.speed - previous.speed,
-    ]
+def top_speed(ram: Any) -> float:
+    """Five terms without memory, as a user would write them: the first."""
+    return float(ram.speed > 900)
+
+
+def speed(ram: Any) -> float:
+    """The second."""
+    return ram.speed / 1000
+
+
+def on_road(ram: Any) -> float:
+    """The third."""
+    return float(ram.surface == 0x40)
+
+
+def touching(ram: Any) -> float:
+    """The fourth."""
+    return float(ram.collision != 0)
+
+
+def gained_speed(ram: Any, previous: Any) -> float:
+    """The fifth."""
+    return ram.speed - previous.speed
 
 
 class LeftTheRoad:
@@ -49,9 +63,11 @@ def main() -> None:
     env.reset(seed=1)
     for _ in range(50):
         env.step(0)
-    reference = EpisodeRewards(env.rules.terms)
-    users = EpisodeRewards([as_term(term) for term in (*stateless_terms(), *[LeftTheRoad] * 5)])
-    done = EpisodeDone(env.rules.done)
+    reference = EpisodeRewards(env.scoring.terms)
+    users = EpisodeRewards(
+        [as_term(term) for term in (top_speed, speed, on_road, touching, gained_speed, *[LeftTheRoad] * 5)]
+    )
+    done = EpisodeDone(env.scoring.done)
     extract = env.data.memory.extract
     ram = env.ram
 

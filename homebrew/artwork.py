@@ -8,7 +8,10 @@ Contents: :data:`COLOUR`, the ``paint_*`` functions for the world, :func:`sky`, 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+from courses import DIRT, GRASS, OIL, PIT, ROAD, WALL, WATER
 
 RGB = tuple[int, int, int]
 TILE = 8
@@ -29,14 +32,14 @@ WORLD_COLOURS: dict[str, RGB] = {
     "kerb_white": (248, 248, 248),
     "black": (16, 16, 16),
     "white": (248, 248, 248),
-    "wall_top": (255, 232, 104),
-    "wall_side": (208, 88, 8),
+    "wall_top": (255, 248, 184),
+    "wall_side": (240, 144, 48),
     "wall_edge": (72, 24, 8),
-    "dirt": (184, 128, 72),
-    "dirt_dots": (152, 96, 48),
-    "dirt_edge": (112, 72, 32),
-    "water": (56, 136, 248),
-    "water_dots": (176, 216, 255),
+    "dirt": (216, 168, 104),
+    "dirt_dots": (192, 136, 80),
+    "dirt_edge": (152, 104, 56),
+    "water": (16, 64, 184),
+    "water_dots": (96, 160, 240),
     "water_edge": (224, 240, 248),
     "pit": (24, 16, 24),
     "pit_dots": (48, 32, 40),
@@ -47,6 +50,15 @@ WORLD_COLOURS: dict[str, RGB] = {
     "oil_sheen": (96, 64, 144),
 }
 FIRST_WORLD_COLOUR = 48
+# The colours that make up a ground; their mean luminances must be at least this far apart.
+GROUND_COLOURS = {
+    ROAD: ("road_a", "road_b"),
+    GRASS: ("grass_a", "grass_b"),
+    DIRT: ("dirt",),
+    WATER: ("water",),
+    WALL: ("wall_top", "wall_side"),
+}
+CONTRAST = 25
 COLOUR = {name: FIRST_WORLD_COLOUR + number for number, name in enumerate(WORLD_COLOURS)}
 
 FIRST_MAP_COLOUR = 32
@@ -136,7 +148,7 @@ EFFECT_COLOURS: list[RGB] = [
     (104, 232, 120),  # 9 green
     (56, 160, 72),  # 10 green, dark
     (255, 160, 64),  # 11
-    (0, 0, 0),
+    (64, 248, 248),  # 12 cyan: on no course map
     (0, 0, 0),
     (0, 0, 0),
     (0, 0, 0),
@@ -168,10 +180,33 @@ def palette(overrides: dict[str, RGB], sky_colours: tuple[RGB, ...]) -> list[RGB
     return colours + [(0, 0, 0)] * (256 - len(colours))
 
 
-def merge_palette() -> np.ndarray:
-    """Return the default colours, int64 (256, 3), used to judge how alike two tiles look."""
+def check_contrast(name: str, overrides: dict[str, RGB], surfaces: list[int]) -> None:
+    """Make sure that a course's grounds can be told apart in grey, which is what most agents see.
+
+    Args:
+        name: The course's name.
+        overrides: Its colours.
+        surfaces: Codes of the surfaces that it has.
+
+    Raises:
+        ValueError: If two of them are fewer than ``CONTRAST`` of 255 grey levels apart.
+    """
+    colours = WORLD_COLOURS | overrides
+
+    def grey(*names: str) -> float:
+        """Return the mean luminance of some colours."""
+        return sum(0.299 * r + 0.587 * g + 0.114 * b for r, g, b in (colours[n] for n in names)) / len(names)
+
+    levels = {kind: grey(*names) for kind, names in GROUND_COLOURS.items() if kind in surfaces}
+    for (a, one), (b, other) in itertools.combinations(levels.items(), 2):
+        if abs(one - other) < CONTRAST:
+            raise ValueError(f"{name}: surfaces {a:#x} and {b:#x} look alike in grey ({one:.0f} and {other:.0f})")
+
+
+def merge_palette(overrides: dict[str, RGB]) -> np.ndarray:
+    """Return a course's world colours, int64 (256, 3), used to judge how alike two tiles look."""
     colours = np.zeros((256, 3), dtype=np.int64)
-    colours[FIRST_WORLD_COLOUR : FIRST_WORLD_COLOUR + 80] = world_palette({})
+    colours[FIRST_WORLD_COLOUR : FIRST_WORLD_COLOUR + 80] = world_palette(overrides)
     return colours
 
 
@@ -227,9 +262,9 @@ def _edges(mask: np.ndarray, thickness: int) -> np.ndarray:
 def paint_patches(image: np.ndarray, surface: np.ndarray) -> None:
     """Draw dirt, water and pits into the world image; they follow the cells of the surface map."""
     looks = {
-        0x54: ("dirt", ((1, 1), (2, 1), (5, 4), (6, 6), (3, 6)), 1),
-        0x22: ("water", ((1, 2), (2, 2), (3, 2), (5, 6), (6, 6)), 2),
-        0x20: ("pit", ((2, 2), (6, 5)), 3),
+        DIRT: ("dirt", ((1, 1), (2, 1), (5, 4), (6, 6), (3, 6)), 1),
+        WATER: ("water", ((1, 2), (2, 2), (3, 2), (5, 6), (6, 6)), 2),
+        PIT: ("pit", ((2, 2), (6, 5)), 3),
     }
     for code, (name, dots, edge) in looks.items():
         mask = surface == code
@@ -248,7 +283,7 @@ def paint_pad(image: np.ndarray, code: int, row: int, column: int, rows: int, co
     ``row``, ``column``, ``rows`` and ``columns`` count 8-pixel cells.
     """
     y, x = np.mgrid[0 : rows * TILE, 0 : columns * TILE]
-    if code == 0x18:
+    if code == OIL:
         cy, cx = rows * TILE, columns * TILE
         radius = (2 * y + 1 - cy) ** 2 * cx * cx + (2 * x + 1 - cx) ** 2 * cy * cy
         area = image[row * TILE : (row + rows) * TILE, column * TILE : (column + columns) * TILE]
@@ -661,7 +696,7 @@ def sprites() -> np.ndarray:
     small = np.zeros((8, 48), dtype=np.uint8)
     y, x = np.mgrid[0:8, 0:8]
     square = (2 * x - 7) ** 2 + (2 * y - 7) ** 2
-    small[:, 0:8] = np.where(square < 20, 3, np.where(square < 42, 1, 0))
+    small[:, 0:8] = np.where(square < 20, 12, np.where(square < 42, 1, 0))
     small[:, 8:16] = np.where(square < 20, 5, np.where(square < 42, 2, 0))
     small[:, 16:24] = np.where(square < 14, 6, np.where((square < 50) & ((x + y) % 2 == 0), 7, 0))
     small[:, 24:32] = np.where((square < 20) & ((x + y) % 2 == 0), 6, 0)

@@ -95,9 +95,9 @@ def words(values: list[int]) -> bytes:
 
 
 def trigonometry() -> dict[str, bytes]:
-    """Return the sine table (512 words, -255..255) and the camera offsets (512 word pairs, pixels)."""
+    """Return the sine table (512 words, -255..255) and the camera offsets (512 word pairs, quarter pixels)."""
     sine, camera = [], []
-    distance = camera_distance()
+    distance = 4 * camera_distance()
     for heading in range(HEADINGS):
         angle = 2 * math.pi * heading / HEADINGS
         sine.append(round(255 * math.sin(angle)))
@@ -252,7 +252,7 @@ def assemble(source: Path, build_dir: Path, stem: str) -> bytearray:
     """Assemble and link one source file; return the image as linked."""
     obj, image = build_dir / f"{stem}.o", build_dir / f"{stem}.bin"
     include = ["-I", str(source.parent), "-I", str(build_dir), "--bin-include-dir", str(build_dir)]
-    subprocess.run(["ca65", "--cpu", "65816", *include, "-o", str(obj), str(source)], check=True)
+    subprocess.run(["ca65", "-g", "--cpu", "65816", *include, "-o", str(obj), str(source)], check=True)
     link = ["ld65", "-C", str(HERE / "lorom.cfg"), "-m", str(build_dir / f"{stem}.map"), "-o", str(image), str(obj)]
     link[1:1] = ["-Ln", str(build_dir / f"{stem}.labels")]
     subprocess.run(link, check=True)

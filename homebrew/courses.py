@@ -28,18 +28,6 @@ WALL = 0x80
 PIT = 0x20
 WATER = 0x22
 
-SURFACE_NAMES = {
-    ROAD: "road",
-    DIRT: "dirt",
-    GRASS: "grass",
-    BOOST: "boost",
-    OIL: "oil",
-    START_LINE: "start line",
-    WALL: "wall",
-    PIT: "pit",
-    WATER: "water",
-}
-
 
 @dataclass(frozen=True)
 class Corner:
@@ -182,7 +170,7 @@ COURSES: tuple[Course, ...] = (
             WallAlong("right", 24, 0.56, 0.72),
             WallLine(((328, 330), (328, 440))),
         ),
-        colours={"grass_a": (72, 176, 72), "grass_b": (96, 200, 80)},
+        colours={"grass_a": (64, 168, 64), "grass_b": (88, 192, 72), "outer": (64, 168, 64)},
     ),
     Course(
         name="CORKSCREW QUAY",
@@ -221,9 +209,9 @@ COURSES: tuple[Course, ...] = (
             "grass_dots": (160, 152, 112),
             "verge": (208, 200, 160),
             "outer": (176, 168, 128),
-            "wall_top": (255, 240, 216),
-            "wall_side": (208, 72, 24),
-            "wall_edge": (80, 24, 8),
+            "wall_top": (255, 216, 176),
+            "wall_side": (136, 16, 8),
+            "wall_edge": (64, 8, 8),
         },
         sky=((40, 128, 200), (96, 184, 232), (216, 240, 248), (136, 96, 72), (120, 152, 176)),
     ),
@@ -266,11 +254,8 @@ COURSES: tuple[Course, ...] = (
             "grass_dots": (120, 128, 56),
             "verge": (168, 176, 96),
             "outer": (136, 144, 64),
-            "dirt": (216, 168, 104),
-            "dirt_dots": (192, 136, 80),
-            "dirt_edge": (152, 104, 56),
             "wall_top": (248, 248, 240),
-            "wall_side": (120, 104, 104),
+            "wall_side": (176, 160, 160),
             "wall_edge": (48, 32, 32),
         },
         sky=((64, 136, 216), (136, 184, 232), (248, 224, 176), (144, 88, 48), (184, 136, 104)),
@@ -313,12 +298,13 @@ COURSES: tuple[Course, ...] = (
             "road_a": (72, 72, 88),
             "road_b": (88, 88, 104),
             "road_dots": (56, 56, 72),
-            "water": (64, 104, 216),
+            "water": (16, 48, 160),
+            "water_dots": (80, 128, 216),
             "dirt": (224, 168, 120),
             "dirt_dots": (192, 128, 88),
             "dirt_edge": (136, 88, 72),
-            "wall_top": (240, 216, 255),
-            "wall_side": (136, 64, 200),
+            "wall_top": (248, 240, 255),
+            "wall_side": (200, 136, 248),
             "wall_edge": (48, 16, 80),
         },
         sky=((56, 40, 112), (168, 72, 136), (248, 168, 112), (40, 40, 88), (104, 72, 128)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import artwork
@@ -19,7 +20,6 @@ from courses import (
     BOOST,
     DIRT,
     GRASS,
-    OIL,
     PIT,
     ROAD,
     START_LINE,
@@ -44,6 +44,10 @@ KERB = 8  # width of the striped kerb, part of the road
 VERGE = 6  # width of the light strip beside the kerb
 BORDER_CELLS = 2  # thickness of the wall around the world
 GRID_DISTANCE = 40  # pixels from the grid slot to the start line
+MARGIN = 48  # ground beside the road on which a kart still passes checkpoints, pixels
+SURE_MARGIN = 24  # the part of it on which no bend is so tight that a checkpoint could be left out
+SHORT_CUT_MARGIN = 16  # the same beside a short cut
+NO_SECTOR = 0xFF
 MAX_TILES = 256
 MAP_SIZE = 112  # course map, pixels a side
 
@@ -64,7 +68,7 @@ class Track:
         tangent: Driving direction at each sample, float (n, 2), unit length.
         length: Lap length in pixels.
         surface: Surface code of each 8-pixel cell, uint8 (128, 128), row-major from the north-west.
-        sector: Checkpoint sector of each 16-pixel cell, uint8 (64, 64).
+        sector: Checkpoint sector of each 16-pixel cell, NO_SECTOR far from the road and short cuts, uint8 (64, 64).
         direction: Course direction of each 16-pixel cell, 256 a turn, 0 north, clockwise, uint8 (64, 64).
         escape: The way back to the road from each 8-pixel cell, around walls, in the same unit, uint8 (128, 128).
         image: The world in palette indices, uint8 (1024, 1024), before tiles were merged.
@@ -290,7 +294,7 @@ def build_track(course: Course) -> Track:
     walls &= surface == GRASS
     walls[:BORDER_CELLS] = walls[-BORDER_CELLS:] = True
     walls[:, :BORDER_CELLS] = walls[:, -BORDER_CELLS:] = True
-    surface[walls] = WALL
+    surface[_two_thick(walls)] = WALL
 
     # --- the start line: two rows of cells just past the line ------------------------------------------------------
     start_cells = np.zeros((CELLS, CELLS), dtype=bool)
@@ -306,32 +310,30 @@ def build_track(course: Course) -> Track:
     surface[start_cells] = START_LINE
 
     # --- sectors and directions on the 16-pixel grid ----------------------------------------------------------------
-    number, _ = _nearest_on_cells(line, SECTOR_CELL)
-    sector = number * course.num_checkpoints // count
+    number, line_square = _nearest_on_cells(line, SECTOR_CELL)
     headings = np.array([_heading(t, 256) for t in tangent], dtype=np.int64)
     direction = headings[number]
+    road16 = _any_of_four(on_road)
+    beside_cut = np.zeros_like(road16)
     for strip in short_cuts:
         part, square = _polyline_field(strip.points, SECTOR_CELL)
         ends = np.array([strip.points[0], strip.points[-1]], dtype=np.int64) * UNIT
         first, last = (int(((line - end) ** 2).sum(axis=1).argmin()) for end in ends)
         if last < first:
             raise ValueError(f"{course.name}: a short cut must run forward and not over the start line")
-        cells16 = (
-            surface.reshape(SECTOR_CELLS, 2, SECTOR_CELLS, 2).swapaxes(1, 2).reshape(SECTOR_CELLS, SECTOR_CELLS, 4)
-        )
-        off_road = ~np.isin(cells16, (ROAD, OIL, START_LINE)).any(axis=2)
-        inside = (square < (strip.width * UNIT // 2) ** 2) & off_road
-        # Spread the sectors over the stretch that really leaves the road, so that both ends join without a jump.
-        low, high = part[inside].min(), part[inside].max()
-        along = (part - low) / (high - low)
-        enter, leave = _nearest_number(number, part, inside, low), _nearest_number(number, part, inside, high)
-        steps = (enter + (leave - enter) * along).astype(np.int64)
-        sector[inside] = (steps * course.num_checkpoints // count)[inside]
+        off_road = ~road16 & (part > 0) & (part < 1)
+        beside = off_road & (square < ((strip.width // 2 + SHORT_CUT_MARGIN) * UNIT) ** 2)
+        _spread_between_mouths(number, beside, road16)
+        beside_cut |= beside
         ahead = np.array(strip.points[-1]) - np.array(strip.points[0])
-        direction[inside] = _heading(ahead, 256)
-    _check_sectors(course, sector, surface)
+        direction[off_road & (square < (strip.width * UNIT // 2) ** 2)] = _heading(ahead, 256)
+    sector = number * course.num_checkpoints // count
+    _check_sectors(course, sector, road16 | beside_cut, line_square < ((half + SURE_MARGIN) * UNIT) ** 2)
+    # A loop through the infield would pass the nearest stretches in order, too: far from the road nothing counts.
+    sector[(line_square >= ((half + MARGIN) * UNIT) ** 2) & ~beside_cut] = NO_SECTOR
 
     # --- the picture ------------------------------------------------------------------------------------------------
+    artwork.check_contrast(course.name, course.colours, np.unique(surface).tolist())
     reach = half + VERGE + 2
     distance, nearest = _distance_field(line, reach)
     image = artwork.ground()
@@ -359,7 +361,7 @@ def build_track(course: Course) -> Track:
     artwork.paint_start_line(image, start_cells)
     artwork.paint_walls(image, surface == WALL)
 
-    tilemap, tiles, unique = reduce_tiles(image)
+    tilemap, tiles, unique = reduce_tiles(image, artwork.merge_palette(course.colours))
 
     # --- rescue points and the grid ---------------------------------------------------------------------------------
     checkpoints = []
@@ -452,12 +454,6 @@ def _escape_map(surface: np.ndarray, safe: np.ndarray, tangent: np.ndarray) -> n
     return out
 
 
-def _nearest_number(number: np.ndarray, part: np.ndarray, inside: np.ndarray, value: float) -> int:
-    """Return the centreline sample nearest to the off-road cells at one end of a strip (their median)."""
-    chosen = np.sort(number[inside & (np.abs(part - value) < 0.04)])
-    return int(chosen[len(chosen) // 2])
-
-
 def _plain_road_near(surface: np.ndarray, line: np.ndarray, index: int) -> int:
     """Return the sample closest to ``index`` that lies on plain road, so that a rescued kart is not on a pad."""
     for away in range(len(line)):
@@ -468,28 +464,77 @@ def _plain_road_near(surface: np.ndarray, line: np.ndarray, index: int) -> int:
     raise ValueError("no plain road anywhere")
 
 
-def _check_sectors(course: Course, sector: np.ndarray, surface: np.ndarray) -> None:
-    """Make sure that driving on the road never jumps over a sector, nor into another part of the course."""
-    driveable = np.isin(surface, (ROAD, OIL, BOOST, START_LINE)).reshape(SECTOR_CELLS, 2, SECTOR_CELLS, 2)
-    driveable = driveable.all(axis=(1, 3))
+def _two_thick(walls: np.ndarray) -> np.ndarray:
+    """Return the wall cells that belong to a full square of two by two cells; thinner bits are dropped.
+
+    The game looks for walls at the four corners of the kart, 10 pixels apart: one corner at least lies in any square of
+    16 pixels that the kart overlaps, whereas a single cell fits between them.
+    """
+    square = walls[:-1, :-1] & walls[:-1, 1:] & walls[1:, :-1] & walls[1:, 1:]
+    out = np.zeros_like(walls)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            out[dy : CELLS - 1 + dy, dx : CELLS - 1 + dx] |= square
+    return out
+
+
+def _any_of_four(cells: np.ndarray) -> np.ndarray:
+    """Return for each 16-pixel cell whether any of its 8-pixel cells is set."""
+    return cells.reshape(SECTOR_CELLS, 2, SECTOR_CELLS, 2).any(axis=(1, 3))
+
+
+def _spread_between_mouths(number: np.ndarray, cells: np.ndarray, road: np.ndarray) -> None:
+    """Give the cells of a short cut centreline samples that join the road's at both ends, over the whole width.
+
+    Each cell takes the mean of its neighbours (as heat spreads between two held temperatures), the road's staying as
+    they are. Changes ``number`` in place; fixed-point integers, so that every machine gets the same.
+    """
+    scale = 1 << 16
+    held = cells | road
+    value = number * scale
+    weight = sum(np.roll(held, step, axis=axis).astype(np.int64) for axis in (0, 1) for step in (1, -1))
+    inside = cells & (weight > 0)
+    value[inside] = int(number[inside].mean()) * scale
+    for _ in range(4000):
+        kept = np.where(held, value, 0)
+        total = sum(np.roll(kept, step, axis=axis) for axis in (0, 1) for step in (1, -1))
+        value[inside] = total[inside] // weight[inside]
+    number[cells] = value[cells] // scale
+
+
+def _pairs(cells: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (row, column) index pairs, each int (n, 2), of neighbouring cells, both set: sideways, down, diagonals."""
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        here = np.argwhere(cells)
+        there = here + np.array((dy, dx))
+        fits = (there >= 0).all(axis=1) & (there < SECTOR_CELLS).all(axis=1)
+        here, there = here[fits], there[fits]
+        both = cells[tuple(there.T)]
+        yield here[both], there[both]
+
+
+def _check_sectors(course: Course, sector: np.ndarray, on_course: np.ndarray, beside: np.ndarray) -> None:
+    """Make sure that nobody leaves out a checkpoint without cutting the course.
+
+    On the road and on short cuts neighbouring cells belong to the same or to successive sectors. Close beside the road
+    two stretches of it may meet, which counts nothing, but no sector may be squeezed out in a bend.
+    """
     n = course.num_checkpoints
-    for dy, dx in ((0, 1), (1, 0), (1, 1)):
-        here, there = sector[: SECTOR_CELLS - dy, : SECTOR_CELLS - dx], sector[dy:, dx:]
-        both = driveable[: SECTOR_CELLS - dy, : SECTOR_CELLS - dx] & driveable[dy:, dx:]
-        jump = (there - here) % n
-        bad = both & ~np.isin(jump, (0, 1, n - 1))
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
-            raise ValueError(
-                f"{course.name}: checkpoints jump from {here[row, column]} to {there[row, column]} "
-                f"near ({column * 16}, {row * 16})"
-            )
+    for cells, bad in ((on_course, range(2, n - 1)), (beside, (2, 3, n - 3, n - 2))):
+        for here, there in _pairs(cells):
+            jumps = np.isin((sector[tuple(there.T)] - sector[tuple(here.T)]) % n, list(bad))
+            if jumps.any():
+                (row, column), other = here[jumps][0], there[jumps][0]
+                raise ValueError(
+                    f"{course.name}: checkpoints jump from {sector[row, column]} to {sector[tuple(other)]} "
+                    f"near ({column * SECTOR_CELL}, {row * SECTOR_CELL})"
+                )
     missing = set(range(n)) - set(np.unique(sector).tolist())
     if missing:
         raise ValueError(f"{course.name}: checkpoints {sorted(missing)} cover no cell")
 
 
-def reduce_tiles(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def reduce_tiles(image: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Cut an image into 8x8 tiles and merge the most alike until 256 are left.
 
     The merging is greedy: in each round the tile whose replacement by its nearest neighbour changes the picture least
@@ -497,6 +542,7 @@ def reduce_tiles(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
     Args:
         image: Palette indices, uint8 (1024, 1024).
+        palette: The course's colours, int64 (256, 3).
 
     Returns:
         Tile number of each cell, uint8 (128, 128); tiles, uint8 (256, 8, 8); distinct tiles before merging. Tile 0 is
@@ -515,7 +561,6 @@ def reduce_tiles(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     counts += 60 * np.isin(unique, telling).any(axis=1)
 
     # Squared colour distance by way of dot products; float64 holds these integers exactly.
-    palette = artwork.merge_palette()
     features = (palette[unique] * COLOUR_WEIGHTS).reshape(size, -1).astype(np.float64)
     norms = (features**2).sum(axis=1)
     difference = norms[:, None] + norms[None, :] - 2.0 * (features @ features.T)

@@ -10,13 +10,14 @@ Importing this package registers every game under ``integrations/`` with Gymnasi
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 from kart_rewards.done import done_rule
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_MAX_EPISODE_STEPS, list_games
+from kart_rewards.integrations import DEFAULT_FRAME_SKIP, DEFAULT_MAX_EPISODE_FRAMES, list_games
 from kart_rewards.ram import RamLayout, RamSnapshot
 from kart_rewards.rewards import reward_term
 
@@ -36,10 +37,14 @@ __all__ = [
 ]
 
 for _name in list_games():
-    if _name not in gym.registry:
-        gym.register(
-            _name, "kart_rewards.env:KartEnv", max_episode_steps=DEFAULT_MAX_EPISODE_STEPS, kwargs={"game": _name}
-        )
+    with suppress(gym.error.Error):  # a folder whose name Gymnasium refuses must not spoil the import of all others
+        if _name not in gym.registry:
+            gym.register(
+                _name,
+                "kart_rewards.env:KartEnv",
+                max_episode_steps=DEFAULT_MAX_EPISODE_FRAMES // DEFAULT_FRAME_SKIP,
+                kwargs={"game": _name},
+            )
 
 
 def __getattr__(name: str) -> Any:

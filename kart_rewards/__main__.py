@@ -21,7 +21,7 @@ def import_(
     /,
     integrations_path: Path = INTEGRATIONS,
 ) -> None:
-    """Copies your own ROM dumps to the games they belong to, told by their SHA-1.
+    """Copies your own ROM dumps to the games they belong to, recognised by their SHA-1.
 
     Args:
         paths: Files, folders and zip files to look into.
@@ -33,7 +33,6 @@ def import_(
     for name, what, is_in_place in import_roms(list(paths), integrations_path):
         print(f"{name}: {what}")
         imported += is_in_place
-    print(f"{imported} of your files {'is a known game' if imported == 1 else 'are known games'}.")
     if not imported:
         raise KartRewardsError(f"none of these files is the ROM of a game in {integrations_path}")
 
@@ -46,8 +45,9 @@ def ram(state: Annotated[Path, tyro.conf.Positional], /, data: Path | None = Non
         state: A SNES .state file.
         data: The data.json that describes them. By default the one beside the state.
     """
+    work_ram = read_state_file(state)
     layout = RamLayout.from_file(data or state.parent / "data.json")
-    snapshot = layout.decode(read_state_file(state))
+    snapshot = layout.decode(work_ram)
     print(f"{'variable':<20} {'address':<10} {'type':<5} {'value':>8}")
     for variable, value in zip(layout.variables, snapshot, strict=True):
         print(f"{variable.name:<20} 0x{variable.address:06X}   {variable.type:<5} {value:>8}  0x{value % 2**64:X}")

@@ -60,7 +60,14 @@ class ContinuousSteering:
         self.remainder = 0.0
 
     def frames(self, action: Any, frame_skip: int) -> Sequence[Buttons]:
-        steering = min(max(float(action[0]), -1.0), 1.0)
+        try:
+            steering = min(max(float(action[0]), -1.0), 1.0)
+        except (TypeError, IndexError):
+            raise KartRewardsError(
+                f"action {action!r} is not steering: pass one number in a list, such as [0.5]"
+            ) from None
+        if math.isnan(steering):
+            raise KartRewardsError("the action is not a number (NaN): has the agent diverged?")
         frames = []
         for _ in range(frame_skip):
             self.remainder += steering
@@ -92,7 +99,11 @@ class HeldButtons:
         pass
 
     def frames(self, action: Any, frame_skip: int) -> Sequence[Buttons]:
-        return [self._buttons(action)] * frame_skip
+        try:
+            buttons = self._buttons(action)
+        except (TypeError, ValueError, IndexError):
+            raise KartRewardsError(f"action {action!r} is not in the action space {self.space}") from None
+        return [buttons] * frame_skip
 
 
 def make_actions(

@@ -15,16 +15,13 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import finished
 from kart_rewards.rewards import hits_wall
-from kart_rewards.scripting import Script, ScriptCalls, mark, script_of, snake_case
-
-Definition = TypeVar("Definition", bound=Callable[..., Any])
+from kart_rewards.scripting import Script, ScriptCalls, mark, name_of, script_of
 
 
 @dataclass(frozen=True)
@@ -32,22 +29,25 @@ class DoneRule(Script):
     """A rule that may end an episode."""
 
 
-def done_rule(name: str | None = None) -> Callable[[Definition], Definition]:
+def done_rule(name: Any = None) -> Any:
     """Marks a function or class as a done rule; it stays callable as it is.
 
     Args:
         name: How to call the rule. By default the function's name, or the class's in snake case.
     """
 
-    def decorate(definition: Definition) -> Definition:
-        return mark(definition, DoneRule(name or snake_case(definition.__name__), definition))
+    if callable(name):  # @done_rule, without parentheses
+        return done_rule()(name)
+
+    def decorate(definition: Any) -> Any:
+        return mark(definition, DoneRule(name or name_of(definition), definition))
 
     return decorate
 
 
 @done_rule()
 def race_finished(ram: Any) -> bool:
-    """The race is over: all five laps are done."""
+    """All five laps are done."""
     return finished(ram)
 
 
@@ -88,7 +88,7 @@ def as_rule(definition: Any) -> DoneRule:
         return definition
     if not callable(definition):
         raise KartRewardsError(f"{definition!r} is no done rule: pass a function or class, best marked @done_rule()")
-    return script_of(definition, DoneRule) or DoneRule(snake_case(definition.__name__), definition)
+    return script_of(definition, DoneRule) or DoneRule(name_of(definition), definition)
 
 
 class EpisodeDone:
@@ -107,9 +107,14 @@ class EpisodeDone:
         """Returns the name of the first rule that ends the episode on this frame, or None.
 
         Raises:
-            KartRewardsError: A rule raised. Names the rule, its file and line, and the snapshot.
+            KartRewardsError: A rule raised, or returned no truth value. Names the rule, its file and line, and the
+                snapshot.
         """
-        for script, stop in zip(self._calls.scripts, self._calls(ram), strict=True):
+        for i, stop in enumerate(self._calls(ram)):
+            if stop is False:
+                continue
+            if stop is not True and not (isinstance(stop, int) or str(getattr(stop, "dtype", "")) == "bool"):
+                raise self._calls.failure(i, ram, f"returned {stop!r}, neither True nor False")
             if stop:
-                return script.name
+                return self._calls.scripts[i].name
         return None

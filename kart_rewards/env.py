@@ -33,12 +33,12 @@ from gymnasium.utils import EzPickle
 from kart_rewards.actions import make_actions
 from kart_rewards.done import EpisodeDone
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_MAX_EPISODE_STEPS, INTEGRATIONS, find_game
+from kart_rewards.integrations import DEFAULT_FRAME_SKIP, DEFAULT_MAX_EPISODE_FRAMES, INTEGRATIONS, find_game
 from kart_rewards.observations import ObservationConfig, ScreenObserver
 from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import EpisodeRewards, make_transform
-from kart_rewards.scenario import load_rules
+from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, to_plain
 
 _FRAMES_TO_TRY_A_STATE = 10
@@ -70,7 +70,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         rewards: Reward terms and done rules to add to the scenario's: functions and classes, paths of Python files, or
             names of modules.
         reward_weights: Term -> weight, over the scenario's.
-        reward_transform: ``sign``, ``scale`` or ``none``, applied to each emulated frame's reward.
+        reward_transform: ``scale``, ``sign`` (as the original) or ``none``, applied to each emulated frame's reward.
         reward_scale: The factor of ``scale``.
         action_mode: One of ``kart_rewards.actions.ACTION_MODES``.
         observation: What the agent sees.
@@ -94,16 +94,16 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         game: str,
         *,
         integrations: str | Path = INTEGRATIONS,
-        state: str | Sequence[str] = (),
-        scenario: str = "scenario",
-        info: str = "data",
-        rewards: Iterable[Any] = (),
+        state: str | Path | Sequence[str | Path] = (),
+        scenario: str | Path = "scenario",
+        info: str | Path = "data",
+        rewards: str | Path | Iterable[Any] = (),
         reward_weights: Mapping[str, float] | None = None,
-        reward_transform: str = "sign",
+        reward_transform: str = "scale",
         reward_scale: float = 0.01,
         action_mode: str = "continuous",
         observation: ObservationConfig = ObservationConfig(),  # noqa: B008 - frozen
-        frame_skip: int = 4,
+        frame_skip: int = DEFAULT_FRAME_SKIP,
         random_start_steps: int = 0,
         render_mode: str | None = None,
     ) -> None:
@@ -124,31 +124,41 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             random_start_steps=random_start_steps,
             render_mode=render_mode,
         )
-        if frame_skip < 1 or random_start_steps < 0:
-            raise KartRewardsError(
-                f"frame skip {frame_skip} must be 1 or more, random start {random_start_steps} 0 or more"
-            )
+        for name, value, least in (("frame_skip", frame_skip, 1), ("random_start_steps", random_start_steps, 0)):
+            if not isinstance(value, (int, np.integer)) or value < least:
+                raise KartRewardsError(f"{name} must be a whole number, {least} or more, not {value!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise KartRewardsError(f"unknown render mode {render_mode!r}: it is None, 'human' or 'rgb_array'")
         self.game = find_game(game, integrations)
         rom, data_path, scenario_path = self.game.rom(), self.game.json_path(info), self.game.json_path(scenario)
         self.layout = RamLayout.from_file(data_path)
-        self.rules = load_rules(scenario_path, rewards, reward_weights)
-        self.rules.check(self.layout)
+        added = [rewards] if isinstance(rewards, (str, Path)) else rewards
+        self.scoring = load_scoring(scenario_path, added, reward_weights)
+        self.scoring.check(self.layout)
         self.frame_skip = frame_skip
         self.random_start_steps = random_start_steps
         self.render_mode = render_mode
         self._transform = make_transform(reward_transform, reward_scale)
-        names = [state] if isinstance(state, str) else list(state)
-        self._states = {name: self.game.load_state(name) for name in names or [self.game.default_state()]}
+        names = [state] if isinstance(state, (str, Path)) else list(state)
+        self.states = [str(name) for name in names] or [self.game.default_state()]
+        self._loaded_states = {name: self.game.load_state(name) for name in self.states}
 
+        self._viewer: Any = None
         self.em, self.data = _start_emulator(rom, data_path, scenario_path)
+        try:
+            self._prepare(rom, action_mode, observation)
+        except BaseException:
+            self.close()  # or whoever keeps the exception keeps the process's one emulator
+            raise
+
+    def _prepare(self, rom: Path, action_mode: str, observation: ObservationConfig) -> None:
+        """The part of the constructor that needs the emulator."""
         self._extract = self.data.memory.extract
         self.layout.check_addresses(self.data.memory.blocks)
-        for name in self._states:
+        for name in self.states:
             self._try_state(name)
         self.frames_per_second: float = self.em.get_screen_rate()
-        self.metadata = self.metadata | {"render_fps": self.frames_per_second / frame_skip}
+        self.metadata = self.metadata | {"render_fps": self.frames_per_second / self.frame_skip}
 
         self.buttons: list[str | None] = stable_retro.get_system_info(stable_retro.get_romfile_system(str(rom)))[
             "buttons"
@@ -161,12 +171,11 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._random_actions = copy.deepcopy(self.action_space)  # the caller's seeding of action_space stays untouched
         self.observation_space = self._observer.space
         self._has_race = set(self.layout.names) >= METRIC_VARIABLES
-        self._viewer: Any = None
 
     def _try_state(self, name: str) -> None:
         """Raises KartRewardsError if the emulator refuses a start state, or the game does not run on from it."""
         path = self.game.state_path(name)
-        if not self.em.set_state(self._states[name]):
+        if not self.em.set_state(self._loaded_states[name]):
             raise KartRewardsError(
                 f"{path}: the emulator refuses this state: it is damaged, or another console's or core's"
             )
@@ -187,11 +196,11 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Loads a start state and begins an episode. See the class."""
         super().reset(seed=seed)
-        state = (options or {}).get("state") or list(self._states)[self.np_random.integers(len(self._states))]
-        if state not in self._states:
-            self._states[state] = self.game.load_state(state)
+        state = (options or {}).get("state") or self.states[self.np_random.integers(len(self.states))]
+        if state not in self._loaded_states:
+            self._loaded_states[state] = self.game.load_state(state)
             self._try_state(state)
-        self.em.set_state(self._states[state])
+        self.em.set_state(self._loaded_states[state])
         self._actions.reset()
         self._advance(self._released)
         if self.random_start_steps:
@@ -199,10 +208,11 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             for _ in range(self.np_random.integers(self.random_start_steps + 1)):
                 for buttons in self._actions.frames(self._random_actions.sample(), self.frame_skip):
                     self._advance(buttons)
+            self._actions.reset()
 
         self.ram = self.layout.read(self._extract)
-        self._rewards = EpisodeRewards(self.rules.terms, self._transform)
-        self._done = EpisodeDone(self.rules.done)
+        self._rewards = EpisodeRewards(self.scoring.terms, self._transform)
+        self._done = EpisodeDone(self.scoring.done)
         self._rewards(self.ram)
         self._done(self.ram)
         self._rewards.discard()
@@ -249,8 +259,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def get_state(self) -> dict[str, Any]:
         """Returns all that the rest of the run depends on, as plain values and bytes.
 
-        That is the emulator's snapshot, what terms and rules remember, the race so far, the stacked observations and the
-        random numbers to come.
+        That is the emulator's snapshot, what terms and rules remember, the race so far, the stacked observations and
+        the random numbers to come.
 
         Raises:
             KartRewardsError: A term or rule remembers what can't be saved. See ``ScriptCalls.get_state``.
@@ -325,7 +335,8 @@ def make_env(
     game: str,
     *,
     integrations: str | Path = INTEGRATIONS,
-    max_episode_steps: int | None = DEFAULT_MAX_EPISODE_STEPS,
+    max_episode_steps: int | None = None,
+    frame_skip: int = DEFAULT_FRAME_SKIP,
     **options: Any,
 ) -> gym.Env[np.ndarray, Any]:
     """Makes a ``KartEnv`` with a step limit.
@@ -333,11 +344,17 @@ def make_env(
     Args:
         game: The game's folder name, such as ``HomebrewKart-Snes``.
         integrations: The folder of games.
-        max_episode_steps: Agent steps until an episode is truncated; None never truncates.
-        options: ``KartEnv``'s other arguments.
+        max_episode_steps: Agent steps until an episode is truncated. By default as many as make 12,000 emulated frames.
+        frame_skip: Emulated frames a step.
+        options: ``KartEnv``'s other arguments: state, scenario, info, rewards, reward_weights, reward_transform,
+            reward_scale, action_mode, observation, random_start_steps, render_mode.
 
     Raises:
         KartRewardsError: See ``KartEnv``.
     """
-    spec = EnvSpec(game, "kart_rewards.env:KartEnv", max_episode_steps=max_episode_steps, kwargs={"game": game})
-    return gym.make(spec, integrations=integrations, **options)
+    steps = max_episode_steps or max(DEFAULT_MAX_EPISODE_FRAMES // max(frame_skip, 1), 1)
+    try:
+        spec = EnvSpec(game, "kart_rewards.env:KartEnv", max_episode_steps=steps, kwargs={"game": game})
+    except gym.error.Error:
+        raise KartRewardsError(f"{game!r} can't be a game's name: Gymnasium allows letters, digits, _ and -") from None
+    return gym.make(spec, integrations=integrations, frame_skip=frame_skip, **options)

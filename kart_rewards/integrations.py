@@ -15,8 +15,8 @@ stable-retro is imported only where a ROM is looked at, so that listing games st
 from __future__ import annotations
 
 import difflib
-import gzip
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,15 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.ram import load_json
+from kart_rewards.ram import load_json, read_snapshot
 
 _BESIDE_PACKAGE = Path(__file__).parent.parent / "integrations"
 _INSIDE_PACKAGE = Path(__file__).parent / "integrations_data"
 INTEGRATIONS = _BESIDE_PACKAGE if _BESIDE_PACKAGE.is_dir() else _INSIDE_PACKAGE
 """The games that come with the project: beside the package in a checkout, inside it in an installed wheel."""
 
-DEFAULT_MAX_EPISODE_STEPS = 3000
-"""Agent steps. At four frames a step that is 200 seconds: five laps of 40 seconds, thrice what a good driver takes."""
+DEFAULT_MAX_EPISODE_FRAMES = 12_000
+"""Emulated frames, of which 60 make a second: five laps of 40 seconds, thrice what a good driver takes."""
+DEFAULT_FRAME_SKIP = 4
 
 LARGEST_ROM_BYTES = 32 * 2**20  # stable-retro's own limit
 COPIER_HEADER_BYTES = 512  # what old dumping devices put before a SNES ROM
@@ -88,15 +89,15 @@ class Game:
         roms = sorted(path for path in self.folder.glob("rom.*") if path.suffix in retro_data.EMU_EXTENSIONS)
         if not roms:
             raise MissingRomError(
-                f"{self.name} has no ROM: {self.folder} holds no rom.sfc, or other console's. Import your own dump "
-                f"of the game: python -m kart_rewards import PATH"
+                f"{self.name} has no ROM: there is none (rom.sfc) in {self.folder}. Import your own dump of the game: "
+                f"python -m kart_rewards import PATH"
             )
         wanted = self.rom_hashes()
         with roms[0].open("rb") as file:
             sha1 = retro_data.groom_rom(str(roms[0]), file)[1]
         if sha1 not in wanted:
             raise KartRewardsError(
-                f"{roms[0]}: is another ROM than {self.name} needs: its SHA-1 is {sha1}, and {self.folder / 'rom.sha'} "
+                f"{roms[0]}: is not the ROM that {self.name} needs: its SHA-1 is {sha1}, and {self.folder / 'rom.sha'} "
                 f"names {' or '.join(wanted) or 'none'}. Import the right dump: python -m kart_rewards import PATH"
             )
         return roms[0].resolve()
@@ -109,9 +110,9 @@ class Game:
         """
         path = self.folder / "rom.sha"
         try:
-            return path.read_text().split()
-        except OSError as error:
-            raise KartRewardsError(f"{path}: can't be read ({error.strerror}): it must hold the ROM's SHA-1") from None
+            return path.read_text().lower().split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise KartRewardsError(f"{path}: can't be read: {error}: it must hold the ROM's SHA-1") from None
 
     def states(self) -> list[str]:
         """Returns the names of the start states, sorted."""
@@ -129,48 +130,51 @@ class Game:
             raise KartRewardsError(f'{path}: names no "default_state"')
         return name
 
-    def state_path(self, state: str) -> Path:
-        """Returns where a start state lies: one of the game's own, or any ``.state`` file by its path.
+    def state_path(self, state: str | Path) -> Path:
+        """Returns where a start state lies: ``Level1`` is the folder's ``Level1.state``; or any ``.state`` by its path.
 
         Raises:
             KartRewardsError: There is none.
         """
-        path = Path(state) if state.endswith(".state") else self.folder / f"{state}.state"
+        path = self._file(state, ".state")
         if not path.is_file():
-            states = ", ".join(self.states()) or "none"
-            raise KartRewardsError(f"{path}: no such start state; {self.name} has {states}")
+            states = ", ".join(self.states())
+            remedy = f"it has {states}" if states else "it has none yet: put one there, made at the start of a race"
+            raise KartRewardsError(f"{path}: no such start state of {self.name}; {remedy}")
         return path
 
-    def load_state(self, state: str) -> bytes:
+    def load_state(self, state: str | Path) -> bytes:
         """Returns the emulator's snapshot that a start state holds.
 
         Raises:
             KartRewardsError: There is no such state, or the file is damaged.
         """
-        path = self.state_path(state)
-        try:
-            return gzip.decompress(path.read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
-            raise KartRewardsError(f"{path}: is not a save state (a gzip'd snapshot): {error}") from None
+        return read_snapshot(self.state_path(state))
 
-    def json_path(self, name: str) -> Path:
-        """Returns where a data or scenario file lies: ``sprint`` is the folder's ``sprint.json``; or any ``.json``.
+    def json_path(self, name: str | Path) -> Path:
+        """Returns where a data or scenario file lies: ``sprint`` is the folder's ``sprint.json``, or a path.
 
         Raises:
             KartRewardsError: There is none.
         """
-        path = Path(name) if name.endswith(".json") else self.folder / f"{name}.json"
+        path = self._file(name, ".json")
         if not path.is_file():
             files = ", ".join(sorted(file.name for file in self.folder.glob("*.json")))
             raise KartRewardsError(f"{path}: no such file; {self.folder} holds {files or 'no .json file'}")
         return path.resolve()
 
+    def _file(self, name: str | Path, suffix: str) -> Path:
+        """A file by its name in the folder, with or without its suffix, or by its path."""
+        if not str(name).endswith(suffix):
+            return self.folder / f"{name}{suffix}"
+        own = self.folder / name
+        return own if own.is_file() else Path(name)
+
 
 def import_roms(paths: list[Path], integrations: str | Path = INTEGRATIONS) -> Iterator[tuple[str, str, bool]]:
-    """Copies ROM dumps to the games they belong to, told by their SHA-1.
+    """Copies ROM dumps to the games they belong to, recognised by their SHA-1.
 
-    Looks into folders and zip files. A SNES dump's 512-byte copier header is removed. A ROM that a game has already is
-    never overwritten: games are known by SHA-1, so it would be the same.
+    Looks into folders and zip files. A SNES dump's 512-byte copier header is removed.
 
     Args:
         paths: Files, folders and zip files.
@@ -180,12 +184,15 @@ def import_roms(paths: list[Path], integrations: str | Path = INTEGRATIONS) -> I
         For each file: what it is called, what became of it, and whether it is now at a game's place.
 
     Raises:
-        KartRewardsError: A path does not exist, or a ROM can't be written.
+        KartRewardsError: A path does not exist, there are no games, or a ROM can't be written.
     """
     games: dict[str, Game] = {}
     for name in list_games(integrations):
         game = find_game(name, integrations)
-        games |= dict.fromkeys(game.rom_hashes(), game)
+        if (game.folder / "rom.sha").is_file():
+            games |= dict.fromkeys(game.rom_hashes(), game)
+    if not games:
+        raise KartRewardsError(f"{integrations}: holds no games, so no ROM can be recognised")
     for path in paths:
         if not path.exists():
             raise KartRewardsError(f"{path}: no such file or folder")
@@ -195,11 +202,11 @@ def import_roms(paths: list[Path], integrations: str | Path = INTEGRATIONS) -> I
 
 
 def _contents(file: Path) -> Iterator[tuple[str, bytes | None]]:
-    """Name and content of a file, or of each file inside a zip; None for what is too large or damaged."""
-    if file.suffix.lower() != ".zip":
-        yield str(file), file.read_bytes() if file.stat().st_size <= LARGEST_ROM_BYTES else None
-        return
+    """Name and content of a file, or of each file inside a zip; None for what is too large, damaged or locked."""
     try:
+        if file.suffix.lower() != ".zip":
+            yield str(file), file.read_bytes() if file.stat().st_size <= LARGEST_ROM_BYTES else None
+            return
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
                 if entry.is_dir():
@@ -207,7 +214,7 @@ def _contents(file: Path) -> Iterator[tuple[str, bytes | None]]:
                 with archive.open(entry) as member:  # the declared size may lie: read no more than a ROM can hold
                     content = member.read(LARGEST_ROM_BYTES + 1)
                 yield f"{file}!{entry.filename}", content if len(content) <= LARGEST_ROM_BYTES else None
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError):  # damaged, or with a password
+    except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError):
         yield str(file), None
 
 
@@ -215,23 +222,29 @@ def _import_one(name: str, content: bytes | None, games: dict[str, Game]) -> tup
     from stable_retro import data as retro_data
 
     if content is None:
-        return "passed over: a damaged or locked archive, or larger than any ROM", False
+        return "skipped: damaged, locked, or larger than any ROM", False
     headerless = content[COPIER_HEADER_BYTES:] if len(content) % 1024 == COPIER_HEADER_BYTES else content
     for body in (content, headerless):
         sha1 = retro_data.groom_rom(name, io.BytesIO(body))[1]
         if sha1 in games:
             break
     else:
-        return f"passed over: no known game's ROM (SHA-1 {sha1})", False
+        return f"skipped: not the ROM of a known game (SHA-1 {sha1})", False
     game = games[sha1]
     system = game.name.removesuffix("-v0").rsplit("-", 1)[-1]
     extensions = retro_data.EMU_INFO.get(system, {}).get("ext", [Path(name).suffix.lstrip(".") or "sfc"])
     target = game.folder / f"rom.{extensions[0]}"
-    if target.exists() and target.read_bytes() == body:
-        return f"is {game.name}'s ROM, which is there already: {target}", True
+    replaced = ""
+    if target.exists():
+        if target.read_bytes() == body:
+            return f"is {game.name}'s ROM, which is there already: {target}", True
+        replaced = " in place of another file"
+    temporary = target.with_name(f".{target.name}.partial")
     try:
-        target.write_bytes(body)
+        temporary.write_bytes(body)
+        temporary.replace(target)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise KartRewardsError(f"{target}: can't be written: {error.strerror}") from None
     note = " (512-byte copier header removed)" if body is not content else ""
-    return f"imported as {game.name}'s ROM: {target}{note}", True
+    return f"imported as {game.name}'s ROM: {target}{replaced}{note}", True

@@ -29,7 +29,8 @@ class ObservationConfig:
 
     Args:
         crop: Rows and columns to keep: top, bottom, left, right; None keeps the whole screen.
-        max_pool: Take the brighter of the last two frames in each pixel, so that sprites that flicker are seen.
+        max_pool: Take the brighter of a step's last two frames in each pixel, so that sprites that flicker are seen. A
+            step of one frame, or one that ends an episode early, shows its last frame alone.
         grey: Turn colours into luminance (ITU-R BT.601, as OpenCV does).
         size: Height and width to resize to, by area; None keeps the screen's own.
         stack: How many observations to stack, oldest first; an episode starts with the first one repeated.

@@ -83,6 +83,18 @@ class Variable:
         return int(self.type[-1])
 
     @property
+    def lowest(self) -> int:
+        """The least value that the type holds."""
+        return -(2 ** (8 * self.width - 1)) if self.type[-2] in "is" else 0
+
+    @property
+    def highest(self) -> int:
+        """The greatest value that the type holds."""
+        if self.type[-2] in "dn":
+            return 10 ** (self.width * (2 if self.type[-2] == "d" else 1)) - 1
+        return int(2 ** (8 * self.width - (self.type[-2] in "is"))) - 1
+
+    @property
     def core_type(self) -> str:
         """The type under which stable-retro's own decoder reads the same value."""
         return self.type.replace("s", "i")
@@ -267,18 +279,32 @@ def load_json(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KartRewardsError(f"{path}: is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise KartRewardsError(f"{path}: holds a JSON {type(content).__name__}, not an object {{…}}")
     return content
 
 
+def read_snapshot(path: str | Path) -> bytes:
+    """Returns the emulator's snapshot that a ``.state`` file holds, gzip'd.
+
+    Raises:
+        KartRewardsError: The file can't be read, or is damaged.
+    """
+    try:
+        return gzip.decompress(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise KartRewardsError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise KartRewardsError(f"{path}: is not a save state (a gzip'd snapshot): {error}") from None
+
+
 def read_state_file(path: str | Path) -> dict[int, bytes]:
     """Returns the SNES work RAM that a ``.state`` file holds, with its mirror in the low page.
 
-    A ``.state`` file is a gzip'd snes9x snapshot: blocks of three letters, a size of six digits and the content; the
-    block ``RAM:131072:`` is work RAM.
+    A snes9x snapshot is a row of blocks, three letters, a size of six digits and the content each; the block
+    ``RAM:131072:`` is work RAM.
 
     Returns:
         Start address -> bytes, ready for ``RamLayout.decode``.
@@ -286,12 +312,7 @@ def read_state_file(path: str | Path) -> dict[int, bytes]:
     Raises:
         KartRewardsError: The file can't be read or holds no snes9x snapshot.
     """
-    try:
-        content = gzip.decompress(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise KartRewardsError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise KartRewardsError(f"{path}: is not a save state (a gzip'd snapshot): {error}") from None
+    content = read_snapshot(path)
     marker = f"RAM:{SNES_WORK_RAM_SIZE:06d}:".encode()
     start = content.find(marker) + len(marker)
     work_ram = content[start : start + SNES_WORK_RAM_SIZE]

@@ -20,13 +20,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import FACING_BACKWARD, ROAD, finished, progress
-from kart_rewards.scripting import Script, ScriptCalls, mark, script_of, snake_case
+from kart_rewards.scripting import Script, ScriptCalls, mark, name_of, script_of
 
-Definition = TypeVar("Definition", bound=Callable[..., Any])
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,15 @@ class RewardTerm(Script):
 
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _is_finite_number(self.weight):
+            raise KartRewardsError(
+                f"{self.where}: the weight of {self.name!r} must be a finite number, not {self.weight!r}"
+            )
 
-def reward_term(weight: float = 1.0, name: str | None = None) -> Callable[[Definition], Definition]:
+
+def reward_term(weight: Any = 1.0, name: str | None = None) -> Any:
     """Marks a function or class as a reward term; it stays callable as it is.
 
     Args:
@@ -44,8 +53,11 @@ def reward_term(weight: float = 1.0, name: str | None = None) -> Callable[[Defin
         name: How to call the term. By default the function's name, or the class's in snake case.
     """
 
-    def decorate(definition: Definition) -> Definition:
-        return mark(definition, RewardTerm(name or snake_case(definition.__name__), definition, float(weight)))
+    if callable(weight):  # @reward_term, without parentheses
+        return reward_term()(weight)
+
+    def decorate(definition: Any) -> Any:
+        return mark(definition, RewardTerm(name or name_of(definition), definition, weight))
 
     return decorate
 
@@ -56,6 +68,8 @@ WALL_HIT_BELOW_SPEED = 600  # a touch at more than this is a graze
 PACE_PERIOD_FRAMES = 30  # terrain and time are paid on every 30th value of current_frame
 BRISK_SPEED = 700
 BACKWARDS_PERIOD_FRAMES = 6
+
+ROUNDING = 1e-12  # a sum this small beside its parts is what is left of parts that cancel
 
 
 def hits_wall(ram: Any) -> bool:
@@ -69,7 +83,7 @@ def _on_pace_frame(ram: Any) -> bool:
 
 @reward_term(weight=-10)
 def wall(ram: Any) -> float:
-    """Charge every frame on which the kart touches a wall at less than 600."""
+    """Charge every frame on which the kart touches a wall at a speed below 600."""
     return float(hits_wall(ram) and not finished(ram))
 
 
@@ -124,7 +138,7 @@ def as_term(definition: Any) -> RewardTerm:
         raise KartRewardsError(
             f"{definition!r} is no reward term: pass a function or class, best marked @reward_term(weight=…)"
         )
-    return script_of(definition, RewardTerm) or RewardTerm(snake_case(definition.__name__), definition)
+    return script_of(definition, RewardTerm) or RewardTerm(name_of(definition), definition)
 
 
 def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None], source: str) -> list[RewardTerm]:
@@ -144,8 +158,7 @@ def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None
         known = ", ".join(term.name for term in terms)
         raise KartRewardsError(f"{source}: there is no reward term {unknown[0]!r} in this run; there are {known}")
     for name, weight in weights.items():
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
-        if weight is not None and not number:
+        if weight is not None and not _is_finite_number(weight):
             raise KartRewardsError(f"{source}: the weight of {name!r} must be a finite number, not {weight!r}")
     chosen = {name: float(weight) for name, weight in weights.items() if weight is not None}
     return [replace(term, weight=chosen.get(term.name, term.weight)) for term in terms]
@@ -215,18 +228,21 @@ class EpisodeRewards:
         """
         values = self._calls(ram)
         paid = []
-        plain = 0.0
+        plain = size = 0.0
         try:
             for i, weight in enumerate(self._weights):
-                weighted = weight * values[i]  # raises for what is no number
+                weighted = float(weight * values[i])  # raises for what is no number
                 if values[i]:
                     paid.append((i, weighted))
                     plain += weighted
-            finite = math.isfinite(plain)
-        except (TypeError, ValueError):
+                    size += abs(weighted)
+            finite = math.isfinite(size)
+        except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
             raise self._not_finite(values, ram)
+        if abs(plain) < ROUNDING * size:  # terms that cancel leave a rounding error, of which `sign` would make a unit
+            plain = 0.0
         reward = self._transform(plain)
         factor = reward / plain if plain else 0.0
         for i, weighted in paid:
@@ -237,8 +253,12 @@ class EpisodeRewards:
         return reward
 
     def _not_finite(self, values: list[Any], ram: Any) -> KartRewardsError:
-        for i, value in enumerate(values):
-            if not _is_finite_number(value):
+        for i, (weight, value) in enumerate(zip(self._weights, values, strict=True)):
+            try:
+                finite = math.isfinite(float(weight * value))
+            except (TypeError, ValueError, OverflowError):
+                finite = False
+            if not finite:
                 return self._calls.failure(i, ram, f"returned {value!r}, not a finite number")
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
@@ -279,13 +299,6 @@ class EpisodeRewards:
         return {table: dict(zip(self.names, values, strict=True)) for table, values in tables.items()}
 
 
-def _is_finite_number(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except (TypeError, OverflowError):
-        return False
-
-
 def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:
     """Returns what turns one emulated frame's reward into what the agent is given of it.
 
@@ -294,8 +307,10 @@ def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:
         scale: The factor of ``scale``.
 
     Raises:
-        KartRewardsError: The kind is none of these.
+        KartRewardsError: The kind is none of these, or the scale no finite number.
     """
+    if not _is_finite_number(scale):
+        raise KartRewardsError(f"the reward scale must be a finite number, not {scale!r}")
     if kind == "sign":
         return lambda reward: float((reward > 0) - (reward < 0))
     if kind == "scale":

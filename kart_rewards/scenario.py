@@ -12,8 +12,8 @@
 reference ones. ``rewards`` names the terms to use and their weights; null keeps the weight the term was marked with.
 ``done`` names the rules. A part that is left out stands for the reference terms or rules.
 
-* ``Rules`` - the terms and rules of a run
-* ``load_rules`` - a scenario, plus what the user adds and reweighs
+* ``Scoring`` - the terms and rules of a run
+* ``load_scoring`` - a scenario, plus what the user adds and reweighs
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KEY = "kart_rewards"
 
 
 @dataclass(frozen=True)
-class Rules:
+class Scoring:
     """What a run pays and when its episodes end.
 
     Args:
@@ -50,19 +50,19 @@ class Rules:
             script.check_reads(layout)
 
     def fingerprints(self) -> dict[str, str]:
-        """Name of each term and rule -> its weight and the hash of its source, as text, to compare runs by."""
-        terms = {term.name: f"{term.weight:g} {term.fingerprint}" for term in self.terms}
-        return terms | {rule.name: f"ends {rule.fingerprint}" for rule in self.done}
+        """Each term and rule -> its weight and the hash of its file, as text, to compare runs by."""
+        terms = {f"term {term.name}": f"weight {term.weight!r}, source {term.fingerprint}" for term in self.terms}
+        return terms | {f"rule {rule.name}": f"source {rule.fingerprint}" for rule in self.done}
 
     def table(self) -> str:
         """The terms, weights and rules in force, as text for a person."""
         rows = [(term.name, f"{term.weight:g}", term.summary) for term in self.terms]
         rows += [(rule.name, "ends", rule.summary) for rule in self.done]
-        width = max(len(name) for name, _, _ in rows)
+        width = max((len(name) for name, _, _ in rows), default=0)
         return "\n".join(f"  {name:<{width}}  {weight:>6}  {summary}" for name, weight, summary in rows)
 
 
-def load_rules(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, float] | None = None) -> Rules:
+def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, float] | None = None) -> Scoring:
     """Returns the terms and rules of a scenario file, with additions.
 
     Weights come from the mark, overridden by the scenario, overridden by ``weights``.
@@ -100,7 +100,7 @@ def load_rules(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, floa
         terms += added_terms
         rules += added_rules
     terms = with_weights(unique_by_name(terms).values(), weights or {}, "reward weights")
-    return Rules(terms, list(unique_by_name(rules).values()))
+    return Scoring(terms, list(unique_by_name(rules).values()))
 
 
 def _is_list_of_text(value: Any) -> bool:

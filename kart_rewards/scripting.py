@@ -19,9 +19,10 @@ import inspect
 import re
 import sys
 import textwrap
+import tokenize
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -37,24 +38,37 @@ class Script:
     """A reward term or a done rule.
 
     Args:
-        name: How scenarios, the command line and TensorBoard call it.
+        name: How scenarios, the command line and TensorBoard call it: a plain Python name.
         definition: The function, or the class.
 
+    Attributes:
+        where: File and line of the definition.
+        fingerprint: A hash of the file's text when the script was made, to tell whether a resumed run scores as before.
+
     Raises:
-        KartRewardsError: The definition does not take one snapshot, or two.
+        KartRewardsError: The name is no plain one, or the definition does not take one snapshot, or two.
     """
 
     name: str
     definition: Callable[..., Any]
+    where: str = field(init=False, compare=False)
+    fingerprint: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Now, not when it is asked for: the file may change while the run goes on under the code it had.
+        object.__setattr__(self, "where", _where(self.definition))
+        object.__setattr__(self, "fingerprint", _fingerprint(self.definition))
+        if not self.name.isidentifier() or self.name.startswith("_"):
+            raise KartRewardsError(
+                f"{self.where}: {self.name!r} can't be a script's name: mark it with name='…', a plain Python name"
+            )
         callable_instances = not self.is_class or any(
             "__call__" in vars(base) for base in inspect.getmro(cast(type, self.definition))
         )
         if not callable_instances or not 1 <= len(self._arguments()) <= 2:
             raise KartRewardsError(
                 f"{self.where}: {self.name!r} must take the RAM snapshot, and may take the one before it: "
-                f"def {'__call__(self, ' if self.is_class else self.definition.__name__ + '('}ram[, previous])"
+                f"def {'__call__(self, ' if self.is_class else self.name + '('}ram[, previous])"
             )
 
     @property
@@ -67,29 +81,20 @@ class Script:
         return getattr(self.definition, "__call__") if self.is_class else self.definition  # noqa: B004, B009
 
     def _arguments(self) -> list[str]:
-        return list(inspect.signature(self._function).parameters)[1 if self.is_class else 0 :]
+        """The arguments that a call must give, by position. One with a default is the script's own business."""
+        try:
+            parameters = list(inspect.signature(self._function).parameters.values())[1 if self.is_class else 0 :]
+        except (TypeError, ValueError):  # built-in functions may have no signature
+            return []
+        if any(item.kind is item.KEYWORD_ONLY and item.default is item.empty for item in parameters):
+            return []
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [item.name for item in parameters if item.kind in positional and item.default is item.empty]
 
     @property
     def wants_previous(self) -> bool:
         """Whether it also takes the snapshot of the frame before."""
         return len(self._arguments()) == 2
-
-    @property
-    def where(self) -> str:
-        """File and line of the definition."""
-        try:
-            return f"{inspect.getsourcefile(self.definition)}:{inspect.getsourcelines(self.definition)[1]}"
-        except (OSError, TypeError):
-            return "defined interactively"
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the definition's source text, to tell whether a resumed run scores as before."""
-        try:
-            source = inspect.getsource(self.definition)
-        except (OSError, TypeError):
-            source = ""
-        return hashlib.sha256(source.encode()).hexdigest()[:16]
 
     @property
     def summary(self) -> str:
@@ -109,11 +114,36 @@ class Script:
             )
 
 
+# What inspect raises for what was defined interactively, is built in, or stands in a file that was edited since.
+_NO_SOURCE = (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError)
+
+
+def _where(definition: Callable[..., Any]) -> str:
+    try:
+        return f"{inspect.getsourcefile(definition)}:{inspect.getsourcelines(definition)[1]}"
+    except _NO_SOURCE:
+        return "defined interactively"
+
+
+def _fingerprint(definition: Callable[..., Any]) -> str:
+    try:
+        module = inspect.getmodule(definition)
+        source = inspect.getsource(definition if module is None else module)
+    except _NO_SOURCE:
+        source = repr(getattr(getattr(definition, "__code__", None), "co_code", definition.__class__))
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def name_of(definition: Any) -> str:
+    """Returns the name of a script that was given none: ``top_speed``, and ``left_the_road`` for ``LeftTheRoad``."""
+    return snake_case(getattr(definition, "__name__", type(definition).__name__))
+
+
 def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: set[Any]) -> set[str]:
     """The attributes that a function reads off these of its arguments, and passes to functions that read them."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):  # defined interactively, or a lambda in the middle of a line
+    except _NO_SOURCE:
         return set()
     seen.add(function)
     read = set()
@@ -146,9 +176,7 @@ class ScriptCalls:
         try:
             return script.definition() if script.is_class else script.definition
         except Exception as error:
-            raise KartRewardsError(
-                f"{script.name!r} ({script.where}) can't be made for an episode: {error!r}"
-            ) from error
+            raise KartRewardsError(f"{script.name!r} ({script.where}) can't be constructed: {error!r}") from error
 
     def _call(self, script: Script, instance: Callable[..., Any]) -> Callable[[Any], Any]:
         if script.wants_previous:
@@ -189,7 +217,7 @@ class ScriptCalls:
             values = []
             for i, call in enumerate(self._calls):  # noqa: B007 - tells below which one raised
                 values.append(call(ram))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.failure(i, ram, _describe(error)) from error
         self.previous = ram
         return values
@@ -200,7 +228,7 @@ class ScriptCalls:
         return KartRewardsError(f"{script.name!r} ({script.where}) {what}\n  on {ram!r}")
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"raised {type(error).__name__}: {error}\n  at {frame.filename}:{frame.lineno}: {frame.line}"
 
@@ -272,7 +300,7 @@ def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> l
 def import_source(source: str | Path) -> ModuleType:
     """Imports a ``.py`` file by path, or a module by its dotted name.
 
-    A file is run once per process, however often it is asked for.
+    A file is run once per process, however often it is asked for, unless it was changed.
 
     Raises:
         KartRewardsError: It is missing or fails to import.
@@ -280,11 +308,14 @@ def import_source(source: str | Path) -> ModuleType:
     path = Path(source)
     try:
         if path.suffix != ".py":
+            _make_importable(Path.cwd())
             return importlib.import_module(str(source))
         path = path.resolve()
-        name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        version = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:8]
+        name = f"{path.stem}_{version}"  # an edited file is another module
         if name in sys.modules:
             return sys.modules[name]
+        _make_importable(path.parent)
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec and spec.loader  # true of every path that ends in .py
         module = importlib.util.module_from_spec(spec)
@@ -300,9 +331,17 @@ def import_source(source: str | Path) -> ModuleType:
     except FileNotFoundError as error:
         raise KartRewardsError(f"{error.filename}: no such file (asked for as {str(source)!r})") from None
     except ModuleNotFoundError as error:
-        raise KartRewardsError(f"{source}: can't be imported: {error}. A file's name must end in .py") from None
-    except Exception as error:
+        if error.name == str(source):
+            raise KartRewardsError(f"{source}: no such module; a file's name must end in .py") from None
+        raise KartRewardsError(f"{source}: fails to import: {error}") from None
+    except (Exception, SystemExit) as error:
         raise KartRewardsError(f"{source}: fails to import: it {_describe(error)}") from error
+
+
+def _make_importable(folder: Path) -> None:
+    """Lets a rewards file import what lies beside it, after everything that is importable anyway."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def unique_by_name(scripts: Iterable[SomeScript]) -> dict[str, SomeScript]:
@@ -316,6 +355,6 @@ def unique_by_name(scripts: Iterable[SomeScript]) -> dict[str, SomeScript]:
         other = named.setdefault(script.name, script)
         if other.definition is not script.definition:
             raise KartRewardsError(
-                f"two scripts are called {script.name!r}: {other.where} and {script.where}: rename one"
+                f"two terms or rules are called {script.name!r}: {other.where} and {script.where}: rename one"
             )
     return named

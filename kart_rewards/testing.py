@@ -3,6 +3,7 @@
 * ``snapshot`` - one frame's RAM, in microseconds and without an emulator
 * ``score`` - what reward terms pay over a sequence of snapshots
 * ``load_trace`` - a recorded drive, frame by frame; some come with the package
+* ``drive`` and the drivers of ``kart_rewards.drivers``
 
 Example:
     >>> from kart_rewards.rewards import wall
@@ -15,6 +16,7 @@ Example:
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import zlib
@@ -22,9 +24,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kart_rewards.drivers import (  # noqa: F401 - drivers are for tests, too
+    CentrelineDriver,
+    RandomDriver,
+    TurnAround,
+    WallHugger,
+    drive,
+    full_throttle,
+    reverse,
+)
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.ram import snapshot_class
+from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.ram import RamLayout, snapshot_class
 from kart_rewards.rewards import EpisodeRewards, as_term
+from kart_rewards.scripting import unique_by_name
 
 TRACES = Path(__file__).parent / "traces"
 """The drives that come with the package, on HomebrewKart: see ``homebrew/record_traces.py`` for who drove them."""
@@ -39,13 +52,32 @@ START_OF_RACE = {
     "backward": 0,
     "current_frame": 360,
 }
-"""What the variables read at the retail game's start of Mario Circuit 1, time trial."""
+"""What the variables read at the retail game's start of Mario Circuit 1, time trial; the others read 0 here."""
+
+
+_LAYOUT = RamLayout.from_file(INTEGRATIONS / "HomebrewKart-Snes" / "data.json")
+_VARIABLES = {variable.name: variable for variable in _LAYOUT.variables}
+_NOTHING = dict.fromkeys(_VARIABLES, 0)
 
 
 def snapshot(**values: int) -> Any:
-    """Returns a ``RamSnapshot`` of the start of a race, with some values changed or added."""
-    values = START_OF_RACE | values
-    return snapshot_class(tuple(values))(**values)
+    """Returns a ``RamSnapshot`` of the start of a race, with some values changed.
+
+    Raises:
+        KartRewardsError: The games of this project have no such variable, or a value does not fit its type. For another
+            game's variables use ``RamLayout.from_file(…).snapshot_class``.
+    """
+    for name, value in values.items():
+        variable = _VARIABLES.get(name)
+        if variable is None:
+            close = difflib.get_close_matches(name, _VARIABLES, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise KartRewardsError(f"no RAM variable {name!r}.{hint} There are: {', '.join(_VARIABLES)}")
+        if not variable.lowest <= value <= variable.highest:
+            raise KartRewardsError(
+                f"{name}={value} does not fit its type {variable.type}, {variable.lowest} to {variable.highest}"
+            )
+    return _LAYOUT.snapshot_class(**(_NOTHING | START_OF_RACE | values))
 
 
 def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
@@ -56,9 +88,9 @@ def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
         terms: Functions and classes, marked ``@reward_term`` or plain.
 
     Raises:
-        KartRewardsError: A term raised, or its value is no finite number.
+        KartRewardsError: A term raised, its value is no finite number, or two terms share a name.
     """
-    rewards = EpisodeRewards([as_term(term) for term in terms])
+    rewards = EpisodeRewards(list(unique_by_name(map(as_term, terms)).values()))
     for frame, ram in enumerate(trace):
         rewards(ram)
         if frame == 0:

@@ -41,12 +41,12 @@ class RecordEpisodes(gym.Wrapper):
         result = self.env.reset(**options)
         self._episode += 1
         if self._trigger(self._episode):
-            path = self._folder / f"episode-{self._episode}.mp4"
+            self._path = self._folder / f"episode-{self._episode}.mp4"
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._writer = imageio.get_writer(path, fps=self.env.metadata["render_fps"], macro_block_size=1)
+                self._writer = imageio.get_writer(self._path, fps=self.env.metadata["render_fps"], macro_block_size=1)
             except OSError as error:
-                raise KartRewardsError(f"{path}: can't be written: {error.strerror}") from None
+                raise KartRewardsError(f"{self._path}: can't be written: {error}") from None
             self._record()
         return result
 
@@ -65,7 +65,10 @@ class RecordEpisodes(gym.Wrapper):
 
     def _record(self) -> None:
         if self._writer is not None:
-            self._writer.append_data(self.env.render())
+            try:
+                self._writer.append_data(self.env.render())
+            except OSError as error:
+                raise KartRewardsError(f"{self._path}: the video can't be written: {error}") from None
 
     def _finish(self) -> None:
         if self._writer is not None:

@@ -70,6 +70,33 @@ def test_rules_of_ones_own() -> None:
     assert [done(CLEAR) for _ in range(10)] == [None] * 9 + ["stopped"]
 
 
+@pytest.mark.parametrize("value", [None, "no", float("nan"), [True]], ids=repr)
+def test_a_rule_that_returns_no_truth_value_is_named(value: Any) -> None:
+    def forgetful(ram: Any) -> Any:
+        return value
+
+    with pytest.raises(KartRewardsError, match=r"'forgetful' .*test_done.py:\d+.* neither True nor False"):
+        EpisodeDone([as_rule(forgetful)])(CLEAR)
+
+
+def test_numpy_truth_and_whole_numbers_are_truth_values() -> None:
+    numpy = pytest.importorskip("numpy")
+    for value, ends in ((numpy.bool_(True), True), (numpy.bool_(False), False), (1, True), (0, False)):
+
+        def rule(ram: Any, value: Any = value) -> Any:
+            return value
+
+        assert bool(EpisodeDone([as_rule(rule)])(CLEAR)) is ends
+
+
+def test_a_mark_needs_no_parentheses() -> None:
+    @done_rule
+    def bare(ram: Any) -> bool:
+        return True
+
+    assert EpisodeDone([as_rule(bare)])(CLEAR) == "bare"
+
+
 def test_a_raising_rule_is_named() -> None:
     def broken(ram: Any) -> bool:
         return ram.altitude > 3

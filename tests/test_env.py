@@ -332,7 +332,7 @@ def test_states_of_another_rom_console_or_nothing_are_refused(make: Any, own_gam
         ("Foreign", "made with another ROM than HomebrewKart-Snes's"),
         ("Genesis", "the emulator refuses this state"),
         ("Noise", "the emulator refuses this state"),
-        ("Level77", "no such start state; HomebrewKart-Snes has Foreign, Genesis, Level1"),
+        ("Level77", "no such start state of HomebrewKart-Snes; it has Foreign, Genesis, Level1"),
     ):
         with pytest.raises(KartRewardsError, match=message) as error:
             make(integrations=own_game, state=state)
@@ -355,7 +355,7 @@ def test_files_that_do_not_fit_are_refused(make: Any, own_game: Path) -> None:
 
     edit(folder / "data.json", info=info)
     (folder / "rom.sfc").write_bytes(tiny_rom())
-    with pytest.raises(KartRewardsError, match=r"rom\.sfc: is another ROM than HomebrewKart-Snes needs"):
+    with pytest.raises(KartRewardsError, match=r"rom\.sfc: is not the ROM that HomebrewKart-Snes needs"):
         make(integrations=own_game)
 
 
@@ -365,8 +365,10 @@ def test_files_that_do_not_fit_are_refused(make: Any, own_game: Path) -> None:
         ({"game": "HomebrewCart-Snes"}, r"unknown game 'HomebrewCart-Snes': did you mean 'HomebrewKart-Snes'\?"),
         ({"action_mode": "flying"}, "unknown action mode 'flying'"),
         ({"reward_transform": "cube"}, "unknown reward transform 'cube'"),
-        ({"frame_skip": 0}, "frame skip 0"),
+        ({"frame_skip": 0}, "frame_skip must be a whole number, 1 or more, not 0"),
         ({"reward_weights": {"wal": 1}}, "there is no reward term 'wal'"),
+        ({"frame_skip": 2.5}, "frame_skip must be a whole number"),
+        ({"reward_scale": float("nan")}, "the reward scale must be a finite number"),
         ({"rewards": [3]}, "3 is no reward term"),
         ({"observation": ObservationConfig(crop=(0, 999, 0, 9))}, "does not fit the screen"),
     ],
@@ -375,6 +377,40 @@ def test_bad_options_are_told(make: Any, options: dict[str, Any], message: str) 
     with pytest.raises(KartRewardsError, match=message):
         make(**options)
     make()  # and leave no emulator behind
+
+
+def test_a_constructor_that_fails_leaves_no_emulator_behind(make: Any) -> None:
+    with pytest.raises(KartRewardsError) as kept:
+        make(observation=ObservationConfig(crop=(0, 999, 0, 9)))
+    make()
+    assert kept.value is not None  # a notebook keeps the last exception, and with it all that its frames refer to
+
+
+def test_names_and_paths_are_taken_as_stable_retro_takes_them(make: Any) -> None:
+    folder = INTEGRATIONS / GAME
+    for state in ("Level2", "Level2.state", folder / "Level2.state"):
+        make(state=state, scenario="scenario.json", info=folder / "data.json").reset(seed=1)
+
+
+def test_asking_once_for_a_state_does_not_add_it_to_those_drawn(make: Any) -> None:
+    env = make(state="Level1")
+    assert env.reset(seed=1, options={"state": "Level5"})[1]["state"] == "Level5"
+    assert {env.reset()[1]["state"] for _ in range(12)} == {"Level1"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "action"), [("driving", 7), ("driving", "left"), ("continuous", 0), ("continuous", [float("nan")])]
+)
+def test_actions_outside_the_space_are_told(make: Any, mode: str, action: Any) -> None:
+    env = make(action_mode=mode).unwrapped
+    env.reset(seed=1)
+    with pytest.raises(KartRewardsError, match="action"):
+        env.step(action)
+
+
+def test_the_step_limit_is_one_of_time(make: Any) -> None:
+    assert make(frame_skip=1).spec.max_episode_steps == 12_000
+    assert make(frame_skip=6).spec.max_episode_steps == 2_000
 
 
 def test_two_at_once_in_a_process_are_told_to_wait(make: Any) -> None:

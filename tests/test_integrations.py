@@ -46,7 +46,7 @@ def test_a_missing_rom_is_told(games: Path) -> None:
 
 def test_a_wrong_rom_is_told(games: Path) -> None:
     (games / "Tiny-Snes" / "rom.sfc").write_bytes(ROM[:-1] + b"!")
-    with pytest.raises(KartRewardsError, match=r"rom\.sfc: is another ROM than Tiny-Snes needs: its SHA-1 is"):
+    with pytest.raises(KartRewardsError, match=r"rom\.sfc: is not the ROM that Tiny-Snes needs: its SHA-1 is"):
         find_game("Tiny-Snes", games).rom()
 
 
@@ -60,7 +60,7 @@ def test_a_missing_checksum_is_told(games: Path) -> None:
 def test_missing_states_and_files_are_told(games: Path) -> None:
     game = find_game("Tiny-Snes", games)
     (game.folder / "Start.state").write_bytes(b"not gzip")
-    with pytest.raises(KartRewardsError, match=r"Level9\.state: no such start state; Tiny-Snes has Start"):
+    with pytest.raises(KartRewardsError, match=r"Level9\.state: no such start state of Tiny-Snes; it has Start"):
         game.load_state("Level9")
     with pytest.raises(KartRewardsError, match=r"Start\.state: is not a save state"):
         game.load_state("Start")
@@ -96,11 +96,31 @@ def test_importing_looks_into_folders_and_zips_and_explains_each_file(games: Pat
     with zipfile.ZipFile(dumps / "deep" / "pack.zip", "w") as archive:
         archive.writestr("../../escape.sfc", ROM)  # a name that would leave the folder: only the content is used
     results = {name.removeprefix(str(dumps)): what for name, what, _ in import_roms([dumps], games)}
-    assert results["/notes.txt"].startswith("passed over: no known game's ROM (SHA-1")
-    assert results["/broken.zip"].startswith("passed over: a damaged or locked archive")
+    assert results["/notes.txt"].startswith("skipped: not the ROM of a known game (SHA-1")
+    assert results["/broken.zip"].startswith("skipped: damaged, locked, or larger")
     assert results["/deep/pack.zip!../../escape.sfc"].startswith("imported as Tiny-Snes's ROM")
     assert sorted(path.name for path in (games / "Tiny-Snes").iterdir()) == ["data.json", "rom.sfc", "rom.sha"]
     assert not list(tmp_path.glob("escape*"))
+
+
+def test_importing_replaces_another_file_and_says_so(games: Path, tmp_path: Path) -> None:
+    (games / "Tiny-Snes" / "rom.sfc").write_bytes(b"another")
+    (tmp_path / "dump.sfc").write_bytes(ROM)
+    [(_, what, _)] = import_roms([tmp_path / "dump.sfc"], games)
+    assert "in place of another file" in what
+    assert find_game("Tiny-Snes", games).rom().read_bytes() == ROM
+
+
+def test_a_checksum_in_capitals_is_a_checksum(games: Path) -> None:
+    sha = games / "Tiny-Snes" / "rom.sha"
+    sha.write_text(sha.read_text().upper())
+    (games / "Tiny-Snes" / "rom.sfc").write_bytes(ROM)
+    assert find_game("Tiny-Snes", games).rom()
+
+
+def test_importing_where_there_are_no_games_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match="holds no games"):
+        list(import_roms([tmp_path], tmp_path))
 
 
 def test_a_path_that_is_not_there_is_told(games: Path, tmp_path: Path) -> None:
@@ -129,6 +149,7 @@ def test_the_ram_command_needs_no_emulator() -> None:
     done = run("ram", str(INTEGRATIONS / "HomebrewKart-Snes" / "Level1.state"))
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:4] for line in done.stdout.splitlines()}
+    assert run("ram", "nowhere.state").stderr == "error: nowhere.state: no such file\n"
     assert rows["laps"] == ["0x7E10C1", "|u1", "127"]
     assert rows["speed"] == ["0x7E10EA", "<s2", "0"]
     assert rows["backward"] == ["0x00010B", "|u1", "0"]

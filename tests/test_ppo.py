@@ -27,7 +27,7 @@ from kart_rewards.integrations import INTEGRATIONS
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "ppo_continuous_single_file.py"
 GAME = "HomebrewKart-Snes"
-SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1"]
+SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1", "--device", "cpu"]
 IMAGES = gym.spaces.Box(0, 255, (1, 36, 36), np.uint8)
 
 
@@ -78,6 +78,15 @@ def test_a_truncated_episode_is_paid_the_value_of_its_real_final_observation() -
 def test_a_terminated_episode_is_paid_nothing_more() -> None:
     rollout = play(Counter(length=3, reward=1.0), num_steps=7)
     assert rollout.rewards[:, 0].tolist() == [1] * 7
+
+
+def test_an_episode_that_terminates_at_the_step_limit_is_paid_nothing_more() -> None:
+    class Both(Counter):
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            observation, reward, ended, _, info = super().step(action)
+            return observation, reward, ended, ended, info
+
+    assert play(Both(length=3, reward=1.0), num_steps=4).rewards[:, 0].tolist() == [1] * 4
 
 
 def test_autoreset_wastes_no_step() -> None:
@@ -158,6 +167,63 @@ def test_an_update_makes_rewarded_actions_likelier() -> None:
     assert set(losses) >= {"value_loss", "policy_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"}
 
 
+def test_an_update_is_ppos_formula() -> None:
+    """One minibatch, one epoch, plain gradient descent: the step is that of the loss written down once more here."""
+    torch.manual_seed(3)
+    size = 16
+    options = ppo.PPOOptions(
+        num_envs=1, num_steps=size, num_minibatches=1, update_epochs=1, ent_coef=0.3, vf_coef=0.7, clip_coef=0.1,
+        max_grad_norm=0.05,
+    )  # fmt: skip
+    agent = ppo.Agent(IMAGES, gym.spaces.Discrete(2))
+    rollout = play(Counter(length=99), num_steps=size)
+    rollout.observations = torch.randint(0, 255, rollout.observations.shape, dtype=torch.uint8)
+    advantages, returns = torch.randn(size, 1), torch.randn(size, 1) * 3
+    with torch.no_grad():
+        _, log_probs, _, values = agent.get_action_and_value(rollout.observations[:, 0], rollout.actions[:, 0])
+    rollout.log_probs = (log_probs + torch.randn(size) * 0.2)[:, None]  # an older policy, in part beyond the clip range
+    rollout.values = (values + torch.randn(size) * 0.5)[:, None]
+
+    _, log_prob, entropy, value = agent.get_action_and_value(rollout.observations[:, 0], rollout.actions[:, 0])
+    normalised = (advantages[:, 0] - advantages.mean()) / (advantages.std() + 1e-8)
+    surrogate, value_losses = [], []
+    for i in range(size):
+        ratio = (log_prob[i] - rollout.log_probs[i, 0]).exp()
+        clipped = min(max(ratio, torch.tensor(0.9)), torch.tensor(1.1))
+        surrogate.append(min(ratio * normalised[i], clipped * normalised[i]))
+        old, target = rollout.values[i, 0], returns[i, 0]
+        near = old + min(max(value[i] - old, torch.tensor(-0.1)), torch.tensor(0.1))
+        value_losses.append(max((value[i] - target) ** 2, (near - target) ** 2))
+    loss = -sum(surrogate) / size - 0.3 * entropy.mean() + 0.7 * 0.5 * sum(value_losses) / size
+    gradients = torch.autograd.grad(loss, list(agent.parameters()))
+    norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
+    assert norm > 0.05, "the gradient is clipped, too"
+    before = [parameter.detach().clone() for parameter in agent.parameters()]
+
+    optimizer = torch.optim.SGD(agent.parameters(), lr=1.0)
+    losses = ppo.update(agent, optimizer, rollout, advantages, returns, options)
+    for start, gradient, parameter in zip(before, gradients, agent.parameters(), strict=True):
+        assert torch.allclose(parameter, start - gradient * 0.05 / norm, atol=1e-5)
+    assert losses["policy_loss"] == pytest.approx(-float(sum(surrogate)) / size, abs=1e-5)
+    assert losses["value_loss"] == pytest.approx(0.5 * float(sum(value_losses)) / size, rel=1e-4)
+
+
+def test_an_update_stops_at_the_target_kl() -> None:
+    def policy_after(target_kl: float | None) -> torch.Tensor:
+        torch.manual_seed(1)
+        rollout = play(Counter(length=99), num_steps=16)
+        agent = ppo.Agent(IMAGES, gym.spaces.Discrete(2))
+        options = ppo.PPOOptions(num_envs=1, num_steps=16, num_minibatches=1, update_epochs=5, target_kl=target_kl)
+        rollout.log_probs = torch.full((16, 1), -0.7)
+        ppo.update(
+            agent, torch.optim.SGD(agent.parameters(), lr=0.1), rollout, torch.randn(16, 1), torch.zeros(16, 1), options
+        )
+        return agent.actor.weight.detach()
+
+    assert torch.equal(policy_after(None), policy_after(1e9))
+    assert not torch.equal(policy_after(None), policy_after(-1.0))
+
+
 def test_durations_read_well() -> None:
     assert [ppo.duration(seconds) for seconds in (20, 61, 5025)] == ["1 min", "2 min", "1 h 24 min"]
 
@@ -206,10 +272,9 @@ def children(process: int) -> list[int]:
 
 
 def alive(process: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
+    """Whether a process runs; one that has ended and was not yet waited for does not."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)  # noqa: S607
+    return found.stdout.strip() not in ("", "Z", "Zs", "Z+")
 
 
 def wait_until(condition: Callable[[], Any], seconds: float) -> Any:
@@ -330,8 +395,41 @@ def test_the_last_checkpoints_are_kept_and_auto_finds_the_newest_whole_one(
     arguments = ["--env-id", GAME, "--resume", "auto", "--runs-path", runs, "--total-timesteps", 192]
     done = train(*arguments)
     assert f"passed over: {newest}: is not a checkpoint, or a damaged one" in done.stdout
+    assert "Resuming after 5 updates, 160 steps." in done.stdout
     assert f"saved {run / 'agent.pt'} after 6 updates" in done.stdout
     assert ppo.load_checkpoint(run / "agent.pt")["steps"] == 192
+
+
+def test_an_older_checkpoint_does_not_replace_a_newer_one(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    run = only_run(trained[0])
+    shutil.copytree(run, tmp_path / "run")
+    old, newest = tmp_path / "run" / "old.pt", tmp_path / "run" / "agent.pt"
+    checkpoint = ppo.load_checkpoint(newest)
+    torch.save({**checkpoint, "steps": 32, "updates": 1}, old)
+    assert_told(
+        train("--resume", old, "--total-timesteps", 160, check=False), "agent.pt: is ahead of", "(96 steps, 32 steps)"
+    )
+    assert ppo.load_checkpoint(newest)["steps"] == 96
+
+
+def test_resuming_a_finished_run_is_told(trained: tuple[Path, Any]) -> None:
+    agent = only_run(trained[0]) / "agent.pt"
+    assert_told(train("--resume", agent, check=False), "is done: 96 of 96 steps", "--total-timesteps")
+
+
+def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    args = ppo.Args(run=ppo.RunOptions(runs_path=tmp_path))
+    first = ppo.run_folder(args, None)
+    first.mkdir()
+    assert first.name.endswith("__1__1000")
+    assert ppo.run_folder(args, None).name.endswith("__1__1000-2")
+
+
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    arguments = ["--env-id", GAME, *SMALL, "--total-timesteps", 96, "--learning-rate", "1e38", "--runs-path", tmp_path]
+    assert_told(train(*arguments, check=False), "the agent's weights are no longer finite")
+    assert all(value.isfinite().all() for value in weights(only_run(tmp_path) / "agent.pt").values())
 
 
 def test_auto_begins_anew_where_there_is_nothing(tmp_path: Path) -> None:
@@ -343,12 +441,22 @@ def test_resuming_under_other_rewards_needs_a_flag(trained: tuple[Path, Any], tm
     shutil.copytree(trained[0], tmp_path / "runs")
     agent = only_run(tmp_path / "runs") / "agent.pt"
     arguments = ["--resume", agent, "--total-timesteps", 128, "--reward-weights", "wall=-7"]
-    assert_told(
-        train(*arguments, check=False), "other reward terms", "  wall: -5 ", "-> -7 ", "--allow-changed-rewards"
-    )
+    words = ["other reward terms", "  term wall: weight -5.0", "-> weight -7.0", "--allow-changed-rewards"]
+    assert_told(train(*arguments, check=False), *words)
     done = train(*arguments, "--allow-changed-rewards")
     assert "Resuming under other reward terms" in done.stdout
     assert "wall               -7" in done.stdout
+    again = ["--resume", agent, "--total-timesteps", 160, "--reward-weights", "wall=-9"]
+    assert_told(train(*again, check=False), "-> weight -9.0")  # the flag was for that time only
+
+
+def test_resuming_under_an_edited_rewards_file_needs_a_flag(tmp_path: Path) -> None:
+    terms = tmp_path / "terms.py"
+    terms.write_text("from kart_rewards import reward_term\n@reward_term()\ndef gift(ram):\n    return 1.0\n")
+    train("--env-id", GAME, *SMALL, "--total-timesteps", 32, "--rewards", terms, "--runs-path", tmp_path / "runs")
+    agent = only_run(tmp_path / "runs") / "agent.pt"
+    terms.write_text(terms.read_text().replace("1.0", "-1.0"))
+    assert_told(train("--resume", agent, "--total-timesteps", 64, check=False), "  term gift: weight 1.0, source ")
 
 
 @pytest.mark.parametrize("mode", ["driving", "multi-discrete", "filtered"])
@@ -391,6 +499,11 @@ def test_with_a_dump_the_retail_game_is_trained(tmp_path: Path) -> None:
         (["--reward-weights", "wall"], ["'wall' is not NAME=NUMBER"]),
         (["--rewards", "lost.py"], ["lost.py: no such file"]),
         (["--num-minibatches", "5"], ["does not split into 5 equal minibatches"]),
+        (["--num-minibatches", "32"], ["minibatches of 1 step"]),
+        (["--learning-rate", "-1"], ["--learning-rate must be 0 or more, not -1.0"]),
+        (["--gamma", "2"], ["--gamma must be between 0 and 1, not 2.0"]),
+        (["--seed", "-1"], ["--seed must be between 0 and 4294967295, not -1"]),
+        (["--max-episode-steps", "0"], ["--max-episode-steps must be 1 or more, not 0"]),
         (["--total-timesteps", "9"], ["is less than one rollout"]),
         (["--resume", "lost.pt"], ["lost.pt: can't be read: No such file"]),
         (["--resume", "pyproject.toml"], ["pyproject.toml: is not a checkpoint"]),
@@ -490,10 +603,31 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(running: Any, tmp_path: Path,
     os.killpg(process.pid, number)  # as a terminal does: to the trainer and its children alike
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert stderr == ""
+    assert stderr == "\nstopping... (again: at once)\n"
     agent = only_run(tmp_path) / "agent.pt"
     assert f"--resume {agent}" in stdout
+    assert "update" in stdout
     assert ppo.load_checkpoint(agent)["updates"] >= 1
+    wait_until(lambda: not any(map(alive, workers)), 10)
+
+
+def test_a_second_ctrl_c_ends_a_run_that_is_stuck(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term()\n"
+        "def stuck(ram):\n    while ram.speed > 50:\n        pass\n    return 0.0\n"
+    )
+    arguments = [SCRIPT, "--env-id", GAME, *SMALL, "--rewards", tmp_path / "stuck.py", "--runs-path", tmp_path / "runs"]
+    with subprocess.Popen(
+        [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        wait_until(lambda: list(tmp_path.glob("runs/*/agent.pt")), 60)
+        time.sleep(3)  # into the endless loop
+        workers = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=15) == 130
     wait_until(lambda: not any(map(alive, workers)), 10)
 
 

@@ -203,7 +203,7 @@ def test_sums_after_the_transform_add_up_to_the_return() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), None, "5", "", [1.0], {}, 1j], ids=lambda value: repr(value)
+    "value", [float("nan"), float("inf"), None, "5", "", [1.0], {}, 1j, 10**400], ids=lambda value: repr(value)[:20]
 )
 def test_a_value_that_is_no_finite_number_names_term_place_and_snapshot(value: Any) -> None:
     def odd(ram: Any) -> Any:
@@ -239,6 +239,50 @@ def test_numpy_numbers_and_bools_are_numbers() -> None:
         return next(values)
 
     assert score([snapshot()] * 5, [count]) == {"count": 4.0}
+
+
+def test_numbers_of_other_libraries_become_floats() -> None:
+    numpy = pytest.importorskip("numpy")
+
+    def half(ram: Any) -> Any:
+        return numpy.float16(60000)
+
+    rewards = EpisodeRewards([as_term(half)])
+    assert type(rewards(snapshot())) is float
+    assert rewards(snapshot()) == 60000.0
+    assert rewards.episode_summary()["sum"] == {"half": 120000.0}  # in float16 this were infinite
+
+
+def test_terms_that_cancel_leave_no_rounding_error() -> None:
+    def tenth(ram: Any) -> float:
+        return 0.1
+
+    def fifth(ram: Any) -> float:
+        return 0.2
+
+    def minus(ram: Any) -> float:
+        return -0.3
+
+    rewards = EpisodeRewards([as_term(term) for term in (tenth, fifth, minus)], make_transform("sign"))
+    assert rewards(snapshot()) == 0.0
+    assert set(rewards.episode_summary()["transformed"].values()) == {0.0}
+
+
+def test_a_mark_needs_no_parentheses() -> None:
+    @reward_term
+    def bare(ram: Any) -> float:
+        return 1.0
+
+    assert (as_term(bare).name, as_term(bare).weight) == ("bare", 1.0)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "a", None])
+def test_a_mark_with_a_weight_that_is_no_number_is_told(weight: Any) -> None:
+    with pytest.raises(KartRewardsError, match=r"test_rewards\.py:\d+: the weight of 'odd' must be a finite number"):
+
+        @reward_term(weight=weight)
+        def odd(ram: Any) -> float:
+            return 1.0
 
 
 def test_terms_must_take_one_snapshot_or_two() -> None:

@@ -10,7 +10,7 @@ from kart_rewards import done_rule, reward_term
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import wall
-from kart_rewards.scenario import Rules, load_rules
+from kart_rewards.scenario import Scoring, load_scoring
 
 OWN = '''
 from kart_rewards import done_rule, reward_term
@@ -40,16 +40,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rules(folder: Path, own: Any = None, **options: Any) -> Rules:
+def rules(folder: Path, own: Any = None, **options: Any) -> Scoring:
     (folder / "scenario.json").write_text(json.dumps({} if own is None else {"kart_rewards": own}))
-    return load_rules(folder / "scenario.json", **options)
+    return load_scoring(folder / "scenario.json", **options)
 
 
-def weights(rules: Rules) -> dict[str, float]:
+def weights(rules: Scoring) -> dict[str, float]:
     return {term.name: term.weight for term in rules.terms}
 
 
-def names(rules: Rules) -> list[str]:
+def names(rules: Scoring) -> list[str]:
     return [rule.name for rule in rules.done]
 
 
@@ -108,7 +108,7 @@ def test_mark_scenario_command_line_in_rising_order(folder: Path) -> None:
         ({"rewards": {"wall": "much"}}, "the weight of 'wall' must be a finite number, not 'much'"),
         ({"done": ["stop"]}, "there is no done rule 'stop'; there are race_finished, wall_hits"),
         ({"modules": ["lost.py"]}, "lost.py: no such file"),
-        ({"modules": ["no_such_module"]}, "no_such_module: can't be imported"),
+        ({"modules": ["no_such_module"]}, "no_such_module: no such module"),
     ],
 )
 def test_bad_scenarios_are_told(folder: Path, own: Any, message: str) -> None:
@@ -126,7 +126,7 @@ def test_two_terms_of_one_name_are_told(folder: Path) -> None:
     def other(ram: Any) -> float:
         return 0.0
 
-    with pytest.raises(KartRewardsError, match="two scripts are called 'wall'"):
+    with pytest.raises(KartRewardsError, match="two terms or rules are called 'wall'"):
         rules(folder, extra=[other])
     assert weights(rules(folder, extra=[wall])) == REFERENCE  # the same one again is no clash
 
@@ -159,7 +159,21 @@ def test_a_variable_that_data_json_lacks_is_told_before_the_run(folder: Path) ->
     rules(folder, {"modules": ["own.py"], "rewards": {"top_speed": 1}, "done": ["wall_hits"]}).check(layout)
 
 
+def test_no_terms_at_all_have_a_table(folder: Path) -> None:
+    assert rules(folder, {"rewards": {}, "done": []}).table() == ""
+
+
+def test_fingerprints_tell_terms_rules_weights_and_files_apart(folder: Path) -> None:
+    first = rules(folder, extra=[folder / "own.py"]).fingerprints()
+    assert {"term wall", "term top_speed", "rule wall_hits", "rule stopped"} <= first.keys()
+    assert rules(folder, extra=[folder / "own.py"], weights={"wall": -9}).fingerprints() != first
+    (folder / "own.py").write_text(OWN.replace("< 3", "< 4"))  # in a helper of the term's
+    second = rules(folder, extra=[folder / "own.py"]).fingerprints()
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed == {"term top_speed", "term slow", "rule stopped"}
+
+
 def test_the_table_shows_what_is_in_force(folder: Path) -> None:
     table = rules(folder, weights={"wall": -2.5}).table()
     assert "wall             -2.5  Charge every frame" in table
-    assert "race_finished    ends  The race is over" in table
+    assert "race_finished    ends  All five laps are done." in table

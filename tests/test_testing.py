@@ -16,15 +16,24 @@ from kart_rewards.testing import TRACES, load_trace, score, snapshot
 # What the recorded drives pay, term by term: worked out once, to notice when scoring changes.
 GOLDEN = {
     "race": {"wall": 0, "checkpoint": 36000, "terrain": -45, "time": -51.5, "backwards": 0},
-    "walls": {"wall": -310, "checkpoint": 2100, "terrain": -345, "time": -28.5, "backwards": 0},
+    "walls": {"wall": -310, "checkpoint": 1200, "terrain": -345, "time": -28.5, "backwards": 0},
     "reverse": {"wall": -140, "checkpoint": 0, "terrain": -150, "time": -20, "backwards": 0},
-    "wander": {"wall": -220, "checkpoint": 1200, "terrain": -495, "time": -49.5, "backwards": -170},
+    "wander": {"wall": -300, "checkpoint": 1200, "terrain": -555, "time": -49.5, "backwards": -296},
 }
 
 
 def test_snapshots_are_the_start_of_a_race_with_changes() -> None:
-    ram = snapshot(speed=-5, altitude=3)
-    assert (ram.laps, ram.checkpoint, ram.speed, ram.altitude) == (127, 29, -5, 3)
+    ram = snapshot(speed=-5, kart_x=12)
+    assert (ram.laps, ram.checkpoint, ram.speed, ram.kart_x, ram.kart_y) == (127, 29, -5, 12, 0)
+
+
+def test_a_snapshot_that_no_game_could_show_is_told() -> None:
+    with pytest.raises(KartRewardsError, match=r"no RAM variable 'sped'\. Did you mean 'speed'\?"):
+        snapshot(sped=3)
+    for values in ({"speed": 40_000}, {"speed": -40_000}, {"laps": 256}, {"laps": -1}, {"race_seconds": 10_000}):
+        with pytest.raises(KartRewardsError, match="does not fit its type"):
+            snapshot(**values)
+    assert snapshot(speed=-32768, laps=255, race_seconds=9999).laps == 255
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))

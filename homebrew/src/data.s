@@ -2,7 +2,7 @@
 
 .segment "RODATA"
 sine:        .incbin "sine.bin"          ; 512 words, -255..255
-camera:      .incbin "camera.bin"        ; 512 pairs of words: offset of the centre of rotation from the kart, pixels
+camera:      .incbin "camera.bin"        ; 512 pairs of words: offset of the centre of rotation from the kart, quarter pixels
 turn_rates:  .incbin "turn_rates.bin"    ; 64 bytes: turning rate / 4 for each 32 units of speed
 logo:        .incbin "logo.bin"
 logo_end:

@@ -3,7 +3,6 @@
 
 .segment "CODE"
 
-
 ; Fill the picture unit's registers with a defined state; the screen stays dark.
 .macro INIT_PPU
     sep #$20
@@ -18,7 +17,7 @@
 :   stz $0000,x             ; twice: many of these take two bytes
     stz $0000,x
     inx
-    cpx #$2134
+    cpx #MPYL
     bne :-
     lda #$80
     sta VMAIN
@@ -44,9 +43,27 @@
     lda #$16
     sta TM
     lda #$E0                ; colour maths off: fixed colour black
-    sta $2132
+    sta COLDATA
     rep #$20
 .a16
+.endmacro
+
+; Split the screen by HDMA: channel 3 sets the background mode, channel 4 the layers. A is 8 bits wide, X and Y 16.
+.macro SPLIT_SCREEN
+    stz DMA3                ; one register
+    lda #<BGMODE
+    sta DMA3 + 1
+    ldx #.loword(split_mode)
+    stx DMA3 + 2
+    lda #^split_mode
+    sta DMA3 + 4
+    stz DMA4
+    lda #<TM
+    sta DMA4 + 1
+    ldx #.loword(split_layers)
+    stx DMA4 + 2
+    lda #^split_layers
+    sta DMA4 + 4
 .endmacro
 
 ; Write a string (ended by $FF) into the text buffer.

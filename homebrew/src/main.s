@@ -51,7 +51,7 @@ main_loop:
 .a8
     lda #1
     sta frame_ready
-sleep:
+sleep:                      ; a blank just now would cost a second one; a race's work ends long before
     wai
     lda frame_ready
     bne sleep
@@ -131,7 +131,7 @@ clear_rest:
     stx VMADDL
     lda #$09                ; two registers, fixed source
     sta DMA0
-    lda #$18
+    lda #<VMDATAL
     sta DMA0 + 1
     jsr clear_pieces
     rep #$20
@@ -154,7 +154,7 @@ clear_piece:
     rts
 .a16
 
-; Send tmp4 bytes (at most 8 KB) from bank tmp2, address tmp0 to VRAM address tmp6.
+; Send tmp4 bytes from bank tmp2, address tmp0 to VRAM address tmp6.
 ; tmp8: 1 = whole words, 0 = low bytes only (tilemap of mode 7), 2 = high bytes only (its tiles).
 ; The screen must be dark.
 to_vram:
@@ -174,11 +174,11 @@ to_vram:
     beq high_bytes
     lda #$01
     sta DMA0
-    lda #$18
+    lda #<VMDATAL
     bra word_step
 high_bytes:
     stz DMA0
-    lda #$19
+    lda #<VMDATAH
 word_step:
     sta DMA0 + 1
     lda #$80
@@ -186,7 +186,7 @@ word_step:
     bra transfer
 low_bytes:
     stz DMA0
-    lda #$18
+    lda #<VMDATAL
     sta DMA0 + 1
     stz VMAIN
 transfer:
@@ -276,7 +276,7 @@ map_row:
     lda #MAP_SIDE
     sta tmp0
 map_tile:
-    stx $2118
+    stx VMDATAL
     inx
     dec tmp0
     bne map_tile
@@ -294,35 +294,21 @@ map_tile:
     sta DMA1 + 1
     lda #<M7C
     sta DMA2 + 1
-    stz DMA3                ; one register
-    lda #<BGMODE
-    sta DMA3 + 1
-    ldx #.loword(split_mode)
-    stx DMA3 + 2
-    lda #^split_mode
-    sta DMA3 + 4
-    stz DMA4
-    lda #<TM
-    sta DMA4 + 1
-    ldx #.loword(split_layers)
-    stx DMA4 + 2
-    lda #^split_layers
-    sta DMA4 + 4
+    SPLIT_SCREEN
     lda #$02                ; one register, written twice
     sta DMA5
     lda #<BG2HOFS
     sta DMA5 + 1
     ldx #sky_hdma
     stx DMA5 + 2
-    lda #$7E
+    lda #WORK_RAM_BANK
     sta DMA5 + 4
     lda #VIEW_TOP
     sta sky_hdma
-    lda #1
-    sta sky_hdma + 3        ; road lines: no matter
-    sta sky_hdma + 6
-    lda #VIEW_LINES
+    lda #VIEW_LINES         ; the road has no such layer; below it the map stands still
     sta sky_hdma + 3
+    lda #1
+    sta sky_hdma + 6
     rep #$20
 .a16
     jsr hide_sprites
@@ -348,7 +334,7 @@ load_course:
     .assert BANKS_A_COURSE = 3, error
     SEND #$8000, tmpA, $2000, $0000, 0
     SEND #$A000, tmpA, $2000, $2000, 0
-    wai                     ; no transfer may stretch over a frame's end: the count would come late
+    wai                     ; at most 16 KB a frame: a transfer over a frame's end would make the count late
     SEND #$C000, tmpA, $2000, $0000, 2
     SEND #$E000, tmpA, $2000, $2000, 2
     wai
@@ -362,7 +348,7 @@ load_course:
 .a8
     stz CGADD
     stz DMA0                ; one register
-    lda #<(CGADD + 1)
+    lda #<CGDATA
     sta DMA0 + 1
     lda tmpA
     sta DMA0 + 4
@@ -436,7 +422,7 @@ nmi_show:
     sta DMA0 + 1
     ldx #oam_buffer
     stx DMA0 + 2
-    lda #$7E
+    lda #WORK_RAM_BANK
     sta DMA0 + 4
     ldx #544
     stx DMA0 + 5
@@ -447,7 +433,7 @@ nmi_show:
     sta VMAIN
     lda #$01
     sta DMA0
-    lda #$18
+    lda #<VMDATAL
     sta DMA0 + 1
     ldx #VRAM_TEXT_MAP + 32
     ldy #text_buffer + 64

@@ -14,6 +14,7 @@ menu_enter:
     stz joy_new             ; the button that led here is spent
     stz spin
     jsr load_course
+    jsr place_on_grid       ; nothing is left of the last race, nor of the last course
     jsr clear_text
     jsr draw_logo
     PRINT 15, 16, TEXT_WHITE, text_course
@@ -24,6 +25,7 @@ menu_enter:
     ora #TEXT_YELLOW
     sta text_buffer + (15 * 32 + 23) * 2
     PRINT 15, 24, TEXT_WHITE, text_of_count
+    ldx #(17 * 32 + 16) * 2
     jsr print_name
     PRINT 20, 16, TEXT_GREEN, text_choose
     PRINT 22, 16, TEXT_GREEN, text_start

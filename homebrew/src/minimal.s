@@ -1,4 +1,5 @@
-; The least a Mode-7 ROM can be: one course, the matrix tables read by HDMA, a main loop that sleeps. It turns slowly.
+; The least a Mode-7 ROM can be: one course, the game's split of the screen, the matrix tables read by HDMA, a main loop
+; that sleeps. It turns slowly.
 ; The speed benchmark compares the game with it (benchmarks/rom_speed.py).
 
 .p816
@@ -33,7 +34,7 @@ reset:
 .a8
     stz VMAIN
     stz DMA0
-    lda #$18
+    lda #<VMDATAL
     sta DMA0 + 1
     ldx #$8000
     stx DMA0 + 2
@@ -47,14 +48,14 @@ reset:
     stx VMADDL
     lda #$80
     sta VMAIN
-    lda #$19
+    lda #<VMDATAH
     sta DMA0 + 1
     ldx #$4000
     stx DMA0 + 5
     lda #1
     sta MDMAEN
     stz CGADD
-    lda #<(CGADD + 1)
+    lda #<CGDATA
     sta DMA0 + 1
     ldx #AUX_PALETTE
     stx DMA0 + 2
@@ -65,10 +66,7 @@ reset:
     lda #1
     sta MDMAEN
 
-    lda #$07
-    sta BGMODE
-    lda #$01
-    sta TM
+    SPLIT_SCREEN
     lda #$03
     sta DMA1
     sta DMA2
@@ -90,7 +88,7 @@ reset:
     sta BG1VOFS
     lda #>(512 - VIEW_CENTRE)
     sta BG1VOFS
-    lda #$06
+    lda #$1E
     sta HDMAEN
     lda #$0F
     sta INIDISP

@@ -90,27 +90,20 @@ go_gone:
     jsr rescue_frame
     jmp show_race
 driving:
-    lda blink
-    beq no_blink
-    dec blink
-no_blink:
-    jsr hop
-    jsr steering
-    jsr pedals
-    jsr travel
-    jsr look_at_ground
+    jsr drive
     jsr count_checkpoints
     jsr judge_heading
     jmp show_race
 
-; After the fifth lap the kart rolls out: no pedals, no steering, nothing counts.
+; After the fifth lap the kart rolls out: no pedals, no steering, no laps. START leads back to the menu.
 finish_frame:
     lda joy_new
     and #BTN_START
     beq roll_out
     jmp menu_enter
 roll_out:
-    stz joy
+    lda #.loword(~BTN_START)
+    trb joy                 ; START stays: held over the line, it must be pressed anew
     stz joy_new
     sep #$20
 .a8
@@ -122,12 +115,21 @@ roll_out:
     jsr rescue_frame
     jmp show_race
 rolling:
+    jsr drive
+    jsr judge_heading
+    jmp show_race
+
+; One frame of movement with the buttons in joy and joy_new.
+drive:
+    lda blink
+    beq no_blink
+    dec blink
+no_blink:
     jsr hop
     jsr steering
     jsr pedals
     jsr travel
-    jsr look_at_ground
-    jmp show_race
+    jmp look_at_ground
 
 ; --- hop and drift --------------------------------------------------------------------------------------------------------
 
@@ -336,10 +338,6 @@ no_grip:
 ; --- pedals ---------------------------------------------------------------------------------------------------------------
 
 pedals:
-    lda height
-    beq on_ground
-    rts                     ; in the air the wheels push nothing
-on_ground:
     ; What the ground allows: tmp0 top speed, tmp2 drag above it.
     lda #TOP_ROAD
     ldx #DRAG_ROAD
@@ -357,6 +355,19 @@ not_grass:
     sta tmp0
     stx tmp2
 
+    ; In the air the wheels push and brake nothing, but hopping is no way round the ground's drag.
+    lda height
+    beq on_ground
+    lda speed
+    bmi no_push
+    cmp tmp0
+    bcs above_top
+    lda joy
+    and #BTN_B
+    beq coasting
+no_push:
+    rts
+on_ground:
     lda oil_timer
     beq no_oil_loss
     lda #OIL_LOSS
@@ -388,12 +399,7 @@ no_scrub:
     cmp tmp0
     bcc below_top
     beq below_top
-    sbc tmp2
-    cmp tmp0
-    bcs over_top
-    lda tmp0
-over_top:
-    sta speed
+    jsr above_top
     lda joy
     and #BTN_B | BTN_Y
     cmp #BTN_Y
@@ -407,8 +413,19 @@ below_top:
     beq accelerating
     cmp #BTN_Y
     beq braking
+coasting:
     lda #COAST
     jmp lose_speed
+
+; Take the drag off the speed in A, which is tmp0 at least: down to that, no further. Carry is set.
+above_top:
+    sbc tmp2
+    cmp tmp0
+    bcs over_top
+    lda tmp0
+over_top:
+    sta speed
+    rts
 
 accelerating:
     lda speed
@@ -549,33 +566,19 @@ amount_positive:
 product_done:
     rts
 
-; X := offset of the direction of travel in the sine table.
-travel_index:
-    lda move_dir
-    xba
-    and #$00FF
-    asl
-    tax
-    lda move_dir
-    and #$0080
-    beq even_heading
-    inx
-even_heading:
-    txa
-    asl
-    tax
-    rts
-
 travel:
-    jsr travel_index
+    lda move_dir
+    jsr heading_step
+    asl
+    pha
+    tax
     lda sine,x
     jsr speed_times
     lda tmp0
     sta move_x
     lda tmp2
     sta move_x + 2
-    jsr travel_index
-    txa
+    pla
     clc
     adc #256                ; cosine: a quarter turn ahead, 128 words
     and #$03FF
@@ -1010,6 +1013,9 @@ not_first:
     xba
     lda checkpoint
     bne no_lap_back
+    lda laps
+    cmp #LAPS_MIN + 1
+    bcc no_lap_back
     dec laps
 no_lap_back:
     xba
@@ -1146,7 +1152,7 @@ two_hundredths:
     cld
     rts
 
-; Add tmp0 centiseconds to the clock at X: words of centiseconds, seconds, minutes. Decimal mode is on.
+; Add tmp0 centiseconds, if they fit, to the clock at X: words of centiseconds, seconds, minutes. Decimal mode is on.
 tick:
     lda $0000,x
     clc
@@ -1162,14 +1168,15 @@ tick:
     bcc ticked_s
     lda $0004,x
     cmp #$0099
-    bcs ticked_m
+    bcs clock_full
     adc #1
-ticked_m:
     sta $0004,x
     lda #0
 ticked_s:
     sta $0002,x
     rts
+clock_full:
+    lda #$0099              ; it stops at 99'59"99
 ticked:
     sta $0000,x
     rts

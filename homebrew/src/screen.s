@@ -6,32 +6,32 @@
 
 ; --- view -----------------------------------------------------------------------------------------------------------------
 
+; A := the heading in A (65536 a turn) in the 512 steps of the tables.
+heading_step:
+    asl
+    xba
+    and #$00FF
+    bcc :+
+    ora #$0100
+:   rts
+
 ; Point the matrix tables, the centre of rotation and the sky at the kart's position and heading.
 set_view:
     lda heading
-    xba
-    and #$00FF
-    asl
+    jsr heading_step
     sta tmp0
-    lda heading
-    and #$0080
-    beq :+
-    inc tmp0
-:   lda tmp0                ; heading in 512 steps
     asl
     asl
     tax
     lda kart_x
-    lsr
-    lsr
     clc
     adc camera,x
+    jsr to_pixels
     sta camera_x
     lda kart_y
-    lsr
-    lsr
     clc
     adc camera + 2,x
+    jsr to_pixels
     sta camera_y
     lda tmp0
     and #63
@@ -69,6 +69,16 @@ set_view:
     lsr
     lsr
     sta sky_scroll
+    rts
+
+; A := the signed quarter pixels in A in whole pixels, rounded.
+to_pixels:
+    clc
+    adc #2
+    cmp #$8000              ; arithmetic shift right
+    ror
+    cmp #$8000
+    ror
     rts
 
 ; --- sprites --------------------------------------------------------------------------------------------------------------
@@ -271,7 +281,7 @@ shaking:
     sta tmp2
     bra kart_placed
 sinking:
-    ; Two seconds: sink, then nothing until the kart stands on the road again.
+    ; RESCUE_FRAMES: sink, then nothing until the kart stands on the road again.
     lda #RESCUE_FRAMES
     sec
     sbc rescue
@@ -390,6 +400,8 @@ to_map:
     asl
     sec
     sbc tmp0
+    clc
+    adc #128                ; round
     xba
     and #$00FF
     rts
@@ -423,9 +435,8 @@ print:
 printed:
     rts
 
-; The course's name stands in its header.
+; Print the course's name, which stands in its header, to offset X.
 print_name:
-    ldx #(17 * 32 + 16) * 2
     ldy #8
 name_letter:
     lda [p_header],y
@@ -440,23 +451,8 @@ name_letter:
     rts
 
 race_labels:
+    ldx #(15 * 32 + 16) * 2
     jsr print_name
-    ldx #(17 * 32 + 16) * 2
-    ldy #(15 * 32 + 16) * 2
-move_name:
-    lda text_buffer,x       ; one line higher than in the menu
-    phx
-    tyx
-    sta text_buffer,x
-    plx
-    lda #TEXT_WHITE
-    sta text_buffer,x
-    inx
-    inx
-    iny
-    iny
-    cpx #(17 * 32 + 31) * 2
-    bne move_name
     PRINT 1, 1, TEXT_WHITE, text_lap
     PRINT 17, 16, TEXT_GREEN, text_speed
     PRINT 20, 16, TEXT_GREEN, text_last
@@ -473,10 +469,19 @@ print_lap_times:
     ldy #best_cs
     jmp print_clock
 
-; Print the clock at Y (three BCD words) to offset X: M'SS"CC.
+; Print the clock at Y (three BCD words) to offset X: MM'SS"CC, without a leading zero.
 print_clock:
     lda $0004,y
+    cmp #$0010
+    bcs long_clock
+    lda #TEXT_WHITE
+    jsr put_word
+    lda $0004,y
     jsr low_digit
+    bra minutes_shown
+long_clock:
+    jsr two_digits
+minutes_shown:
     lda #TEXT_WHITE | CHAR_MINUTE
     jsr put_word
     lda $0002,y
@@ -520,7 +525,7 @@ lap_shown:
     inc
     ora #TEXT_YELLOW
     sta text_buffer + (32 + 5) * 2
-    ldx #(32 + 24) * 2
+    ldx #(32 + 23) * 2
     ldy #clock_cs
     jsr print_clock
 
@@ -554,7 +559,14 @@ bar_next:
     cpx #(18 * 32 + 25) * 2
     bne bar_tile
 
-    ; Name of the ground.
+    ; Name of the ground, or how the race ended.
+    lda game_mode
+    and #$00FF
+    cmp #MODE_FINISH
+    bne show_ground
+    PRINT 24, 16, TEXT_YELLOW, text_finish
+    bra ground_shown
+show_ground:
     lda surface
     and #$00FF
     ldy #0
@@ -588,6 +600,7 @@ ground_letter:
     iny
     dec tmp2
     bne ground_letter
+ground_shown:
 
     ; Message, by urgency.
     lda game_mode
@@ -618,10 +631,6 @@ message_known:
     sta tmp0
     ldx #(26 * 32 + 16) * 2
     jsr print
-    lda shown
-    cmp #MESSAGE_FINISH
-    bne message_shown
-    PRINT 27, 16, TEXT_WHITE, text_again
 message_shown:
     lda #2
     tsb text_dirty
@@ -633,13 +642,13 @@ text_speed:  .byte "SPEED", $FF
 text_last:   .byte "LAST", $FF
 text_best:   .byte "BEST", $FF
 text_ground: .byte "GROUND", $FF
-text_again:  .byte "PRESS START", $FF
+text_finish: .byte "FINISH!        ", $FF
 message_texts:
     .word .loword(message_none), .loword(message_wrong), .loword(message_finish)
     .word .loword(message_ready), .loword(message_rescue)
 message_none:   .byte "            ", $FF
 message_wrong:  .byte "WRONG WAY!  ", $FF
-message_finish: .byte "FINISH!     ", $FF
+message_finish: .byte "PRESS START ", $FF
 message_ready:  .byte "GET READY   ", $FF
 message_rescue: .byte "RESCUE      ", $FF
 ground_codes:

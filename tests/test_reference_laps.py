@@ -1,0 +1,168 @@
+"""benchmarks/reference_laps.py: what is committed drives what it claims, and what is wrong is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.integrations import find_game
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "reference_laps.py"
+
+
+def load_script() -> Any:
+    """The benchmark as a module: benchmarks/ is no package."""
+    spec = importlib.util.spec_from_file_location("reference_laps", SCRIPT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+laps = load_script()
+REPLAYS = [laps.replay_path(course) for course in laps.COURSES]
+
+
+def tampered(tmp_path: Path, **changes: Any) -> Path:
+    """A copy of Level1's replay with some of its fields changed."""
+    path = tmp_path / "replay.json"
+    path.write_text(json.dumps(json.loads(REPLAYS[0].read_text()) | changes))
+    return path
+
+
+@pytest.mark.parametrize("path", REPLAYS, ids=lambda path: path.stem)
+def test_a_replay_drives_the_race_it_claims(path: Path) -> None:
+    race = laps.verify(path)
+    summary, claims = race.summary(), json.loads(path.read_text())
+    assert summary["laps_completed"] == 5
+    assert summary["best_lap_time_seconds"] == pytest.approx(claims["lap_time_seconds"], abs=0.001)
+    assert summary["race_time_seconds"] == pytest.approx(claims["race_time_seconds"], abs=0.001)
+
+
+@pytest.mark.parametrize("path", REPLAYS, ids=lambda path: path.stem)
+def test_every_replay_is_of_this_rom_and_adds_up(path: Path) -> None:
+    replay = laps.load_replay(path)
+    assert replay["rom_sha1"] in find_game(laps.GAME).rom_hashes()
+    assert path.stem == replay["state"]
+    assert len(replay["lap_frames"]) == 5 and sum(replay["lap_frames"]) == len(replay["inputs"])
+
+
+def test_inputs_that_drive_another_race_are_told(tmp_path: Path) -> None:
+    inputs = json.loads(REPLAYS[0].read_text())["inputs"]
+    with pytest.raises(KartRewardsError, match=r"its inputs drive .*, and it claims"):
+        laps.verify(tampered(tmp_path, inputs=[*inputs[:3], [5, "B LEFT"], *inputs[3:]]))
+
+
+def test_times_that_the_inputs_do_not_drive_are_told(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match=r"its inputs drive .*, and it claims .*'lap_time_seconds': 1\.0"):
+        laps.verify(tampered(tmp_path, lap_time_seconds=1.0))
+
+
+def test_a_replay_of_another_rom_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match="was driven with the ROM abc, and HomebrewKart-Snes is now"):
+        laps.verify(tampered(tmp_path, rom_sha1="abc"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": [[3, "B JUMP"]]}, "is no replay of a race: buttons other than"),
+        ({"inputs": [[3, "START"]]}, "is no replay of a race: buttons other than"),
+        ({"inputs": [[10**12, "B"]]}, "is no replay of a race: its inputs are not for 1 to"),
+        ({"inputs": [[-5, "B"]]}, "is no replay of a race: its inputs are not for 1 to"),
+        ({"inputs": "B"}, "is no replay of a race"),
+        ({"inputs": [["B", 3]]}, "is no replay of a race"),
+        ({"state": "Level9"}, "is no replay of a race: no course 'Level9'"),
+    ],
+)
+def test_a_damaged_replay_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(KartRewardsError, match=message):
+        laps.verify(tampered(tmp_path, **changes))
+
+
+def test_a_replay_cut_short_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "replay.json"
+    path.write_bytes(REPLAYS[0].read_bytes()[:1000])
+    with pytest.raises(KartRewardsError, match="is not JSON"):
+        laps.verify(path)
+    path.write_text("{}")
+    with pytest.raises(KartRewardsError, match="is no replay of a race: has no 'state'"):
+        laps.verify(path)
+    with pytest.raises(KartRewardsError, match="can't be read"):
+        laps.verify(tmp_path / "none.json")
+
+
+def test_saving_and_loading_keep_every_frame(tmp_path: Path) -> None:
+    replay = laps.load_replay(REPLAYS[0])
+    facts = {name: value for name, value in replay.items() if name != "inputs"}
+    laps.save_replay(tmp_path / "copy.json", facts, replay["inputs"])
+    assert laps.load_replay(tmp_path / "copy.json") == replay
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--course", "Level9"], "unknown course 'Level9': it is one of Level1"),
+        (["search", "--minutes", "-1"], "--minutes -1.0 must be 0 or more"),
+        (["verify", "Level9"], "unknown course 'Level9'"),
+    ],
+)
+def test_a_mistake_ends_with_one_message(arguments: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr and "Traceback" not in done.stderr
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def search() -> Iterator[Any]:
+    """A search on Level1."""
+    env = laps.make_env("Level1")
+    yield laps.Search(env, laps.Course("Level1"), seed=1)
+    env.close()
+
+
+def test_a_place_can_be_come_back_to(search: Any) -> None:
+    driver = laps.LineDriver(search.course, [0.0] * laps.KNOTS, 50.0, 0.045)
+    first = search.play(search.grid, lambda _, *now: driver(*now), 200)
+    assert first.places[-1].distance > 200
+    second = search.play(first.places[3], lambda t, *_: first.inputs[3 * laps.STRIDE + t], 200 - 3 * laps.STRIDE)
+    assert second.places[-1].kart == first.places[-1].kart
+
+
+def test_a_change_is_kept_only_if_it_is_better(search: Any) -> None:
+    driver = laps.LineDriver(search.course, [0.0] * laps.KNOTS, 50.0, 0.045)
+    bend = search.play(search.grid, lambda _, *now: driver(*now), 150).places[-1]
+    plan = search.play(bend, lambda _, *now: driver(*now), laps.HORIZON)
+    scores = [search.score(plan.places[-1], driver)]
+    for _ in range(15):
+        plan = search.better(plan, driver)
+        assert len(plan.inputs) == laps.HORIZON and len(plan.places) == laps.HORIZON // laps.STRIDE + 1
+        scores.append(search.score(plan.places[-1], driver))
+    assert scores == sorted(scores) and scores[-1] > scores[0]
+
+
+def test_distance_counts_on_over_the_line(search: Any) -> None:
+    course, distance = search.course, 0.0
+    for k in range(2 * course.count + 1):
+        distance = course.advance(distance, *course.points[k % course.count])
+    assert distance == pytest.approx(2 * course.length)
+    assert search.grid.distance == pytest.approx(-40, abs=laps.SPACING)
+
+
+def test_a_short_cut_is_shorter_and_skips_no_part_of_the_lap() -> None:
+    whole, cut = laps.Course("Level4"), laps.Course("Level4", (0, 1))
+    assert cut.length < whole.length - 300
+    steps = [after - before for before, after in zip(cut.laps, cut.laps[1:], strict=False)]
+    assert min(steps) > 0 and max(steps) < 0.01
