@@ -408,6 +408,16 @@ class MultiCategorical:
         return torch.stack([part.entropy() for part in self.parts]).sum(0)
 
 
+class DivergedError(KartRewardsError):
+    """Training went wrong for good: the agent must not replace a checkpoint's."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the agent's {what} are no longer finite: resume an earlier checkpoint with a lower --learning-rate, or "
+            "check what the reward terms pay"
+        )
+
+
 class Agent(nn.Module):
     """Policy and value function over one convolutional encoder. The policy's head follows from the action space.
 
@@ -458,8 +468,14 @@ class Agent(nn.Module):
         return observation / 255.0
 
     def policy(self, hidden: Tensor) -> Distribution | MultiCategorical:
-        """Returns the distribution over actions."""
+        """Returns the distribution over actions.
+
+        Raises:
+            DivergedError: It has no finite parameters any more.
+        """
         output = self.actor(hidden)
+        if not output.isfinite().all():
+            raise DivergedError("outputs")
         if isinstance(self.action_space, gym.spaces.Box):
             return Independent(Normal(output, self.actor_log_std.exp().expand_as(output)), 1)
         if isinstance(self.action_space, gym.spaces.Discrete):
@@ -977,10 +993,6 @@ def open_writer(folder: Path, args: Args, scoring: Scoring, steps: int) -> Summa
     return writer
 
 
-class DivergedError(KartRewardsError):
-    """Training went wrong for good: its weights must not replace a checkpoint's."""
-
-
 @dataclass
 class Training:
     """What training changes, and a checkpoint holds: the agent, its optimizer, and how far they are."""
@@ -1072,10 +1084,7 @@ def train(
         advantages, returns = gae(rollout, next_value, ppo.gamma, ppo.gae_lambda)
         losses = update(agent, training.optimizer, rollout, advantages, returns, ppo)
         if not all(parameter.isfinite().all() for parameter in agent.parameters()):
-            raise DivergedError(
-                f"the agent's weights are no longer finite after {steps} steps: resume an earlier checkpoint with a "
-                "lower --learning-rate, or check what the reward terms pay"
-            )
+            raise DivergedError("weights")
         training.updates, training.steps = training.updates + 1, steps
 
         for name, value in losses.items():

@@ -2,6 +2,7 @@
 
 * ``snapshot`` - one frame's RAM, in microseconds and without an emulator
 * ``score`` - what reward terms pay over a sequence of snapshots
+* ``ends_at`` - where done rules end a sequence of snapshots
 * ``load_trace`` - a recorded drive, frame by frame; some come with the package
 * ``drive`` and the drivers of ``kart_rewards.drivers``
 
@@ -24,6 +25,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kart_rewards.done import EpisodeDone, as_rule
 from kart_rewards.drivers import (  # noqa: F401 - drivers are for tests, too
     CentrelineDriver,
     RandomDriver,
@@ -96,6 +98,24 @@ def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
         if frame == 0:
             rewards.discard()
     return rewards.episode_summary()["sum"]
+
+
+def ends_at(trace: Iterable[Any], rules: Iterable[Any]) -> tuple[int, str] | None:
+    """Returns the frame on which done rules end a trace, counted from 0, and the rule's name; None if they do not.
+
+    Args:
+        trace: Snapshots, a frame each. The first is an episode's reset frame: the rules see it, and it ends nothing.
+        rules: Functions and classes, marked ``@done_rule`` or plain.
+
+    Raises:
+        KartRewardsError: A rule raised, or returned no truth value.
+    """
+    done = EpisodeDone([as_rule(rule) for rule in rules])
+    for frame, ram in enumerate(trace):
+        name = done(ram)
+        if name and frame:
+            return frame, name
+    return None
 
 
 def load_trace(name: str | Path) -> list[Any]:

@@ -435,11 +435,16 @@ def test_human_rendering_without_a_display_is_told(make: Any, monkeypatch: pytes
 
 
 def test_processes_agree_with_one_another(make: Any) -> None:
-    envs = AsyncVectorEnv([lambda: make_env(GAME, action_mode="driving")] * 2)
+
+    def always(ram: Any) -> float:
+        return 1.0
+
+    envs = AsyncVectorEnv([lambda: make_env(GAME, action_mode="driving", rewards=[always])] * 2)
     try:
         observations, _ = envs.reset(seed=[5, 5])
         for action in [0] * 10 + [1] * 10:
-            observations, *_ = envs.step(np.array([action, action]))
+            observations, _, _, _, infos = envs.step(np.array([action, action]))
+        assert infos["reward_terms"]["always"].tolist() == [4.0, 4.0]
         assert np.array_equal(observations[0], observations[1])
     finally:
         envs.close()

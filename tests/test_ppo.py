@@ -204,8 +204,8 @@ def test_an_update_is_ppos_formula() -> None:
     losses = ppo.update(agent, optimizer, rollout, advantages, returns, options)
     for start, gradient, parameter in zip(before, gradients, agent.parameters(), strict=True):
         assert torch.allclose(parameter, start - gradient * 0.05 / norm, atol=1e-5)
-    assert losses["policy_loss"] == pytest.approx(-float(sum(surrogate)) / size, abs=1e-5)
-    assert losses["value_loss"] == pytest.approx(0.5 * float(sum(value_losses)) / size, rel=1e-4)
+    assert losses["policy_loss"] == pytest.approx(-sum(surrogate).item() / size, abs=1e-5)
+    assert losses["value_loss"] == pytest.approx(0.5 * sum(value_losses).item() / size, rel=1e-4)
 
 
 def test_an_update_stops_at_the_target_kl() -> None:
@@ -427,8 +427,8 @@ def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: 
 
 
 def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path: Path) -> None:
-    arguments = ["--env-id", GAME, *SMALL, "--total-timesteps", 96, "--learning-rate", "1e38", "--runs-path", tmp_path]
-    assert_told(train(*arguments, check=False), "the agent's weights are no longer finite")
+    arguments = ["--env-id", GAME, *SMALL, "--total-timesteps", 96, "--learning-rate", "1e30", "--runs-path", tmp_path]
+    assert_told(train(*arguments, check=False), "are no longer finite: resume an earlier checkpoint")
     assert all(value.isfinite().all() for value in weights(only_run(tmp_path) / "agent.pt").values())
 
 
@@ -550,7 +550,22 @@ def test_a_disk_that_is_full_from_the_start_is_told(tmp_path: Path) -> None:
     assert [path.suffix for path in only_run(tmp_path).iterdir() if "tfevents" not in path.name] == []
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk")
+needs_mount = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk"
+)
+
+
+@needs_mount
+def test_a_read_only_runs_folder_is_told(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", tmp_path], check=True)  # noqa: S607
+    try:
+        arguments = ["--env-id", GAME, *SMALL, "--runs-path", tmp_path]
+        assert_told(train(*arguments, check=False), f"{tmp_path}/{GAME}", "can't be written: Read-only file system")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)  # noqa: S607
+
+
+@needs_mount
 def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ def test_every_type_decodes_as_in_the_core(tiny_emulator: Any, raw: bytes, mask:
             expected &= mask
         assert variable.decode(raw[: variable.width]) == expected, type_
         assert RamLayout([variable]).read(memory.extract).value == expected, type_
+
+
+def test_masks_are_applied_as_in_the_core(tiny_emulator: Any, tmp_path: Path) -> None:
+    """Through a data.json that stable-retro reads itself; it must load one for a mask to hold."""
+    data = tiny_emulator[1]
+    generator = random.Random(1)
+    types = [type_ for type_ in TYPES if type_[-2] != "s"]
+    info = {
+        f"v{i}": {"address": ADDRESS + generator.randrange(64), "type": type_, "mask": generator.getrandbits(63)}
+        for i, type_ in enumerate(types)
+    }
+    data_path, scenario_path = tmp_path / "data.json", write(tmp_path / "scenario.json", {})
+    write(data_path, {"info": info})
+    assert data.load(str(data_path), str(scenario_path))
+    for i in range(80):
+        data.memory.assign(ADDRESS + i, "|u1", generator.randrange(256))
+    data.update_ram()
+    expected = data.lookup_all()
+    assert len(expected) == len(types)
+    assert RamLayout.from_file(data_path).read(data.memory.extract)._asdict() == expected
+    assert RamLayout.from_file(data_path).decode(data.memory.blocks)._asdict() == expected
 
 
 def test_the_core_itself_reads_s_as_unsigned(tiny_emulator: Any) -> None:

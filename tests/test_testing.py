@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kart_rewards.done import REFERENCE_RULES, EpisodeDone, as_rule
+from kart_rewards.done import REFERENCE_RULES
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import RaceMetrics
 from kart_rewards.rewards import REFERENCE_TERMS
-from kart_rewards.testing import TRACES, load_trace, score, snapshot
+from kart_rewards.testing import TRACES, ends_at, load_trace, score, snapshot
 
 # What the recorded drives pay, term by term: worked out once, to notice when scoring changes.
 GOLDEN = {
@@ -43,9 +43,8 @@ def test_recorded_drives_are_scored_to_golden_totals(name: str) -> None:
 
 def test_the_recorded_race_is_a_whole_race() -> None:
     trace = load_trace("race")
-    done = EpisodeDone([as_rule(rule) for rule in REFERENCE_RULES])
-    ends = [done(ram) for ram in trace]
-    assert (set(ends[:-1]), ends[-1]) == ({None}, "race_finished")
+    assert ends_at(trace, REFERENCE_RULES) == (len(trace) - 1, "race_finished")
+    assert ends_at(trace[:-1], REFERENCE_RULES) is None
     assert all((after.current_frame - ram.current_frame) % 65536 == 1 for ram, after in pairwise(trace))
     metrics = RaceMetrics(trace[0], 60.0)
     for ram in trace[1:]:
