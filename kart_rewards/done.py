@@ -18,10 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import finished
 from kart_rewards.rewards import hits_wall
-from kart_rewards.scripting import Script, ScriptCalls, mark, name_of, script_of
+from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,7 @@ def as_rule(definition: Any) -> DoneRule:
     Raises:
         KartRewardsError: It is neither.
     """
-    if isinstance(definition, DoneRule):
-        return definition
-    if not callable(definition):
-        raise KartRewardsError(f"{definition!r} is no done rule: pass a function or class, best marked @done_rule()")
-    return script_of(definition, DoneRule) or DoneRule(name_of(definition), definition)
+    return as_script(definition, DoneRule, "done rule")
 
 
 class EpisodeDone:

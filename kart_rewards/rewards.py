@@ -24,7 +24,7 @@ from typing import Any
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import FACING_BACKWARD, ROAD, finished, progress
-from kart_rewards.scripting import Script, ScriptCalls, mark, name_of, script_of
+from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -132,13 +132,7 @@ def as_term(definition: Any) -> RewardTerm:
     Raises:
         KartRewardsError: It is neither.
     """
-    if isinstance(definition, RewardTerm):
-        return definition
-    if not callable(definition):
-        raise KartRewardsError(
-            f"{definition!r} is no reward term: pass a function or class, best marked @reward_term(weight=…)"
-        )
-    return script_of(definition, RewardTerm) or RewardTerm(name_of(definition), definition)
+    return as_script(definition, RewardTerm, "reward term")
 
 
 def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None], source: str) -> list[RewardTerm]:

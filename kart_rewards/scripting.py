@@ -282,6 +282,19 @@ def script_of(definition: Any, kind: type[SomeScript]) -> SomeScript | None:
     return script if isinstance(script, kind) else None
 
 
+def as_script(definition: Any, kind: type[SomeScript], what: str) -> SomeScript:
+    """Returns the script of one kind that a function or class was marked as, or makes one of it.
+
+    Raises:
+        KartRewardsError: It can't be called, so it is no ``what``.
+    """
+    if isinstance(definition, kind):
+        return definition
+    if not callable(definition):
+        raise KartRewardsError(f"{definition!r} is no {what}: pass a function or a class")
+    return script_of(definition, kind) or kind(name_of(definition), definition)
+
+
 def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> list[SomeScript]:
     """Returns the scripts of one kind that a file or module defines, in the order of definition.
 
