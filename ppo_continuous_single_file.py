@@ -145,7 +145,7 @@ class EnvOptions:
 class PPOOptions:
     """The algorithm: proximal policy optimisation."""
 
-    total_timesteps: int = 2_000_000
+    total_timesteps: int = 500_000
     """Agent steps to train for, over all environments."""
     learning_rate: float = 2.5e-4
     """Adam's step size at the start."""

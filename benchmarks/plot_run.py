@@ -38,8 +38,11 @@ def main() -> None:
         steps, values = np.array([event.step for event in events]), np.array([event.value for event in events])
         rewards.plot(steps, smooth(values), label=tag.removeprefix("rewards/"))
     rewards.set(title="rewards/<term>: weighted sum of an episode", xlabel="agent steps", yscale="symlog")
-    rewards.legend(fontsize="small")
-    for tag, label in (("race/lap_time_seconds", "mean of an episode"), ("race/best_lap_time_seconds", "best")):
+    rewards.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    for tag, label in (
+        ("race/lap_time_seconds", "mean of an episode"),
+        ("race/best_lap_time_seconds", "best of an episode"),
+    ):
         if tag in tags:
             events = log.Scalars(tag)
             steps, values = np.array([event.step for event in events]), np.array([event.value for event in events])
