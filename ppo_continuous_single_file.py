@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 from torch.utils.tensorboard import SummaryWriter
 
-from kart_rewards.env import make_env
+from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_MAX_EPISODE_FRAMES, INTEGRATIONS, MissingRomError, find_game, list_games
+from kart_rewards.integrations import INTEGRATIONS, MissingRomError, default_max_episode_steps, find_game, list_games
 from kart_rewards.observations import ObservationConfig
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
@@ -138,7 +138,7 @@ class EnvOptions:
     @property
     def episode_limit(self) -> int:
         """Agent steps after which an episode is truncated."""
-        return self.max_episode_steps or max(DEFAULT_MAX_EPISODE_FRAMES // self.frame_skip, 1)
+        return self.max_episode_steps or default_max_episode_steps(self.frame_skip)
 
 
 @dataclass
@@ -250,10 +250,9 @@ class Args:
 def make_training_env(env: EnvOptions, index: int, video_folder: Path | None) -> gym.Env:
     """Makes one environment; this runs in a process of its own."""
     _serve_parent()
-    made = make_env(
+    made: gym.Env = KartEnv(
         env.env_id,
         integrations=env.games,
-        max_episode_steps=env.episode_limit,
         state=env.state,
         scenario=env.scenario,
         info=env.info,
@@ -283,7 +282,10 @@ def environments(args: Args, video_folder: Path) -> Iterator[AsyncVectorEnv]:
         functools.partial(make_training_env, args.env, i, video_folder if args.run.capture_video and i == 0 else None)
         for i in range(args.ppo.num_envs)
     ]
-    envs = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    try:
+        envs = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    except (EOFError, ConnectionError):
+        raise KartRewardsError("an environment's process ended before it began") from None
     try:
         yield envs
         envs.close()  # politely, so that a video is finished
@@ -477,7 +479,8 @@ class Agent(nn.Module):
         if not output.isfinite().all():
             raise DivergedError("outputs")
         if isinstance(self.action_space, gym.spaces.Box):
-            return Independent(Normal(output, self.actor_log_std.exp().expand_as(output)), 1)
+            std = self.actor_log_std.exp().expand_as(output)
+            return Independent(Normal(output, std, validate_args=False), 1)  # what is not finite, update notices
         if isinstance(self.action_space, gym.spaces.Discrete):
             return Categorical(logits=output)
         if isinstance(self.action_space, gym.spaces.MultiDiscrete):
@@ -543,8 +546,8 @@ def collect(
     envs: gym.vector.VectorEnv,
     rollout: Rollout,
     gamma: float,
-    on_step: Callable[[dict[str, Any]], bool],
-) -> bool:
+    on_step: Callable[[dict[str, Any]], None],
+) -> None:
     """Plays a rollout, from where the last one ended.
 
     A truncated episode could have gone on: its last reward gets the discounted value of its real final observation.
@@ -554,10 +557,7 @@ def collect(
         envs: Autoreset must be in the same step, so that no step is wasted on resets.
         rollout: Filled in.
         gamma: Discount factor.
-        on_step: Is called after each step with the vector environment's infos; returns whether to break off.
-
-    Returns:
-        Whether the rollout is whole.
+        on_step: Is called after each step with the vector environment's infos.
     """
     device = rollout.rewards.device
     for step in range(rollout.rewards.shape[0]):
@@ -577,9 +577,7 @@ def collect(
         if cut_off.size:
             final_observations = torch.as_tensor(np.stack(infos["final_obs"][cut_off]), device=device)
             rollout.rewards[step, cut_off] += gamma * agent.get_value(final_observations)
-        if on_step(infos):
-            return False
-    return True
+        on_step(infos)
 
 
 # ---------------------------------------------------------------------------------------------------------- advantages
@@ -686,32 +684,38 @@ def save_checkpoint(folder: Path, content: dict[str, Any], kept: int) -> None:
     """
     buffer = io.BytesIO()  # torch.save tells a full disk by a RuntimeError; a plain write says what happened
     torch.save(content, buffer)
-    path = folder / f"agent-{content['steps']}.pt"
     temporary = folder / ".agent.pt.partial"
     try:
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary.hardlink_to(path)
-        temporary.replace(folder / "agent.pt")
+        for name in (f"agent-{content['steps']}.pt", "agent.pt"):
+            with temporary.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / name)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
-    for old in checkpoints(folder)[max(kept, 1) :]:
+    for old in newest_first(folder.glob("agent-*.pt"))[kept:]:
         old.unlink()
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints in a run's folder, newest first."""
-    return sorted(folder.glob("agent-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Returns files sorted by when they were written, the last first."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-CHECKPOINT_KEYS = {"agent", "optimizer", "updates", "steps", "torch_rng", "options", "scoring", "env_states"}
+CHECKPOINT_KEYS = {
+    "agent",
+    "optimizer",
+    "updates",
+    "steps",
+    "torch_rng",
+    "cuda_rng",
+    "options",
+    "scoring",
+    "env_states",
+}
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -733,14 +737,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def newest_checkpoint(args: Args) -> Path | None:
+def newest_checkpoint(args: Args) -> str | None:
     """Returns the newest whole checkpoint of a run with this game, name and seed; says which damaged ones it passed."""
-    runs = args.run.runs_path.glob(f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__*")
-    found = [path for run in runs for path in checkpoints(run)]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    games = [args.env.env_id, *([FREE_GAME] if args.env.env_id == RETAIL_GAME and args.env.fallback else [])]
+    found = [
+        path
+        for game in games
+        for path in args.run.runs_path.glob(f"{game}__{args.run.exp_name}__{args.run.seed}__*/agent*.pt")
+    ]
+    for path in newest_first(found):
         try:
             load_checkpoint(path)
-            return path
+            return str(path)
         except KartRewardsError as error:
             print(f"passed over: {error}")
     return None
@@ -845,16 +853,18 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, dict[str, Any]
     """Returns the options, and the checkpoint to go on from if they name one."""
     parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     args = parse()
-    args.env = choose_game(args.env)
-    path = newest_checkpoint(args) if args.run.resume == "auto" else args.run.resume
     checkpoint = None
-    if path:
+    if args.run.resume == "auto":
+        args.run.resume = newest_checkpoint(args)
+    if args.run.resume:
+        path = args.run.resume
         checkpoint = load_checkpoint(Path(path))
         args = parse(default=options_of(checkpoint))  # the saved options become the defaults
-    args.run.resume = str(path) if path else None
+        args.run.resume = path
+    args.env = choose_game(args.env)
     check_ranges(args)
     args.ppo.check()
-    # A resumed run may be started from elsewhere.
+    # So that a resumed run finds them from elsewhere.
     args.env.rewards = tuple(str(Path(item).resolve()) if item.endswith(".py") else item for item in args.env.rewards)
     return args, checkpoint
 
@@ -918,7 +928,9 @@ def stop_on_signals() -> threading.Event:
             raise KeyboardInterrupt
         stop.set()
         with suppress(OSError):
-            os.write(sys.stderr.fileno(), b"\nstopping... (again: at once)\n")  # print is not safe in a handler
+            os.write(
+                sys.stderr.fileno(), b"\nstopping after this update... (again: at once)\n"
+            )  # print is not safe in a handler
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
@@ -926,24 +938,19 @@ def stop_on_signals() -> threading.Event:
 
 
 def run_folder(args: Args, checkpoint: dict[str, Any] | None) -> Path:
-    """Returns the run's folder: a new one, or the resumed checkpoint's, unless the game is another.
+    """Returns the run's folder: the resumed checkpoint's, or a new one.
 
-    Raises:
-        KartRewardsError: The checkpoint's folder holds one that is ahead of it.
+    A new one, too, if the checkpoint is of another game, or if its folder holds one ahead of it, which would be lost.
     """
     if checkpoint and args.run.resume and checkpoint["options"]["env"]["env_id"] == args.env.env_id:
         folder = Path(args.run.resume).parent
-        newest = folder / "agent.pt"
         try:
-            steps_there = load_checkpoint(newest)["steps"]
-        except KartRewardsError:  # none, or damaged: nothing is lost by writing over it
+            ahead = load_checkpoint(folder / "agent.pt")["steps"] > checkpoint["steps"]
+        except KartRewardsError:  # none, or damaged
+            ahead = False
+        if not ahead:
             return folder
-        if steps_there > checkpoint["steps"]:
-            raise KartRewardsError(
-                f"{newest}: is ahead of {args.run.resume} ({steps_there} steps, {checkpoint['steps']} steps) and would "
-                "be overwritten: resume that one, or copy this one into a folder of its own"
-            )
-        return folder
+        print(f"{folder / 'agent.pt'} is ahead of {args.run.resume}: the run goes on in a folder of its own.\n")
     name = f"{args.env.env_id}__{args.run.exp_name}__{args.run.seed}__{int(time.time())}"
     taken = sum(1 for _ in args.run.runs_path.glob(f"{name}*"))  # by a run that began in the same second
     return args.run.runs_path / (f"{name}-{taken + 1}" if taken else name)
@@ -980,7 +987,7 @@ def open_writer(folder: Path, args: Args, scoring: Scoring, steps: int) -> Summa
             sync_tensorboard=True,
         )
     # What was logged after a checkpoint is played again from there: it is dropped from the curves.
-    writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
+    writer = SummaryWriter(str(folder), purge_step=steps + 1)
     options = {name: value for group in plain(asdict(args)).values() for name, value in group.items()}
     table = "\n".join(f"|{name}|{value}|" for name, value in options.items())
     writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{table}", steps)
@@ -1010,6 +1017,7 @@ class Training:
             "updates": self.updates,
             "steps": self.steps,
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "options": plain(asdict(args)),
             "scoring": scoring.fingerprints(),
             "env_states": list(env_states) if env_states else None,
@@ -1030,17 +1038,21 @@ class Training:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.updates, self.steps = checkpoint["updates"], checkpoint["steps"]
         torch.set_rng_state(checkpoint["torch_rng"])
+        if checkpoint["cuda_rng"] and len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
 
 
-def states_to_resume(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, Any] | None:
+def states_to_resume(args: Args, checkpoint: dict[str, Any] | None, scoring: Scoring) -> dict[str, Any] | None:
     """Returns the reset options with which the environments go on where the checkpoint left them, if they can."""
     if not checkpoint:
         return None
     now, then = plain(asdict(args)), checkpoint["options"]
     if not checkpoint["env_states"]:
-        print("The environments begin new episodes: the checkpoint was saved after one of them had died.\n")
+        print("The environments begin new episodes: the checkpoint has no states of them.\n")
     elif now["env"] != then["env"] or now["ppo"]["num_envs"] != then["ppo"]["num_envs"]:
         print("The environments begin new episodes: their options are not those of the checkpoint.\n")
+    elif checkpoint["scoring"] != scoring.fingerprints():
+        print("The environments begin new episodes: the reward terms or done rules are not those of the checkpoint.\n")
     else:
         return {"states": checkpoint["env_states"]}
     return None
@@ -1055,12 +1067,17 @@ def train(
     args: Args,
     should_stop: Callable[[], bool],
 ) -> Iterator[None]:
-    """Plays and learns, until all steps are done or ``should_stop`` says so. Yields when a checkpoint is due."""
+    """Plays and learns, until all steps are done or ``should_stop`` says so after an update.
+
+    Yields when a checkpoint is due, the first time before the first step: a disk that can't take one, and a term whose
+    memory can't be saved, should say so then.
+    """
     agent, ppo = training.agent, args.ppo
     device = next(agent.parameters()).device
     observation, _ = envs.reset(seed=args.run.seed + training.steps, options=reset_options)
     rollout = Rollout.empty(envs, ppo.num_steps, device)
     rollout.next_observation = torch.as_tensor(observation, device=device)
+    yield
     while training.steps + ppo.batch_size <= ppo.total_timesteps:
         learning_rate = ppo.learning_rate
         if ppo.anneal_lr:
@@ -1069,16 +1086,14 @@ def train(
 
         steps = training.steps
 
-        def on_step(infos: dict[str, Any]) -> bool:
+        def on_step(infos: dict[str, Any]) -> None:
             nonlocal steps
             steps += ppo.num_envs
             for info in final_infos(infos):
                 log_episode(writer, info, steps, progress)
             progress.show(steps)
-            return should_stop()
 
-        if not collect(agent, envs, rollout, ppo.gamma, on_step):
-            return
+        collect(agent, envs, rollout, ppo.gamma, on_step)
         with torch.no_grad():
             next_value = agent.get_value(rollout.next_observation)
         advantages, returns = gae(rollout, next_value, ppo.gamma, ppo.gae_lambda)
@@ -1091,6 +1106,8 @@ def train(
             writer.add_scalar(f"losses/{name}", value, steps)
         writer.add_scalar("charts/learning_rate", learning_rate, steps)
         writer.add_scalar("charts/SPS", progress.steps_per_second(steps), steps)
+        if should_stop():
+            return
         if args.run.checkpoint_interval and training.updates % args.run.checkpoint_interval == 0:
             yield
 
@@ -1126,7 +1143,7 @@ def main() -> None:
         if checkpoint:
             training.load(checkpoint)
             print(f"Resuming after {training.updates} updates, {training.steps:,} steps.\n")
-        reset_options = states_to_resume(args, checkpoint)
+        reset_options = states_to_resume(args, checkpoint, scoring)
 
         def save(env_states: Sequence[dict[str, Any]] | None) -> None:
             save_checkpoint(folder, training.checkpoint(args, scoring, env_states), args.run.checkpoints_kept)
@@ -1134,8 +1151,6 @@ def main() -> None:
         try:
             writer = open_writer(folder, args, scoring, training.steps)
             closing.callback(close_writer, writer)
-            if not checkpoint:
-                save(None)  # a disk that can't take a checkpoint should say so now
         except OSError as error:
             raise unwritable(folder, error) from None
 
@@ -1153,7 +1168,8 @@ def main() -> None:
         except KartRewardsError as error:
             failure = error
         progress.finish(training.steps)
-        if not isinstance(failure, DivergedError):
+        # After a failure the environments' states are lost: a checkpoint of this update that has them is better.
+        if not failure or not (isinstance(failure, DivergedError) or (folder / f"agent-{training.steps}.pt").exists()):
             try:
                 save(env_states)
                 print(f"saved {agent_path} after {training.updates} update{'s' * (training.updates != 1)}")

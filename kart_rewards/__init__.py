@@ -17,7 +17,7 @@ import gymnasium as gym
 
 from kart_rewards.done import done_rule
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_FRAME_SKIP, DEFAULT_MAX_EPISODE_FRAMES, list_games
+from kart_rewards.integrations import DEFAULT_FRAME_SKIP, default_max_episode_steps, list_games
 from kart_rewards.ram import RamLayout, RamSnapshot
 from kart_rewards.rewards import reward_term
 
@@ -42,7 +42,7 @@ for _name in list_games():
             gym.register(
                 _name,
                 "kart_rewards.env:KartEnv",
-                max_episode_steps=DEFAULT_MAX_EPISODE_FRAMES // DEFAULT_FRAME_SKIP,
+                max_episode_steps=default_max_episode_steps(DEFAULT_FRAME_SKIP),
                 kwargs={"game": _name},
             )
 

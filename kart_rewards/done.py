@@ -108,7 +108,9 @@ class EpisodeDone:
         for i, stop in enumerate(self._calls(ram)):
             if stop is False:
                 continue
-            if stop is not True and not (isinstance(stop, int) or str(getattr(stop, "dtype", "")) == "bool"):
+            if stop is not True and not (
+                isinstance(stop, int) or (str(getattr(stop, "dtype", "")) == "bool" and stop.ndim == 0)
+            ):
                 raise self._calls.failure(i, ram, f"returned {stop!r}, neither True nor False")
             if stop:
                 return self._calls.scripts[i].name

@@ -33,7 +33,7 @@ from gymnasium.utils import EzPickle
 from kart_rewards.actions import make_actions
 from kart_rewards.done import EpisodeDone
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_FRAME_SKIP, DEFAULT_MAX_EPISODE_FRAMES, INTEGRATIONS, find_game
+from kart_rewards.integrations import DEFAULT_FRAME_SKIP, INTEGRATIONS, default_max_episode_steps, find_game
 from kart_rewards.observations import ObservationConfig, ScreenObserver
 from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
 from kart_rewards.ram import RamLayout
@@ -280,8 +280,14 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
         Returns:
             The observation that was the latest then.
+
+        Raises:
+            KartRewardsError: The emulator refuses its part of it.
         """
-        self.em.set_state(zlib.decompress(state["emulator"]))
+        if not self.em.set_state(zlib.decompress(state["emulator"])):
+            raise KartRewardsError(
+                f"the emulator refuses the saved state: it is of another ROM than {self.game.name}'s"
+            )
         self.ram = self.layout.read(self._extract)
         self._rewards.set_state(state["rewards"])
         self._done.set_state(state["done"])
@@ -352,7 +358,7 @@ def make_env(
     Raises:
         KartRewardsError: See ``KartEnv``.
     """
-    steps = max_episode_steps or max(DEFAULT_MAX_EPISODE_FRAMES // max(frame_skip, 1), 1)
+    steps = max_episode_steps or default_max_episode_steps(frame_skip)
     try:
         spec = EnvSpec(game, "kart_rewards.env:KartEnv", max_episode_steps=steps, kwargs={"game": game})
     except gym.error.Error:

@@ -35,6 +35,12 @@ DEFAULT_MAX_EPISODE_FRAMES = 12_000
 """Emulated frames, of which 60 make a second: five laps of 40 seconds, thrice what a good driver takes."""
 DEFAULT_FRAME_SKIP = 4
 
+
+def default_max_episode_steps(frame_skip: int) -> int:
+    """Returns how many agent steps of so many frames make an episode of the default length."""
+    return max(DEFAULT_MAX_EPISODE_FRAMES // max(frame_skip, 1), 1)
+
+
 LARGEST_ROM_BYTES = 32 * 2**20  # stable-retro's own limit
 COPIER_HEADER_BYTES = 512  # what old dumping devices put before a SNES ROM
 

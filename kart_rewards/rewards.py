@@ -16,10 +16,12 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import math
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kart_rewards.errors import KartRewardsError
@@ -28,7 +30,7 @@ from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of
 
 
 def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class RewardTerm(Script):
             raise KartRewardsError(
                 f"{self.where}: the weight of {self.name!r} must be a finite number, not {self.weight!r}"
             )
+
+    def weighing(self, weight: float) -> RewardTerm:
+        """Returns the same term with another weight; where it is defined, and its fingerprint, are not read again."""
+        term = copy.copy(self)
+        object.__setattr__(term, "weight", weight)
+        return term
 
 
 def reward_term(weight: Any = 1.0, name: str | None = None) -> Any:
@@ -155,7 +163,7 @@ def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None
         if weight is not None and not _is_finite_number(weight):
             raise KartRewardsError(f"{source}: the weight of {name!r} must be a finite number, not {weight!r}")
     chosen = {name: float(weight) for name, weight in weights.items() if weight is not None}
-    return [replace(term, weight=chosen.get(term.name, term.weight)) for term in terms]
+    return [term.weighing(chosen.get(term.name, term.weight)) for term in terms]
 
 
 def parse_weights(arguments: Iterable[str]) -> dict[str, float]:

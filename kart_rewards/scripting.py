@@ -14,13 +14,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import re
 import sys
 import textwrap
 import tokenize
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +130,7 @@ def _fingerprint(definition: Callable[..., Any]) -> str:
         module = inspect.getmodule(definition)
         source = inspect.getsource(definition if module is None else module)
     except _NO_SOURCE:
-        source = repr(getattr(getattr(definition, "__code__", None), "co_code", definition.__class__))
+        source = ""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
@@ -188,7 +188,7 @@ class ScriptCalls:
 
         Raises:
             KartRewardsError: A script's instance holds something else than numbers, text, snapshots, and lists, tuples,
-                sets and dicts of these.
+                sets, deques and dicts of these.
         """
         memories = {}
         for script, instance in zip(self.scripts, self._instances, strict=True):
@@ -237,14 +237,19 @@ def to_plain(value: Any) -> Any:
     """Returns a value as text, numbers, lists and dicts, which any file format holds and no loader runs as code.
 
     Raises:
-        TypeError: It is, or holds, something else than numbers, text, snapshots, lists, tuples, sets and dicts.
+        TypeError: It is, or holds, something else than numbers, text, snapshots, lists, tuples, sets, deques and dicts.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    if value is None:
+        return None
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)  # of a subclass, such as NumPy's float64, the plain value
     if isinstance(value, RamSnapshot):
         return {"snapshot": list(value._fields), "values": list(value)}  # type: ignore[call-overload]
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {"dict": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+    if type(value) is deque:
+        return {"deque": [to_plain(item) for item in value], "maxlen": value.maxlen}
     for kind in (list, tuple, set):
         if type(value) is kind:
             return {kind.__name__: [to_plain(item) for item in value]}
@@ -259,6 +264,8 @@ def from_plain(plain: Any) -> Any:
         return plain
     if "snapshot" in plain:
         return snapshot_class(tuple(plain["snapshot"]))(*plain["values"])
+    if "deque" in plain:
+        return deque(map(from_plain, plain["deque"]), plain["maxlen"])
     [(kind, items)] = plain.items()
     if kind == "dict":
         return {from_plain(key): from_plain(item) for key, item in items}
@@ -324,17 +331,16 @@ def import_source(source: str | Path) -> ModuleType:
             _make_importable(Path.cwd())
             return importlib.import_module(str(source))
         path = path.resolve()
-        version = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:8]
-        name = f"{path.stem}_{version}"  # an edited file is another module
+        source_text = path.read_bytes()
+        name = f"{path.stem}_{hashlib.sha256(bytes(path) + source_text).hexdigest()[:8]}"  # edited: another module
         if name in sys.modules:
             return sys.modules[name]
         _make_importable(path.parent)
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader  # true of every path that ends in .py
-        module = importlib.util.module_from_spec(spec)
+        module = ModuleType(name)
+        module.__file__ = str(path)
         sys.modules[name] = module  # before it runs, as `import` does: dataclasses and pickle look their module up
         try:
-            spec.loader.exec_module(module)
+            exec(compile(source_text, path, "exec"), vars(module))  # noqa: S102 - not from a stale .pyc
         except BaseException:
             del sys.modules[name]
             raise

@@ -31,8 +31,10 @@ class RecordEpisodes(gym.Wrapper):
         super().__init__(env)
         self._folder = Path(folder)
         self._trigger = episode_trigger
-        recorded = [int(path.stem.partition("-")[2]) for path in self._folder.glob("episode-*.mp4")]
-        self._episode = max(recorded, default=-1)  # a resumed run goes on counting
+        numbers = [path.stem.removeprefix("episode-") for path in self._folder.glob("episode-*.mp4")]
+        self._episode = max(
+            (int(number) for number in numbers if number.isdigit()), default=-1
+        )  # a resumed run counts on
         self._writer: Any = None
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:

@@ -64,7 +64,7 @@ def play(env: Counter, num_steps: int, gamma: float = 0.5) -> ppo.Rollout:
     rollout = ppo.Rollout.empty(envs, num_steps, torch.device("cpu"))
     rollout.next_observation = torch.as_tensor(envs.reset(seed=1)[0])
     agent = ValueIsBrightness(envs.single_observation_space, envs.single_action_space)
-    assert ppo.collect(agent, envs, rollout, gamma, lambda _: False)
+    ppo.collect(agent, envs, rollout, gamma, lambda _: None)
     return rollout
 
 
@@ -391,7 +391,8 @@ def test_the_last_checkpoints_are_kept_and_auto_finds_the_newest_whole_one(
     train("--resume", run / "agent.pt", "--total-timesteps", 192, "--checkpoint-interval", 1, "--checkpoints-kept", 2)
     assert sorted(path.name for path in run.glob("*.pt")) == ["agent-160.pt", "agent-192.pt", "agent.pt"]
     newest = run / "agent-192.pt"
-    newest.write_bytes(newest.read_bytes()[:5000])
+    for damaged in (newest, run / "agent.pt"):
+        damaged.write_bytes(damaged.read_bytes()[:5000])
     arguments = ["--env-id", GAME, "--resume", "auto", "--runs-path", runs, "--total-timesteps", 192]
     done = train(*arguments)
     assert f"passed over: {newest}: is not a checkpoint, or a damaged one" in done.stdout
@@ -400,16 +401,39 @@ def test_the_last_checkpoints_are_kept_and_auto_finds_the_newest_whole_one(
     assert ppo.load_checkpoint(run / "agent.pt")["steps"] == 192
 
 
-def test_an_older_checkpoint_does_not_replace_a_newer_one(trained: tuple[Path, Any], tmp_path: Path) -> None:
+def test_an_older_checkpoint_goes_on_in_a_folder_of_its_own(trained: tuple[Path, Any], tmp_path: Path) -> None:
     run = only_run(trained[0])
     shutil.copytree(run, tmp_path / "run")
     old, newest = tmp_path / "run" / "old.pt", tmp_path / "run" / "agent.pt"
     checkpoint = ppo.load_checkpoint(newest)
     torch.save({**checkpoint, "steps": 32, "updates": 1}, old)
-    assert_told(
-        train("--resume", old, "--total-timesteps", 160, check=False), "agent.pt: is ahead of", "(96 steps, 32 steps)"
-    )
+    done = train("--resume", old, "--total-timesteps", 64, "--runs-path", tmp_path / "runs")
+    assert "is ahead of" in done.stdout
     assert ppo.load_checkpoint(newest)["steps"] == 96
+    assert ppo.load_checkpoint(only_run(tmp_path / "runs") / "agent.pt")["steps"] == 64
+
+
+def test_auto_resumes_the_free_game_that_stood_in(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(trained[0], runs)
+    done = train("--env-id", "MarioKart-Snes", "--resume", "auto", "--runs-path", runs, "--total-timesteps", 128)
+    assert "Resuming after 3 updates, 96 steps." in done.stdout
+    assert ppo.load_checkpoint(only_run(runs) / "agent.pt")["steps"] == 128
+
+
+def test_resuming_says_nothing_of_a_missing_dump_of_another_game(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(only_run(trained[0]), tmp_path / "run")
+    done = train("--resume", tmp_path / "run" / "agent.pt", "--total-timesteps", 128, "--no-fallback")
+    assert "has no ROM" not in done.stdout
+
+
+def test_a_memory_that_no_checkpoint_can_hold_is_told_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "hoarder.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term\nclass Hoarder:\n    def __init__(self):\n"
+        "        self.treasure = object()\n    def __call__(self, ram):\n        return 0.0\n"
+    )
+    arguments = [*SMALL, "--rewards", tmp_path / "hoarder.py", "--runs-path", tmp_path / "runs"]
+    assert_told(train("--env-id", GAME, *arguments, check=False), "'hoarder' (", "can't be saved: it holds a object")
 
 
 def test_resuming_a_finished_run_is_told(trained: tuple[Path, Any]) -> None:
@@ -618,7 +642,7 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(running: Any, tmp_path: Path,
     os.killpg(process.pid, number)  # as a terminal does: to the trainer and its children alike
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert stderr == "\nstopping... (again: at once)\n"
+    assert stderr == "\nstopping after this update... (again: at once)\n"
     agent = only_run(tmp_path) / "agent.pt"
     assert f"--resume {agent}" in stdout
     assert "update" in stdout

@@ -174,6 +174,7 @@ def test_a_state_file_decodes_as_the_live_core_does(tiny_emulator: Any, tmp_path
         (gzip.compress(b"#!s9xsnp:0012"), "holds no snes9x work RAM"),
         (gzip.compress(b"RAM:131072:" + bytes(100)), "holds no snes9x work RAM"),
     ],
+    ids=["not gzip'd", "cut short", "no work RAM", "too little work RAM"],
 )
 def test_damaged_states_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.state"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kart_rewards.errors import KartRewardsError
@@ -106,6 +108,9 @@ def test_the_variables_that_a_term_reads() -> None:
 
 def test_plain_values_come_back_as_they_were() -> None:
     value = {"a": [1, 2.5, None, True], (1, 2): {3, 4}, "ram": snapshot(speed=-5), 7: {"snapshot": "text"}, "t": ((),)}
+    value |= {"recent": deque([1, 2], maxlen=2)}
     assert from_plain(to_plain(value)) == value
+    assert from_plain(to_plain(value))["recent"].maxlen == 2
+    assert type(to_plain(np.float64(2.5))) is float
     with pytest.raises(TypeError, match="a object"):
         to_plain([object()])
