@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from courses import DIRT, GRASS, OIL, PIT, ROAD, WALL, WATER
+
+from kart_rewards.race import DEEP_WATER, DIRT, GRASS, OIL, PIT, ROAD, WALL
 
 RGB = tuple[int, int, int]
 TILE = 8
@@ -55,7 +56,7 @@ GROUND_COLOURS = {
     ROAD: ("road_a", "road_b"),
     GRASS: ("grass_a", "grass_b"),
     DIRT: ("dirt",),
-    WATER: ("water",),
+    DEEP_WATER: ("water",),
     WALL: ("wall_top", "wall_side"),
 }
 CONTRAST = 25
@@ -263,7 +264,7 @@ def paint_patches(image: np.ndarray, surface: np.ndarray) -> None:
     """Draw dirt, water and pits into the world image; they follow the cells of the surface map."""
     looks = {
         DIRT: ("dirt", ((1, 1), (2, 1), (5, 4), (6, 6), (3, 6)), 1),
-        WATER: ("water", ((1, 2), (2, 2), (3, 2), (5, 6), (6, 6)), 2),
+        DEEP_WATER: ("water", ((1, 2), (2, 2), (3, 2), (5, 6), (6, 6)), 2),
         PIT: ("pit", ((2, 2), (6, 5)), 3),
     }
     for code, (name, dots, edge) in looks.items():

@@ -1,8 +1,8 @@
 """Build HomebrewKart: descriptions -> binaries -> ROM.
 
-Run ``python homebrew/build.py``. It needs numpy and, for the last step, ca65 and ld65 (Debian package ``cc65``). It
-writes the intermediate files to ``homebrew/build/`` and ``rom.sfc``, ``rom.sha`` and ``courses.json`` to
-``integrations/HomebrewKart-Snes/``. The result is the same, byte for byte, each time and on each machine.
+Run ``python homebrew/build.py``. It needs the project installed and, for the last step, ca65 and ld65 (Debian package
+``cc65``). It writes the intermediate files to ``homebrew/build/`` and ``rom.sfc``, ``rom.sha`` and ``courses.json`` to
+``integrations/HomebrewKart-Snes/``. The result is the same, byte for byte, each time.
 
 Code, graphics and perspective tables are linked by ld65; the course banks follow them and are appended here, so that a
 new course needs no change to the linker's configuration.

@@ -14,19 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kart_rewards.race import BOOST, DEEP_WATER, DIRT, OIL, PIT
+
 Point = tuple[int, int]
 RGB = tuple[int, int, int]
-
-# Surface codes, as the retail game has them (DESIGN.md section 4).
-ROAD = 0x40
-DIRT = 0x54
-GRASS = 0x5A
-BOOST = 0x16
-OIL = 0x18
-START_LINE = 0x1E
-WALL = 0x80
-PIT = 0x20
-WATER = 0x22
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,7 @@ COURSES: tuple[Course, ...] = (
         start=(496, 784),
         num_checkpoints=24,
         features=(
-            Ellipse(WATER, 512, 512, 150, 70),
+            Ellipse(DEEP_WATER, 512, 512, 150, 70),
             WallAlong("left", 24),
             WallAlong("right", 32, 0.13, 0.42),
             WallAlong("right", 32, 0.63, 0.92),
@@ -160,9 +151,9 @@ COURSES: tuple[Course, ...] = (
         start=(432, 880),
         num_checkpoints=28,
         features=(
-            Strip(WATER, ((1000, 300), (860, 330), (760, 420), (700, 470)), 64),
-            Ellipse(WATER, 860, 200, 120, 110),
-            Ellipse(WATER, 410, 720, 90, 56),
+            Strip(DEEP_WATER, ((1000, 300), (860, 330), (760, 420), (700, 470)), 64),
+            Ellipse(DEEP_WATER, 860, 200, 120, 110),
+            Ellipse(DEEP_WATER, 410, 720, 90, 56),
             Ellipse(DIRT, 520, 300, 36, 60),
             WallLine(((200, 560), (120, 560))),
             WallAlong("right", 16, 0.16, 0.34),
@@ -190,8 +181,8 @@ COURSES: tuple[Course, ...] = (
         start=(560, 880),
         num_checkpoints=30,
         features=(
-            Strip(WATER, ((16, 60), (1008, 60)), 100),
-            Ellipse(WATER, 880, 260, 130, 130),
+            Strip(DEEP_WATER, ((16, 60), (1008, 60)), 100),
+            Ellipse(DEEP_WATER, 880, 260, 130, 130),
             Ellipse(PIT, 428, 780, 30, 20),
             WallLine(((258, 330), (258, 790))),
             WallLine(((428, 230), (428, 600))),
@@ -276,7 +267,7 @@ COURSES: tuple[Course, ...] = (
         start=(304, 872),
         num_checkpoints=28,
         features=(
-            Ellipse(WATER, 350, 630, 120, 70),
+            Ellipse(DEEP_WATER, 350, 630, 120, 70),
             Ellipse(DIRT, 700, 380, 90, 60),
             Ellipse(PIT, 260, 220, 80, 40),
             Strip(DIRT, ((864, 330), (760, 240), (640, 152)), 56, short_cut=True),

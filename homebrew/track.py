@@ -16,22 +16,9 @@ from dataclasses import dataclass
 
 import artwork
 import numpy as np
-from courses import (
-    BOOST,
-    DIRT,
-    GRASS,
-    PIT,
-    ROAD,
-    START_LINE,
-    WALL,
-    WATER,
-    Course,
-    Ellipse,
-    Pad,
-    Strip,
-    WallAlong,
-    WallLine,
-)
+from courses import Course, Ellipse, Pad, Strip, WallAlong, WallLine
+
+from kart_rewards.race import BOOST, DEEP_WATER, DIRT, GRASS, PIT, ROAD, START_LINE, WALL
 
 WORLD = 1024
 TILE = 8
@@ -340,7 +327,7 @@ def build_track(course: Course) -> Track:
     cell_of = np.repeat(np.repeat(surface, TILE, axis=0), TILE, axis=1)
     kerb_colour = artwork.kerb_pattern()
     band = np.repeat(np.repeat((cell_number * SPACING // 32) % 2, TILE, axis=0), TILE, axis=1)
-    off_road_kind = np.isin(cell_of, (DIRT, WATER, PIT, BOOST))
+    off_road_kind = np.isin(cell_of, (DIRT, DEEP_WATER, PIT, BOOST))
     artwork.paint_patches(image, surface)
     verge = (distance < reach * UNIT - 2 * UNIT) & (nearest >= 0) & ~off_road_kind
     image[verge] = artwork.COLOUR["verge"]
@@ -408,7 +395,7 @@ def _escape_map(surface: np.ndarray, safe: np.ndarray, tangent: np.ndarray) -> n
     """
     wall = surface == WALL
     # Cells beside a wall or deadly ground are passable but dear: the path keeps its distance.
-    deadly = np.isin(surface, (WATER, PIT))
+    deadly = np.isin(surface, (DEEP_WATER, PIT))
     near = np.zeros_like(wall)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):

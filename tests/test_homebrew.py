@@ -40,7 +40,7 @@ BANKS_A_COURSE = 3
 ROAD, DIRT, GRASS, BOOST, OIL, LINE, WALL, PIT, WATER = 0x40, 0x54, 0x5A, 0x16, 0x18, 0x1E, 0x80, 0x20, 0x22
 MENU, COUNTDOWN, RACE, FINISH = 0x04, 0x1A, 0x1C, 0x1E
 
-# DESIGN.md section 4.
+# The public integrations of the retail game.
 REQUIRED = {
     "laps": (8261825, "|u1"),
     "checkpoint": (8261824, "|u1"),
