@@ -21,30 +21,49 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+# Else PyTorch's threads spin for a while after each computation, on the cores that the environments then need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
 import tyro
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 from torch.utils.tensorboard import SummaryWriter
 
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation import (
+    Contestant,
+    Evaluator,
+    Policy,
+    Summary,
+    across_seeds,
+    drivers,
+    left_out,
+    seeds_table,
+    summarise,
+    table,
+    write_json,
+)
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError, default_max_episode_steps, find_game, list_games
 from kart_rewards.observations import ObservationConfig
+from kart_rewards.processes import serve_parent
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
 from kart_rewards.scripting import Script
-from kart_rewards.video import RecordEpisodes, ever_fewer
+from kart_rewards.video import to_gif
 
 FREE_GAME = "HomebrewKart-Snes"  # what runs when the retail game's dump is not there
 RETAIL_GAME = "MarioKart-Snes"
@@ -63,6 +82,11 @@ class RunOptions:
     """Folder for runs: each has a folder of its own there, for its TensorBoard log, checkpoints and videos."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the agent runs. auto: cuda if there is one, else cpu."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers the convolutions compute with; weights, heads and losses are float32. auto: bfloat16 where the device
+    has instructions for it."""
+    compile: bool = False
+    """Compile the network with torch.compile, if this machine has a compiler; it goes on without if not."""
     torch_deterministic: bool = True
     """Use only deterministic algorithms in cuDNN."""
     resume: str | None = None
@@ -74,10 +98,6 @@ class RunOptions:
     """Save a checkpoint every so many updates, and at the end. 0: at the end only."""
     checkpoints_kept: int = 3
     """Keep the last so many checkpoints, as agent-STEPS.pt; agent.pt is the newest."""
-    capture_video: bool = False
-    """Write episodes of the first environment as MP4, less often as training goes on."""
-    video_path: Path | None = None
-    """Folder for videos. By default videos/ in the run's folder."""
     track: bool = False
     """Mirror the log to Weights & Biases (needs pip install '.[wandb]')."""
     wandb_project_name: str = "kart_rewards"
@@ -135,6 +155,24 @@ class EnvOptions:
         """The folder of games."""
         return self.integrations_path or INTEGRATIONS
 
+    def of_kart_env(self) -> dict[str, Any]:
+        """The arguments of ``KartEnv``."""
+        return {
+            "game": self.env_id,
+            "integrations": self.games,
+            "state": self.state,
+            "scenario": self.scenario,
+            "info": self.info,
+            "rewards": self.rewards,
+            "reward_weights": parse_weights(self.reward_weights),
+            "reward_transform": self.reward_transform,
+            "reward_scale": self.reward_scale,
+            "action_mode": self.action_mode,
+            "observation": ObservationConfig(self.crop, self.max_pool, self.grey, self.size, self.stack),
+            "frame_skip": self.frame_skip,
+            "random_start_steps": self.random_start_steps,
+        }
+
     @property
     def episode_limit(self) -> int:
         """Agent steps after which an episode is truncated."""
@@ -151,9 +189,9 @@ class PPOOptions:
     """Adam's step size at the start."""
     anneal_lr: bool = True
     """Lower the learning rate linearly to 0."""
-    num_envs: int = 8
-    """Environments played at once, a process each."""
-    num_steps: int = 128
+    num_envs: int = 16
+    """Environments played at once, a process each; under torchrun, those of all its processes together."""
+    num_steps: int = 64
     """Steps a rollout takes in each environment."""
     gamma: float = 0.99
     """Discount factor."""
@@ -209,6 +247,27 @@ class PPOOptions:
             )
 
 
+@dataclass
+class EvalOptions:
+    """Evaluation: whole episodes of the agent as it is, with their own seed, apart from training."""
+
+    evaluate: tuple[str, ...] = ()
+    """Evaluate these checkpoints, such as runs/NAME/agent.pt, instead of training; several: the same run with other
+    seeds. Prints tables and writes evaluation.json beside the first."""
+    eval_interval: int = 50
+    """Evaluate every so many updates of training, and after the last. 0: never."""
+    eval_episodes: int = 5
+    """Episodes on each course."""
+    eval_states: tuple[str, ...] = ()
+    """Courses to evaluate on: start states. By default those trained on; with --evaluate, all that the game has."""
+    eval_seed: int = 1000
+    """Seed of the evaluation's random starts."""
+    capture_video: bool = False
+    """Write the first episode on each course as MP4, into videos/ in the run's folder, and into TensorBoard."""
+    video_gif: bool = False
+    """Write videos as GIF, too."""
+
+
 def check_ranges(args: Args) -> None:
     """Raises KartRewardsError if an option is out of its range, naming it."""
     ranges: dict[str, tuple[float, float]] = {
@@ -228,8 +287,11 @@ def check_ranges(args: Args) -> None:
         "--seed": (0, 2**32 - 1),
         "--checkpoint-interval": (0, math.inf),
         "--checkpoints-kept": (1, math.inf),
+        "--eval-interval": (0, math.inf),
+        "--eval-episodes": (1, math.inf),
+        "--eval-seed": (0, 2**32 - 1),
     }
-    values = {**vars(args.env), **vars(args.ppo), **vars(args.run)}
+    values = {**vars(args.env), **vars(args.ppo), **vars(args.eval), **vars(args.run)}
     for option, (least, most) in ranges.items():
         value = values[option.removeprefix("--").replace("-", "_")]
         if value is not None and not least <= value <= most:
@@ -243,52 +305,120 @@ class Args:
 
     env: EnvOptions = field(default_factory=EnvOptions)
     ppo: PPOOptions = field(default_factory=PPOOptions)
+    eval: EvalOptions = field(default_factory=EvalOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
+    def courses(self) -> tuple[str, ...]:
+        """The start states that training evaluates on."""
+        game = find_game(self.env.env_id, self.env.games)
+        return self.eval.eval_states or self.env.state or (game.default_state(),)
 
-# -------------------------------------------------------------------------------------------------------- environments
-def make_training_env(env: EnvOptions, index: int, video_folder: Path | None) -> gym.Env:
-    """Makes one environment; this runs in a process of its own."""
-    _serve_parent()
-    made: gym.Env = KartEnv(
-        env.env_id,
-        integrations=env.games,
-        state=env.state,
-        scenario=env.scenario,
-        info=env.info,
-        rewards=env.rewards,
-        reward_weights=parse_weights(env.reward_weights),
-        reward_transform=env.reward_transform,
-        reward_scale=env.reward_scale,
-        action_mode=env.action_mode,
-        observation=ObservationConfig(env.crop, env.max_pool, env.grey, env.size, env.stack),
-        frame_skip=env.frame_skip,
-        random_start_steps=env.random_start_steps,
-        render_mode="rgb_array" if video_folder else None,
-    )
-    if video_folder:
-        made = RecordEpisodes(made, video_folder, ever_fewer)
-    return TrainingEpisodes(made, index, env.episode_limit)
+    def of_evaluation(self) -> dict[str, Any]:
+        """The arguments of ``Evaluator.play`` that say how long it plays, and from where."""
+        frames = self.env.episode_limit * self.env.frame_skip
+        return {"episodes": self.eval.eval_episodes, "seed": self.eval.eval_seed, "max_episode_frames": frames}
+
+
+# --------------------------------------------------------------------------------------------------------------- ranks
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train one agent together under torchrun, each with its part of the environments.
+
+    A run without torchrun is rank 0 of 1, for which every method returns what it was given.
+
+    Args:
+        rank: This process's number among all, over all machines: it decides seeds, and rank 0 logs and saves.
+        world_size: How many processes there are.
+        local_rank: This process's number on its machine: it decides the GPU.
+        local_world_size: How many processes there are on its machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def of_torchrun(cls) -> Ranks:
+        """Returns what torchrun says in the environment."""
+        told = {
+            item.name: int(os.environ[item.name.upper()]) for item in fields(cls) if item.name.upper() in os.environ
+        }
+        return cls(**told)
+
+    def check(self, ppo: PPOOptions) -> None:
+        """Raises KartRewardsError if the work does not split into equal parts."""
+        for option, total in (("--num-envs", ppo.num_envs), ("a minibatch's steps", ppo.minibatch_size)):
+            if total % self.world_size:
+                raise KartRewardsError(
+                    f"{option}, {total}, can't be shared equally by {self.world_size} processes: change --num-envs, "
+                    "--num-steps or --num-minibatches"
+                )
+
+    def share(self, total: int) -> int:
+        """Returns this rank's part of what is counted over all ranks."""
+        return total // self.world_size
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Returns the mean over the ranks, the same on each."""
+        if self.world_size > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)
+            tensor /= self.world_size
+        return tensor
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces each gradient by its mean over the ranks."""
+        if self.world_size > 1:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def gather(self, item: Any) -> list[Any]:
+        """Returns each rank's item, in their order, on every rank."""
+        items = [item]
+        if self.world_size > 1:
+            items = [None] * self.world_size
+            torch.distributed.all_gather_object(items, item)
+        return items
 
 
 @contextmanager
-def environments(args: Args, video_folder: Path) -> Iterator[AsyncVectorEnv]:
-    """Makes the environments, a process each, and ends them however the block ends.
+def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Connects this process with the other ranks, if there are any, for the length of the block."""
+    if ranks.world_size == 1:
+        yield
+        return
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# -------------------------------------------------------------------------------------------------------- environments
+def make_training_env(env: EnvOptions, index: int) -> gym.Env:
+    """Makes one environment; this runs in a process of its own."""
+    serve_parent()
+    return TrainingEpisodes(KartEnv(**env.of_kart_env()), index, env.episode_limit)
+
+
+@contextmanager
+def environments(args: Args, ranks: Ranks) -> Iterator[AsyncVectorEnv]:
+    """Makes this rank's environments, a process each, and ends them however the block ends.
 
     The first is also made, and closed, in this process, so that bad options end here with one message.
     """
     gym.logger.min_level = gym.logger.ERROR + 1  # a worker's error reaches us as an exception; its traceback is noise
-    makers = [
-        functools.partial(make_training_env, args.env, i, video_folder if args.run.capture_video and i == 0 else None)
-        for i in range(args.ppo.num_envs)
-    ]
+    num_envs = ranks.share(args.ppo.num_envs)
+    makers = [functools.partial(make_training_env, args.env, ranks.rank * num_envs + i) for i in range(num_envs)]
     try:
         envs = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
     except (EOFError, ConnectionError):
         raise KartRewardsError("an environment's process ended before it began") from None
     try:
         yield envs
-        envs.close()  # politely, so that a video is finished
     finally:
         for process in envs.processes:
             process.kill()
@@ -305,21 +435,6 @@ def describe_dead(envs: AsyncVectorEnv) -> str:
         process.join()  # its end of the pipe closes a moment before its exit code is known
     listed = ", ".join(f"number {i} (exit code {process.exitcode})" for i, process in dead)
     return f"an environment's process ended unexpectedly: {listed or 'which one is not known'}"
-
-
-def _serve_parent() -> None:
-    """In an environment's process: leave signals to the trainer, and die with it however it dies."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and `timeout` send theirs to the children, too
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def exit_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 class TrainingEpisodes(gym.Wrapper):
@@ -409,6 +524,10 @@ class MultiCategorical:
     def entropy(self) -> Tensor:
         return torch.stack([part.entropy() for part in self.parts]).sum(0)
 
+    @property
+    def mode(self) -> Tensor:
+        return torch.stack([part.mode for part in self.parts], dim=-1)
+
 
 class DivergedError(KartRewardsError):
     """Training went wrong for good: the agent must not replace a checkpoint's."""
@@ -426,10 +545,14 @@ class Agent(nn.Module):
     Args:
         observation_space: Box of uint8 images: (channels, height, width), (height, width, 3), or a stack of the latter.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        precision: What the encoder computes with; its weights and the heads are float32.
     """
 
-    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, precision: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.precision = precision
         example = torch.zeros(1, *(observation_space.shape or ()), dtype=torch.uint8)
         convolutions = nn.Sequential(
             layer_init(nn.Conv2d(self._to_channels(example).shape[1], 32, 8, stride=4)),
@@ -441,7 +564,7 @@ class Agent(nn.Module):
             nn.Flatten(),
         )
         try:
-            features = convolutions(self._to_channels(example)).shape[1]
+            features = convolutions(self._to_channels(example).float()).shape[1]
         except RuntimeError:
             raise KartRewardsError(
                 f"observations of shape {observation_space.shape} are too small for the network: use 36x36 or more"
@@ -461,13 +584,20 @@ class Agent(nn.Module):
         else:
             raise KartRewardsError(f"the agent has no head for the action space {action_space}")
         self.actor = layer_init(nn.Linear(512, outputs), std=0.01)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
 
     @staticmethod
     def _to_channels(observation: Tensor) -> Tensor:
-        """(batch, ...) images of any of the environment's shapes -> (batch, channels, height, width), 0 to 1."""
+        """(batch, ...) images of any of the environment's shapes -> (batch, channels, height, width)."""
         if observation.shape[-1] == 3:  # colour: channels come last
             observation = observation.movedim(-1, -3).flatten(1, -3)
-        return observation / 255.0
+        return observation.contiguous(memory_format=torch.channels_last)
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Returns the features that both heads work on: float32, shape (batch, 512)."""
+        pixels = self._to_channels(observation).to(self.precision) * (1 / 255)
+        with torch.autocast(observation.device.type, self.precision, enabled=self.precision != torch.float32):
+            return self.encoder(pixels).float()
 
     def policy(self, hidden: Tensor) -> Distribution | MultiCategorical:
         """Returns the distribution over actions.
@@ -487,19 +617,62 @@ class Agent(nn.Module):
             return MultiCategorical(output, self.action_space.nvec.tolist())
         return Independent(Bernoulli(logits=output), 1)
 
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+        """Returns an action for each observation: the likeliest, or one that is drawn."""
+        policy = self.policy(self.encode(observation))
+        return policy.mode if deterministic else policy.sample()
+
     def get_value(self, observation: Tensor) -> Tensor:
         """Returns the value of each observation, shape (batch,)."""
-        return self.critic(self.encoder(self._to_channels(observation))).squeeze(-1)
+        return self.critic(self.encode(observation)).squeeze(-1)
 
     def get_action_and_value(
         self, observation: Tensor, action: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns actions (drawn, unless given), their log-probabilities, the policy's entropies and the values."""
-        hidden = self.encoder(self._to_channels(observation))
+        hidden = self.encode(observation)
         policy = self.policy(hidden)
         if action is None:
             action = policy.sample()
         return action, policy.log_prob(action), policy.entropy(), self.critic(hidden).squeeze(-1)
+
+
+# ----------------------------------------------------------------------------------------------------------- stopwatch
+class Stopwatch:
+    """Adds up the wall-clock seconds that each stage takes."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Times the block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - began
+
+
+def where_time_goes(
+    stages: dict[str, float], cpu_seconds: Sequence[dict[str, float]], steps: int, cores: int
+) -> dict[str, float]:
+    """Splits a training step's wall-clock time.
+
+    Args:
+        stages: Seconds of the stages ``policy``, ``environments`` and ``update``.
+        cpu_seconds: What each environment's processor time went into, ``KartEnv.cpu_seconds``.
+        steps: Agent steps in that time.
+        cores: Processor cores that the environments share.
+
+    Returns:
+        Milliseconds an agent step, by TensorBoard names without ``time/``. The environments' work is spread over
+        the cores that they keep busy; ``transfer`` is what is left of the time that the trainer waits for them:
+        talking between processes, resets, and cores that idle while the last environment steps.
+    """
+    busy_cores = min(cores, len(cpu_seconds))
+    split = {name: sum(each[name] for each in cpu_seconds) / busy_cores for name in cpu_seconds[0]}
+    split["transfer"] = stages["environments"] - sum(split.values())
+    split |= {"policy": stages["policy"], "update": stages["update"]}
+    return {f"{name}_ms_per_step": 1000 * seconds / steps for name, seconds in split.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- rollout
@@ -547,6 +720,7 @@ def collect(
     rollout: Rollout,
     gamma: float,
     on_step: Callable[[dict[str, Any]], None],
+    stopwatch: Stopwatch,
 ) -> None:
     """Plays a rollout, from where the last one ended.
 
@@ -558,17 +732,21 @@ def collect(
         rollout: Filled in.
         gamma: Discount factor.
         on_step: Is called after each step with the vector environment's infos.
+        stopwatch: Times the stages ``policy`` and ``environments``.
     """
     device = rollout.rewards.device
     for step in range(rollout.rewards.shape[0]):
         rollout.observations[step] = rollout.next_observation
         rollout.dones[step] = rollout.next_done
-        action, log_prob, _, value = agent.get_action_and_value(rollout.next_observation)
-        rollout.actions[step] = action
-        rollout.log_probs[step] = log_prob
-        rollout.values[step] = value
+        with stopwatch("policy"):
+            action, log_prob, _, value = agent.get_action_and_value(rollout.next_observation)
+            rollout.actions[step] = action
+            rollout.log_probs[step] = log_prob
+            rollout.values[step] = value
+            chosen = action.cpu().numpy()
 
-        observation, reward, terminated, truncated, infos = envs.step(action.cpu().numpy())
+        with stopwatch("environments"):
+            observation, reward, terminated, truncated, infos = envs.step(chosen)
         rollout.next_observation = torch.as_tensor(observation, device=device)
         rollout.next_done = torch.as_tensor(terminated | truncated, dtype=torch.float32, device=device)
         rollout.rewards[step] = torch.as_tensor(reward, dtype=torch.float32, device=device)
@@ -613,8 +791,11 @@ def update(
     advantages: Tensor,
     returns: Tensor,
     ppo: PPOOptions,
+    ranks: Ranks,
 ) -> dict[str, float]:
     """Improves the agent on a rollout: several epochs of minibatches under PPO's clipped objective.
+
+    With several ranks, a minibatch is made of equal parts of each rank's rollout, and every rank makes the same step.
 
     Returns:
         The losses and diagnostics of the last minibatch, by their TensorBoard names, without ``losses/``.
@@ -625,7 +806,8 @@ def update(
     )
     clipped_fractions = []
     for _ in range(ppo.update_epochs):
-        for minibatch in torch.randperm(ppo.batch_size, device=returns.device).split(ppo.minibatch_size):
+        order = torch.randperm(len(returns), device=returns.device)
+        for minibatch in order.split(ranks.share(ppo.minibatch_size)):
             _, log_prob, entropy, value = agent.get_action_and_value(observations[minibatch], actions[minibatch])
             log_ratio = log_prob - log_probs[minibatch]
             ratio = log_ratio.exp()
@@ -636,7 +818,9 @@ def update(
 
             advantage = advantages[minibatch]
             if ppo.norm_adv:
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                advantage = advantage - ranks.mean(advantage.mean())
+                variance = ranks.mean((advantage**2).mean()) * ppo.minibatch_size / (ppo.minibatch_size - 1)
+                advantage = advantage / (variance.sqrt() + 1e-8)
             unclipped = -advantage * ratio
             clipped = -advantage * ratio.clamp(1 - ppo.clip_coef, 1 + ppo.clip_coef)
             policy_loss = torch.max(unclipped, clipped).mean()
@@ -652,27 +836,27 @@ def update(
             loss = policy_loss - ppo.ent_coef * entropy_loss + ppo.vf_coef * value_loss
             optimizer.zero_grad()
             loss.backward()
+            ranks.average_gradients(agent.parameters())
             nn.utils.clip_grad_norm_(agent.parameters(), ppo.max_grad_norm)
             optimizer.step()
-        if ppo.target_kl is not None and approx_kl > ppo.target_kl:
+        if ppo.target_kl is not None and ranks.mean(approx_kl) > ppo.target_kl:
             break
 
-    return {
-        "value_loss": value_loss.item(),
-        "policy_loss": policy_loss.item(),
-        "entropy": entropy_loss.item(),
-        "old_approx_kl": old_approx_kl.item(),
-        "approx_kl": approx_kl.item(),
-        "clipfrac": torch.stack(clipped_fractions).mean().item(),
-        "explained_variance": (1 - (returns - old_values).var() / returns.var()).item(),
+    losses = {
+        "value_loss": value_loss,
+        "policy_loss": policy_loss,
+        "entropy": entropy_loss,
+        "old_approx_kl": old_approx_kl,
+        "approx_kl": approx_kl,
+        "clipfrac": torch.stack(clipped_fractions).mean(),
+        "explained_variance": 1 - (returns - old_values).var() / returns.var(),
     }
+    return dict(zip(losses, ranks.mean(torch.stack(list(losses.values())).detach()).tolist(), strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
 def save_checkpoint(folder: Path, content: dict[str, Any], kept: int) -> None:
     """Writes a checkpoint as agent-STEPS.pt and agent.pt, and removes all but the newest.
-
-    A file of that name is whole at every moment: the new one takes its place at a stroke.
 
     Args:
         folder: The run's folder.
@@ -682,22 +866,31 @@ def save_checkpoint(folder: Path, content: dict[str, Any], kept: int) -> None:
     Raises:
         OSError: The disk is full or read-only; the old checkpoints are still there.
     """
+    save_whole(content, folder / f"agent-{content['steps']}.pt", folder / "agent.pt")
+    for old in newest_first(folder.glob("agent-*.pt"))[kept:]:
+        old.unlink()
+
+
+def save_whole(content: dict[str, Any], *paths: Path) -> None:
+    """Writes the content to each path. A file there is whole at every moment: the new one takes its place at a stroke.
+
+    Raises:
+        OSError: The disk is full or read-only; what was there before still is.
+    """
     buffer = io.BytesIO()  # torch.save tells a full disk by a RuntimeError; a plain write says what happened
     torch.save(content, buffer)
-    temporary = folder / ".agent.pt.partial"
-    try:
-        for name in (f"agent-{content['steps']}.pt", "agent.pt"):
+    for path in paths:
+        temporary = path.with_name(".pt.partial")
+        try:
             with temporary.open("wb") as file:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(folder / name)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    for old in newest_first(folder.glob("agent-*.pt"))[kept:]:
-        old.unlink()
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
@@ -705,21 +898,17 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-CHECKPOINT_KEYS = {
-    "agent",
-    "optimizer",
-    "updates",
-    "steps",
-    "torch_rng",
-    "cuda_rng",
-    "options",
-    "scoring",
-    "env_states",
-}
+AGENT_KEYS = {"agent", "updates", "steps", "options", "scoring"}
+"""What there is to say of an agent that has been trained: enough to evaluate and to watch it."""
+CHECKPOINT_KEYS = AGENT_KEYS | {"optimizer", "rng_states", "env_states", "best_score"}
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, keys: set[str] = CHECKPOINT_KEYS) -> dict[str, Any]:
     """Reads a checkpoint. It may come from anywhere: nothing but tensors and plain values is unpickled.
+
+    Args:
+        path: The file.
+        keys: What it must hold.
 
     Raises:
         KartRewardsError: There is none, or it is damaged or not a checkpoint of this script.
@@ -732,9 +921,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch makes of a damaged or foreign file
         raise KartRewardsError(f"{path}: is not a checkpoint, or a damaged one ({type(error).__name__})") from None
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEYS - checkpoint.keys():
+    if not isinstance(checkpoint, dict) or AGENT_KEYS - checkpoint.keys():
         raise KartRewardsError(f"{path}: is not a checkpoint of this script")
+    if keys - checkpoint.keys():
+        raise KartRewardsError(f"{path}: holds an agent alone, to evaluate or to watch: resume an agent.pt")
     return checkpoint
+
+
+def load_agent_file(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint, or an agent alone such as best.pt. See ``load_checkpoint``."""
+    return load_checkpoint(path, AGENT_KEYS)
 
 
 def newest_checkpoint(args: Args) -> str | None:
@@ -765,14 +961,105 @@ def options_of(checkpoint: dict[str, Any]) -> Args:
     """Returns the options that a checkpoint's run was started with."""
     saved = checkpoint["options"]
     try:
-        args = Args(EnvOptions(**saved["env"]), PPOOptions(**saved["ppo"]), RunOptions(**saved["run"]))
+        groups = {"env": EnvOptions, "ppo": PPOOptions, "eval": EvalOptions, "run": RunOptions}
+        args = Args(**{name: options(**saved[name]) for name, options in groups.items()})
     except (KeyError, TypeError) as error:
         raise KartRewardsError(f"the checkpoint is of another version of this script: {error}") from None
-    for group, name in ((args.env, "integrations_path"), (args.run, "runs_path"), (args.run, "video_path")):
+    for group, name in ((args.env, "integrations_path"), (args.run, "runs_path")):
         if getattr(group, name) is not None:
             setattr(group, name, Path(getattr(group, name)))
-    args.run.resume, args.run.allow_changed_rewards = None, False  # these were meant for that time only
+    # These were meant for that time only.
+    args.run.resume, args.run.allow_changed_rewards, args.eval.evaluate = None, False, ()
     return args
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+@dataclass(frozen=True)
+class AgentPolicy:
+    """Makes an agent's policy where it plays: in a process that evaluates, or beside a window.
+
+    Args:
+        weights: The agent's, on the CPU.
+        deterministic: Take the likeliest action; else draw one, as in training, by the episode's seed.
+    """
+
+    weights: dict[str, Tensor]
+    deterministic: bool
+
+    def __call__(self, env: KartEnv, state: str, seed: int) -> Policy:
+        torch.set_num_threads(1)  # these processes play side by side
+        agent = Agent(env.observation_space, env.action_space)
+        load_agent(agent, self.weights)
+        torch.manual_seed(seed)
+
+        @torch.no_grad()
+        def policy(env: KartEnv, observation: np.ndarray) -> np.ndarray:
+            return agent.act(torch.as_tensor(observation)[None], self.deterministic)[0].numpy()
+
+        return policy
+
+
+def evaluate_agent(evaluator: Evaluator, agent: Agent, args: Args, video_folder: Path | None) -> Summary:
+    """Plays deterministic episodes with the agent as it is; returns what ``kart_rewards.evaluation.summarise`` does."""
+    weights = {name: value.detach().cpu() for name, value in agent.state_dict().items()}
+    contestant = Contestant("agent", AgentPolicy(weights, deterministic=True), args.env.of_kart_env())
+    return summarise(evaluator.play([contestant], args.courses(), **args.of_evaluation(), video_folder=video_folder))
+
+
+def evaluation_score(summary: Summary) -> list[float]:
+    """Returns what makes one evaluation better than another, what matters most first, as lists are compared.
+
+    That is how often races are finished, then their time, then the return; a mean over the courses.
+    """
+    agents = [by_policy["agent"] for by_policy in summary.values()]
+    rate = [metrics["finish_rate"] or 0.0 for metrics in agents]
+    seconds = [metrics["median_race_time_seconds"] or math.inf for metrics in agents]
+    returns = [metrics["median_return"] for metrics in agents]
+    return [float(np.mean(rate)), -float(np.mean(seconds)), float(np.mean(returns))]
+
+
+def evaluate_checkpoints(args: Args) -> None:
+    """Evaluates trained agents, deterministic and drawing their actions, against the scripted drivers.
+
+    Prints tables and writes them, and each episode, to evaluation.json beside the first checkpoint.
+    """
+    paths = [Path(path) for path in args.eval.evaluate]
+    states = args.eval.eval_states or tuple(find_game(args.env.env_id, args.env.games).states())
+    options = args.env.of_kart_env()
+    scripted = drivers(options)
+    print(left_out(scripted, states), end="")
+    output = paths[0].parent / "evaluation.json"
+    report: dict[str, Any] = {"game": args.env.env_id, "eval_seed": args.eval.eval_seed, "agents": []}
+    summaries = []
+    with Evaluator() as evaluator:
+        for path in paths:
+            content = load_agent_file(path)
+            agents = [
+                Contestant(f"agent, {how}", AgentPolicy(content["agent"], how == "deterministic"), options)
+                for how in ("deterministic", "sampled")
+            ]
+            episodes = []
+            for episode in evaluator.play([*agents, *scripted], states, **args.of_evaluation()):
+                episodes.append(episode)
+                print(f"\r{len(episodes)} episodes played", end="", flush=True)
+            summaries.append(summarise(episodes))
+            seed = content["options"]["run"]["seed"]
+            print(f"\r{path}: seed {seed}, {content['steps']:,} steps, on {args.env.env_id}\n{table(summaries[-1])}\n")
+            played = [asdict(episode) for episode in episodes]
+            report["agents"].append(
+                {
+                    "file": str(path),
+                    "seed": seed,
+                    "steps": content["steps"],
+                    "summary": summaries[-1],
+                    "episodes": played,
+                }
+            )
+    if len(paths) > 1:
+        report["across_seeds"] = across_seeds(summaries)
+        print(f"over {len(paths)} agents: median and quartiles\n{seeds_table(report['across_seeds'])}\n")
+    write_json(output, report)
+    print(f"wrote {output}")
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
@@ -856,11 +1143,11 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, dict[str, Any]
     checkpoint = None
     if args.run.resume == "auto":
         args.run.resume = newest_checkpoint(args)
-    if args.run.resume:
-        path = args.run.resume
-        checkpoint = load_checkpoint(Path(path))
+    resume, evaluate = args.run.resume, args.eval.evaluate
+    if resume or evaluate:
+        checkpoint = load_checkpoint(Path(resume)) if resume and not evaluate else load_agent_file(Path(evaluate[0]))
         args = parse(default=options_of(checkpoint))  # the saved options become the defaults
-        args.run.resume = path
+        args.run.resume = resume
     args.env = choose_game(args.env)
     check_ranges(args)
     args.ppo.check()
@@ -890,28 +1177,45 @@ def check_scoring(run: RunOptions, saved: dict[str, str], current: dict[str, str
         print(f"Resuming under other reward terms or done rules:\n{listed}\n")
 
 
-def choose_device(name: str) -> torch.device:
-    """Returns the device; ``auto`` is cuda if there is one, else cpu."""
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    """Returns the device; ``auto`` is cuda if there is one, else cpu. Each rank on a machine has a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[name]:
         raise KartRewardsError(f"--device {name}: this machine, or this build of PyTorch, has none: use --device auto")
+    if name == "cuda" and ranks.world_size > 1:
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise KartRewardsError(
+                f"torchrun starts {ranks.local_world_size} processes here, for {torch.cuda.device_count()} GPUs: lower "
+                "--nproc-per-node"
+            )
+        torch.cuda.set_device(ranks.local_rank)
+        return torch.device("cuda", ranks.local_rank)
     return torch.device(name)
 
 
-def log_episode(writer: SummaryWriter, info: dict[str, Any], steps: int, progress: Progress) -> None:
-    """Writes an episode's last info to TensorBoard and to the progress line."""
-    progress.returns.append(float(info["episode"]["r"]))
-    writer.add_scalar("charts/episodic_return", info["episode"]["r"], steps)
-    writer.add_scalar("charts/episodic_length", info["episode"]["l"], steps)
-    for table, by_term in info["episode_rewards"].items():
-        for term, value in by_term.items():
-            writer.add_scalar(f"rewards/{term}" if table == "sum" else f"rewards_{table}/{term}", value, steps)
-    race = info.get("race", {})
-    for metric, value in race.items():
-        writer.add_scalar(f"race/{metric}", value, steps)
-    progress.best_lap_seconds = min(progress.best_lap_seconds, race.get("best_lap_time_seconds", math.inf))
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Returns what the encoder computes with; ``auto`` is bfloat16 where the device has instructions for it."""
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            abilities = torch.cpu.get_capabilities()
+            fast = device.type == "cpu" and any(abilities.get(each) for each in ("avx512_bf16", "amx_bf16", "bf16"))
+        name = "bfloat16" if fast else "float32"
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def compile_encoder(agent: Agent, device: torch.device) -> None:
+    """Compiles the agent's encoder; where there is no working compiler, says so and leaves it as it is."""
+    try:
+        probe = torch.compile(nn.Linear(2, 2).to(device))
+        probe(torch.ones(2, 2, device=device)).sum().backward()
+    except Exception as error:  # whatever torch.compile makes of a missing or broken compiler
+        print(f"--compile is left out: torch.compile does not work here ({type(error).__name__})\n")
+    else:
+        agent.encoder.compile()
 
 
 def silence_the_log_writer() -> None:
@@ -963,41 +1267,18 @@ def unwritable(folder: Path, error: OSError) -> KartRewardsError:
     )
 
 
-def close_writer(writer: SummaryWriter) -> None:
-    """Closes the TensorBoard log; on a full disk what it still holds can't be kept."""
-    with suppress(OSError):
-        writer.close()
-
-
-def open_writer(folder: Path, args: Args, scoring: Scoring, steps: int) -> SummaryWriter:
-    """Makes the run's folder and TensorBoard log, and notes the options and the reward terms there.
+def load_agent(agent: Agent, weights: dict[str, Tensor]) -> None:
+    """Gives an agent its weights.
 
     Raises:
-        OSError: The folder can't be written.
+        KartRewardsError: They are for other observations or actions.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if args.run.track:
-        import wandb
-
-        wandb.init(
-            project=args.run.wandb_project_name,
-            entity=args.run.wandb_entity,
-            name=folder.name,
-            config=plain(asdict(args)),
-            sync_tensorboard=True,
-        )
-    # What was logged after a checkpoint is played again from there: it is dropped from the curves.
-    writer = SummaryWriter(str(folder), purge_step=steps + 1)
-    options = {name: value for group in plain(asdict(args)).values() for name, value in group.items()}
-    table = "\n".join(f"|{name}|{value}|" for name, value in options.items())
-    writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{table}", steps)
-    rows: list[tuple[str, str, Script]] = [(term.name, f"{term.weight:g}", term) for term in scoring.terms]
-    rows += [(rule.name, "ends the episode", rule) for rule in scoring.done]
-    table = "\n".join(
-        f"|{name}|{weight}|{script.summary}|{script.where}|{script.fingerprint}|" for name, weight, script in rows
-    )
-    writer.add_text("reward_terms", f"|name|weight|what|defined at|hash of the file|\n|-|-|-|-|-|\n{table}", steps)
-    return writer
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError:
+        raise KartRewardsError(
+            "the checkpoint's agent is for other observations or actions than these options make"
+        ) from None
 
 
 @dataclass
@@ -1008,38 +1289,58 @@ class Training:
     optimizer: torch.optim.Optimizer
     updates: int = 0
     steps: int = 0
+    best_score: list[float] = field(default_factory=list)
+    """The best evaluation so far, see ``evaluation_score``; there is none yet if it is empty."""
 
-    def checkpoint(self, args: Args, scoring: Scoring, env_states: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
-        """Returns what ``save_checkpoint`` writes; ``env_states`` is what each environment's ``get_state`` returned."""
+    def agent_file(self, args: Args, scoring: Scoring) -> dict[str, Any]:
+        """Returns what is to be known of the agent alone: ``AGENT_KEYS``."""
         return {
             "agent": self.agent.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
             "steps": self.steps,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "options": plain(asdict(args)),
             "scoring": scoring.fingerprints(),
-            "env_states": list(env_states) if env_states else None,
         }
 
-    def load(self, checkpoint: dict[str, Any]) -> None:
+    def checkpoint(self, args: Args, scoring: Scoring, rank_states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns all that the rest of the run depends on: ``CHECKPOINT_KEYS``.
+
+        Args:
+            args: The run's options.
+            scoring: Its reward terms and done rules.
+            rank_states: Each rank's ``rank_state``; none after a failure.
+        """
+        return self.agent_file(args, scoring) | {
+            "optimizer": self.optimizer.state_dict(),
+            "rng_states": [state["rng"] for state in rank_states],
+            "env_states": [env for state in rank_states for env in state["envs"]],
+            "best_score": self.best_score,
+        }
+
+    def load(self, checkpoint: dict[str, Any], ranks: Ranks) -> None:
         """Goes on from a checkpoint.
 
         Raises:
             KartRewardsError: Its agent is for other observations or actions.
         """
-        try:
-            self.agent.load_state_dict(checkpoint["agent"])
-        except RuntimeError:
-            raise KartRewardsError(
-                "the checkpoint's agent is for other observations or actions than these options make"
-            ) from None
+        load_agent(self.agent, checkpoint["agent"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.updates, self.steps = checkpoint["updates"], checkpoint["steps"]
-        torch.set_rng_state(checkpoint["torch_rng"])
-        if checkpoint["cuda_rng"] and len(checkpoint["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        self.best_score = checkpoint["best_score"]
+        if len(checkpoint["rng_states"]) == ranks.world_size:
+            states = checkpoint["rng_states"][ranks.rank]
+            torch.set_rng_state(states["torch"])
+            device = next(self.agent.parameters()).device
+            if "cuda" in states and device.type == "cuda":
+                torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def rank_state(envs: AsyncVectorEnv, device: torch.device) -> dict[str, Any]:
+    """Returns what this rank's part of the rest of the run depends on: random numbers to come, and environments."""
+    rng = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(device)
+    return {"rng": rng, "envs": envs.call("get_state")}
 
 
 def states_to_resume(args: Args, checkpoint: dict[str, Any] | None, scoring: Scoring) -> dict[str, Any] | None:
@@ -1058,63 +1359,271 @@ def states_to_resume(args: Args, checkpoint: dict[str, Any] | None, scoring: Sco
     return None
 
 
-def train(
-    training: Training,
-    envs: AsyncVectorEnv,
-    reset_options: dict[str, Any] | None,
-    writer: SummaryWriter,
-    progress: Progress,
-    args: Args,
-    should_stop: Callable[[], bool],
-) -> Iterator[None]:
-    """Plays and learns, until all steps are done or ``should_stop`` says so after an update.
+@dataclass
+class Report:
+    """What a rollout and its update leave for the log.
 
-    Yields when a checkpoint is due, the first time before the first step: a disk that can't take one, and a term whose
-    memory can't be saved, should say so then.
+    ``episodes`` are those that ended, on all ranks: agent steps of the whole run until then, and the last info.
+    ``milliseconds`` is where a step's time went, see ``where_time_goes``.
     """
-    agent, ppo = training.agent, args.ppo
-    device = next(agent.parameters()).device
-    observation, _ = envs.reset(seed=args.run.seed + training.steps, options=reset_options)
-    rollout = Rollout.empty(envs, ppo.num_steps, device)
-    rollout.next_observation = torch.as_tensor(observation, device=device)
-    yield
-    while training.steps + ppo.batch_size <= ppo.total_timesteps:
-        learning_rate = ppo.learning_rate
-        if ppo.anneal_lr:
-            learning_rate *= 1.0 - training.steps / ppo.total_timesteps
-        training.optimizer.param_groups[0]["lr"] = learning_rate
 
-        steps = training.steps
+    learning_rate: float
+    losses: dict[str, float]
+    episodes: list[tuple[int, dict[str, Any]]]
+    milliseconds: dict[str, float]
 
-        def on_step(infos: dict[str, Any]) -> None:
-            nonlocal steps
-            steps += ppo.num_envs
-            for info in final_infos(infos):
-                log_episode(writer, info, steps, progress)
-            progress.show(steps)
 
-        collect(agent, envs, rollout, ppo.gamma, on_step)
+def play_and_learn(training: Training, envs: AsyncVectorEnv, rollout: Rollout, ppo: PPOOptions, ranks: Ranks) -> Report:
+    """Plays one rollout and improves the agent on it.
+
+    Raises:
+        DivergedError: The agent's weights are no longer finite.
+    """
+    agent, stopwatch = training.agent, Stopwatch()
+    learning_rate = ppo.learning_rate
+    if ppo.anneal_lr:
+        learning_rate *= 1.0 - training.steps / ppo.total_timesteps
+    training.optimizer.param_groups[0]["lr"] = learning_rate
+
+    steps = training.steps
+    ended: list[tuple[int, dict[str, Any]]] = []
+
+    def on_step(infos: dict[str, Any]) -> None:
+        nonlocal steps
+        steps += ppo.num_envs
+        ended.extend((steps, info) for info in final_infos(infos))
+
+    cpu_seconds_before = envs.get_attr("cpu_seconds")
+    collect(agent, envs, rollout, ppo.gamma, on_step, stopwatch)
+    with stopwatch("update"):
         with torch.no_grad():
             next_value = agent.get_value(rollout.next_observation)
         advantages, returns = gae(rollout, next_value, ppo.gamma, ppo.gae_lambda)
-        losses = update(agent, training.optimizer, rollout, advantages, returns, ppo)
-        if not all(parameter.isfinite().all() for parameter in agent.parameters()):
-            raise DivergedError("weights")
-        training.updates, training.steps = training.updates + 1, steps
+        losses = update(agent, training.optimizer, rollout, advantages, returns, ppo, ranks)
+    if not all(parameter.isfinite().all() for parameter in agent.parameters()):
+        raise DivergedError("weights")
+    training.updates, training.steps = training.updates + 1, steps
+    cpu_seconds = [
+        {part: after[part] - before[part] for part in after}
+        for before, after in zip(cpu_seconds_before, envs.get_attr("cpu_seconds"), strict=True)
+    ]
+    cores = max((os.cpu_count() or 1) // ranks.local_world_size, 1)
+    return Report(
+        learning_rate,
+        losses,
+        sorted((episode for part in ranks.gather(ended) for episode in part), key=lambda episode: episode[0]),
+        where_time_goes(stopwatch.seconds, cpu_seconds, ranks.share(ppo.batch_size), cores),
+    )
 
-        for name, value in losses.items():
-            writer.add_scalar(f"losses/{name}", value, steps)
-        writer.add_scalar("charts/learning_rate", learning_rate, steps)
-        writer.add_scalar("charts/SPS", progress.steps_per_second(steps), steps)
-        if should_stop():
-            return
-        if args.run.checkpoint_interval and training.updates % args.run.checkpoint_interval == 0:
-            yield
+
+class Log:
+    """A run's folder and its TensorBoard log: the options and the reward terms at the start, then reports.
+
+    Args:
+        folder: The run's folder; made if it is not there.
+        args: The run's options.
+        scoring: Its reward terms and done rules.
+        steps: Agent steps done so far. What was logged after them is played again, and dropped from the curves.
+
+    Raises:
+        OSError: The folder can't be written.
+    """
+
+    def __init__(self, folder: Path, args: Args, scoring: Scoring, steps: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if args.run.track:
+            import wandb
+
+            wandb.init(
+                project=args.run.wandb_project_name,
+                entity=args.run.wandb_entity,
+                name=folder.name,
+                config=plain(asdict(args)),
+                sync_tensorboard=True,
+            )
+        self.writer = SummaryWriter(str(folder), purge_step=steps + 1)
+        self.progress = Progress(args.ppo.total_timesteps, steps)
+        self._keep_gifs = args.eval.video_gif
+        options = {name: value for group in plain(asdict(args)).values() for name, value in group.items()}
+        table = "\n".join(f"|{name}|{value}|" for name, value in options.items())
+        self.writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{table}", steps)
+        rows: list[tuple[str, str, Script]] = [(term.name, f"{term.weight:g}", term) for term in scoring.terms]
+        rows += [(rule.name, "ends the episode", rule) for rule in scoring.done]
+        table = "\n".join(
+            f"|{name}|{weight}|{script.summary}|{script.where}|{script.fingerprint}|" for name, weight, script in rows
+        )
+        head = "|name|weight|what|defined at|hash of the file|\n|-|-|-|-|-|\n"
+        self.writer.add_text("reward_terms", head + table, steps)
+
+    def scalars(self, group: str, values: Mapping[str, float], steps: int) -> None:
+        """Writes each value as ``group/name``."""
+        for name, value in values.items():
+            self.writer.add_scalar(f"{group}/{name}", value, steps)
+
+    def report(self, report: Report, steps: int) -> None:
+        """Writes what an update left, and renews the progress line."""
+        for episode_steps, info in report.episodes:
+            self._episode(info, episode_steps)
+        self.scalars("losses", report.losses, steps)
+        self.scalars("time", report.milliseconds, steps)
+        self.scalars("memory", memory_mb(), steps)
+        rate = self.progress.steps_per_second(steps)
+        self.scalars("charts", {"learning_rate": report.learning_rate, "SPS": rate}, steps)
+        self.progress.show(steps)
+
+    def _episode(self, info: dict[str, Any], steps: int) -> None:
+        self.progress.returns.append(float(info["episode"]["r"]))
+        self.scalars(
+            "charts", {"episodic_return": info["episode"]["r"], "episodic_length": info["episode"]["l"]}, steps
+        )
+        for kind, by_term in info["episode_rewards"].items():
+            self.scalars("rewards" if kind == "sum" else f"rewards_{kind}", by_term, steps)
+        race = info.get("race", {})
+        self.scalars("race", race, steps)
+        best = race.get("best_lap_time_seconds", math.inf)
+        self.progress.best_lap_seconds = min(self.progress.best_lap_seconds, best)
+
+    def evaluation(self, summary: Summary, videos: Path | None, steps: int) -> None:
+        """Writes an evaluation as ``eval/COURSE/METRIC``, and its videos."""
+        for course, by_policy in summary.items():
+            known = {name: value for name, value in by_policy["agent"].items() if value is not None}
+            self.scalars(f"eval/{course}", known, steps)
+        for video in sorted(videos.glob("*.mp4")) if videos else ():
+            gif = video.with_suffix(".gif")
+            to_gif(video, gif, width=256, frames_per_second=10, seconds=20)
+            image = SummaryProto.Image(
+                encoded_image_string=gif.read_bytes()
+            )  # SummaryWriter.add_video needs an old moviepy
+            value = SummaryProto.Value(tag=f"eval/{video.stem}", image=image)
+            self.writer._get_file_writer().add_summary(SummaryProto(value=[value]), steps)
+            if not self._keep_gifs:
+                gif.unlink()
+
+    def close(self) -> None:
+        """Closes the TensorBoard log; on a full disk what it still holds can't be kept."""
+        with suppress(OSError):
+            self.writer.close()
+
+
+def memory_mb() -> dict[str, float]:
+    """Returns the resident memory of this process and of those it started, in MiB; they share some of it."""
+    trainer = psutil.Process()
+    children = 0
+    for process in trainer.children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            children += process.memory_info().rss
+    return {"trainer_mb": trainer.memory_info().rss / 2**20, "environments_mb": children / 2**20}
+
+
+def is_due(interval: int, updates: int, last: bool) -> bool:
+    """Whether what happens every ``interval`` updates, and after the last, happens now; with 0 it never does."""
+    return interval > 0 and (last or updates % interval == 0)
+
+
+def train(
+    args: Args,
+    checkpoint: dict[str, Any] | None,
+    scoring: Scoring,
+    envs: AsyncVectorEnv,
+    device: torch.device,
+    ranks: Ranks,
+    folder: Path,
+    stop: threading.Event,
+) -> None:
+    """Trains from the first step, or a checkpoint's, to the last, or to the end of the update in which ``stop`` is set.
+
+    Raises:
+        KartRewardsError: The run can't go on. What was learned is saved first, if it can be.
+    """
+    ppo = args.ppo
+    random.seed(args.run.seed)
+    np.random.seed(args.run.seed)
+    torch.manual_seed(args.run.seed)
+    torch.backends.cudnn.deterministic = args.run.torch_deterministic
+    precision = choose_precision(args.run.precision, device)
+    agent = Agent(envs.single_observation_space, envs.single_action_space, precision).to(device)
+    if args.run.compile:
+        compile_encoder(agent, device)
+    training = Training(agent, torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5))
+    if ranks.rank > 0:
+        torch.manual_seed(args.run.seed + ranks.rank)  # equal agents, but other actions
+    print(f"{args.env.env_id} on {device} in {str(precision)[6:]}, logging to {folder}\n{scoring.table()}\n")
+    if checkpoint:
+        training.load(checkpoint, ranks)
+        print(f"Resuming after {training.updates} updates, {training.steps:,} steps.\n")
+    rollout = Rollout.empty(envs, ppo.num_steps, device)
+    rollout.next_observation = torch.as_tensor(
+        envs.reset(
+            seed=args.run.seed + training.steps + ranks.rank * envs.num_envs,
+            options=states_to_resume(args, checkpoint, scoring),
+        )[0],
+        device=device,
+    )
+
+    def save(rank_states: Sequence[dict[str, Any]]) -> None:
+        if ranks.rank == 0:
+            save_checkpoint(folder, training.checkpoint(args, scoring, rank_states), args.run.checkpoints_kept)
+
+    evaluator = Evaluator()
+    log: Log | None = None
+    failure: KartRewardsError | None = None
+    try:
+        if ranks.rank == 0:
+            log = Log(folder, args, scoring, training.steps)
+        # Before the first step: a disk that can't take it, and a term whose memory can't be saved, should say so now.
+        save(ranks.gather(rank_state(envs, device)))
+        stopping = False
+        while training.steps + ppo.batch_size <= ppo.total_timesteps and not stopping:
+            report = play_and_learn(training, envs, rollout, ppo, ranks)
+            if log:
+                log.report(report, training.steps)
+            stopping = any(ranks.gather(stop.is_set()))
+            last = training.steps + ppo.batch_size > ppo.total_timesteps
+            if log and not stopping and is_due(args.eval.eval_interval, training.updates, last):
+                videos = folder / "videos" / str(training.steps) if args.eval.capture_video else None
+                summary = evaluate_agent(evaluator, agent, args, videos)
+                log.evaluation(summary, videos, training.steps)
+                score = evaluation_score(summary)
+                if score > training.best_score:
+                    training.best_score = score
+                    save_whole(training.agent_file(args, scoring), folder / "best.pt")
+            if stopping or last or is_due(args.run.checkpoint_interval, training.updates, last):
+                save(ranks.gather(rank_state(envs, device)))
+    except (EOFError, ConnectionError):
+        failure = KartRewardsError(describe_dead(envs))
+    except OSError as error:
+        failure = unwritable(folder, error)
+    except KartRewardsError as error:
+        failure = error
+    evaluator.close()
+    if log:
+        log.progress.finish(training.steps)
+        log.close()
+    # After a failure the environments' states are lost: a checkpoint of this update that has them is better.
+    if failure and not (isinstance(failure, DivergedError) or (folder / f"agent-{training.steps}.pt").exists()):
+        try:
+            save([])
+        except OSError:
+            raise failure from None
+    agent_path = folder / "agent.pt"
+    if not isinstance(failure, DivergedError) and agent_path.exists():
+        print(f"saved {agent_path} after {training.updates} update{'s' * (training.updates != 1)}")
+    if failure:
+        raise failure
+    if stop.is_set():
+        print(f"resume with: {shlex.join(['python', sys.argv[0], '--resume', str(agent_path)])}")
 
 
 def main() -> None:
+    ranks = Ranks.of_torchrun()
+    if ranks.rank > 0:  # one process speaks for all; errors go to standard error
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     args, checkpoint = parse_args()
-    device = choose_device(args.run.device)
+    if args.eval.evaluate:
+        evaluate_checkpoints(args)
+        return
+    ranks.check(args.ppo)
+    device = choose_device(args.run.device, ranks)
     if args.run.track and importlib.util.find_spec("wandb") is None:
         raise KartRewardsError("--track needs Weights & Biases: pip install '.[wandb]'")
     scenario = find_game(args.env.env_id, args.env.games).json_path(args.env.scenario)
@@ -1126,59 +1635,11 @@ def main() -> None:
                 f"{args.run.resume}: is done: {checkpoint['steps']} of {args.ppo.total_timesteps} steps: raise "
                 "--total-timesteps to train on"
             )
-    random.seed(args.run.seed)
-    np.random.seed(args.run.seed)
-    torch.manual_seed(args.run.seed)
-    torch.backends.cudnn.deterministic = args.run.torch_deterministic
-
     folder = run_folder(args, checkpoint)
-    agent_path = folder / "agent.pt"
     stop = stop_on_signals()
     silence_the_log_writer()
-    with ExitStack() as closing:
-        envs = closing.enter_context(environments(args, args.run.video_path or folder / "videos"))
-        agent = Agent(envs.single_observation_space, envs.single_action_space).to(device)
-        training = Training(agent, torch.optim.Adam(agent.parameters(), lr=args.ppo.learning_rate, eps=1e-5))
-        print(f"{args.env.env_id} on {device}, logging to {folder}\n{scoring.table()}\n")
-        if checkpoint:
-            training.load(checkpoint)
-            print(f"Resuming after {training.updates} updates, {training.steps:,} steps.\n")
-        reset_options = states_to_resume(args, checkpoint, scoring)
-
-        def save(env_states: Sequence[dict[str, Any]] | None) -> None:
-            save_checkpoint(folder, training.checkpoint(args, scoring, env_states), args.run.checkpoints_kept)
-
-        try:
-            writer = open_writer(folder, args, scoring, training.steps)
-            closing.callback(close_writer, writer)
-        except OSError as error:
-            raise unwritable(folder, error) from None
-
-        progress = Progress(args.ppo.total_timesteps, training.steps)
-        env_states: Sequence[dict[str, Any]] | None = None
-        failure: KartRewardsError | None = None
-        try:
-            for _ in train(training, envs, reset_options, writer, progress, args, stop.is_set):
-                save(envs.call("get_state"))
-            env_states = envs.call("get_state")
-        except (EOFError, ConnectionError):
-            failure = KartRewardsError(describe_dead(envs))
-        except OSError as error:
-            failure = unwritable(folder, error)
-        except KartRewardsError as error:
-            failure = error
-        progress.finish(training.steps)
-        # After a failure the environments' states are lost: a checkpoint of this update that has them is better.
-        if not failure or not (isinstance(failure, DivergedError) or (folder / f"agent-{training.steps}.pt").exists()):
-            try:
-                save(env_states)
-                print(f"saved {agent_path} after {training.updates} update{'s' * (training.updates != 1)}")
-            except OSError as error:
-                failure = failure or unwritable(folder, error)
-        if failure:
-            raise failure
-        if stop.is_set():
-            print(f"resume with: {shlex.join(['python', sys.argv[0], '--resume', str(agent_path)])}")
+    with environments(args, ranks) as envs, joined(ranks, device):
+        train(args, checkpoint, scoring, envs, device, ranks, folder, stop)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ Run it after the ROM or its states change. Traces hold no ROM and no picture: nu
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, WallHugger, centreline, drive, reverse
 from kart_rewards.env import KartEnv
 from kart_rewards.race import finished
-from kart_rewards.testing import TRACES
+from kart_rewards.testing import TRACES, save_trace
 
 GAME = "HomebrewKart-Snes"
 
@@ -29,28 +27,23 @@ DRIVES: dict[str, tuple[str, Callable[[], Driver], int]] = {
 }
 
 
-def record(state: str, driver: Driver, most_frames: int) -> str:
-    """Drive until the race is finished or ``most_frames`` are over, and return the trace as CSV."""
+def record(state: str, driver: Driver, most_frames: int) -> Iterator[Any]:
+    """Drive until the race is finished or ``most_frames`` are over, and yield the snapshots."""
     env = KartEnv(GAME, state=state, action_mode="all", frame_skip=1)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(env.layout.names)
     for ram in islice(drive(env, driver), most_frames + 1):
-        rows.writerow(ram)
+        yield ram
         if finished(ram):
             break
     env.close()
-    return text.getvalue()
 
 
 def main() -> None:
     """Record every drive."""
     for name, (state, make_driver, most_frames) in DRIVES.items():
-        content = record(state, make_driver(), most_frames)
+        trace = list(record(state, make_driver(), most_frames))
         path = TRACES / f"{name}.csv.gz"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(gzip.compress(content.encode(), mtime=0))
-        print(f"{path.name:16s} {content.count(chr(10)) - 1:5d} frames, {path.stat().st_size:6d} bytes")
+        save_trace(path, trace)
+        print(f"{path.name:16s} {len(trace):5d} frames, {path.stat().st_size:6d} bytes")
 
 
 if __name__ == "__main__":

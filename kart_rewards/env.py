@@ -17,11 +17,11 @@ Example:
 
 from __future__ import annotations
 
-import copy
 import gc
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import gymnasium as gym
@@ -32,6 +32,7 @@ from gymnasium.utils import EzPickle
 
 from kart_rewards.actions import make_actions
 from kart_rewards.done import EpisodeDone
+from kart_rewards.drivers import RandomDriver
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import DEFAULT_FRAME_SKIP, INTEGRATIONS, default_max_episode_steps, find_game
 from kart_rewards.observations import ObservationConfig, ScreenObserver
@@ -40,6 +41,7 @@ from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import EpisodeRewards, make_transform
 from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, to_plain
+from kart_rewards.window import Window
 
 _FRAMES_TO_TRY_A_STATE = 10
 
@@ -52,7 +54,9 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     which a done rule holds.
 
     ``reset`` takes ``options={"state": name}`` to start from that state. Its first frame is scored once and that score
-    is thrown away; the terms keep what they saw.
+    is thrown away; the terms keep what they saw. ``options={"random_start_frames": n}`` takes the place of
+    ``random_start_steps``, in emulated frames: from one state and seed it leads to the same start in every action mode.
+    The start is unscored; only the race clock counts it.
 
     ``info`` holds, after each step:
 
@@ -75,13 +79,17 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         action_mode: One of ``kart_rewards.actions.ACTION_MODES``.
         observation: What the agent sees.
         frame_skip: Emulated frames a step.
-        random_start_steps: A reset plays 0 to this many steps of random actions before the episode begins.
+        random_start_steps: A reset plays 0 to this many steps of random driving before the episode begins.
         render_mode: ``rgb_array``: ``render`` returns the screen, uint8 (height, width, 3). ``human``: a window shows
-            every frame. None: neither.
+            every frame, at the console's pace, until it is closed. None: neither.
 
     Attributes:
         ram: The snapshot of the latest frame.
+        race: The episode's ``RaceMetrics``; None for games without their variables.
+        cpu_seconds: Processor time that ``step`` has taken so far, by part: ``emulator``, ``scoring`` (decoding, terms,
+            rules and info) and ``observation``.
         buttons: The console's buttons, in the core's order.
+        on_frame: Is called after each emulated frame, if it is not None.
 
     Raises:
         KartRewardsError: Something about the game's files or the options is wrong; says what.
@@ -135,6 +143,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         added = [rewards] if isinstance(rewards, (str, Path)) else rewards
         self.scoring = load_scoring(scenario_path, added, reward_weights)
         self.scoring.check(self.layout)
+        self.cpu_seconds = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
         self.frame_skip = frame_skip
         self.random_start_steps = random_start_steps
         self.render_mode = render_mode
@@ -143,7 +152,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.states = [str(name) for name in names] or [self.game.default_state()]
         self._loaded_states = {name: self.game.load_state(name) for name in self.states}
 
-        self._viewer: Any = None
+        self._window: Window | None = None
+        self.on_frame: Callable[[], object] | None = self._show if render_mode == "human" else None
         self.em, self.data = _start_emulator(rom, data_path, scenario_path)
         try:
             self._prepare(rom, action_mode, observation)
@@ -168,7 +178,6 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._observer = ScreenObserver(observation, self.em.get_screen().shape)
         self._max_pool = observation.max_pool
         self.action_space = self._actions.space
-        self._random_actions = copy.deepcopy(self.action_space)  # the caller's seeding of action_space stays untouched
         self.observation_space = self._observer.space
         self._has_race = set(self.layout.names) >= METRIC_VARIABLES
 
@@ -196,27 +205,26 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Loads a start state and begins an episode. See the class."""
         super().reset(seed=seed)
-        state = (options or {}).get("state") or self.states[self.np_random.integers(len(self.states))]
+        options = options or {}
+        state = options.get("state") or self.states[self.np_random.integers(len(self.states))]
         if state not in self._loaded_states:
             self._loaded_states[state] = self.game.load_state(state)
             self._try_state(state)
         self.em.set_state(self._loaded_states[state])
         self._actions.reset()
         self._advance(self._released)
-        if self.random_start_steps:
-            self._random_actions.seed(int(self.np_random.integers(2**31)))
-            for _ in range(self.np_random.integers(self.random_start_steps + 1)):
-                for buttons in self._actions.frames(self._random_actions.sample(), self.frame_skip):
-                    self._advance(buttons)
-            self._actions.reset()
-
+        start_frames = self._drive_at_random(
+            options.get("random_start_frames", self.random_start_steps * self.frame_skip)
+        )
         self.ram = self.layout.read(self._extract)
         self._rewards = EpisodeRewards(self.scoring.terms, self._transform)
         self._done = EpisodeDone(self.scoring.done)
         self._rewards(self.ram)
         self._done(self.ram)
         self._rewards.discard()
-        self._race = RaceMetrics(self.ram, self.frames_per_second) if self._has_race else None
+        self.race = RaceMetrics(self.ram, self.frames_per_second) if self._has_race else None
+        if self.race:
+            self.race.frames = start_frames  # the first lap and the race are timed from the grid
         return self._observer.reset(self.em.get_screen()), {"state": state, **self._info()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -224,36 +232,55 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._rewards.start_step()
         reward = 0.0
         stopped_by = screen_before = None
+        began = thread_time()
         for frame, buttons in enumerate(self._actions.frames(action, self.frame_skip), start=1):
             if self._max_pool and frame == self.frame_skip > 1:
                 screen_before = self.em.get_screen()
             self._advance(buttons)
+            emulated = thread_time()
+            self.cpu_seconds["emulator"] += emulated - began
             self.ram = self.layout.read(self._extract)
             reward += self._rewards(self.ram)
-            if self._race:
-                self._race.update(self.ram)
+            if self.race:
+                self.race.update(self.ram)
             stopped_by = self._done(self.ram)
+            began = thread_time()
+            self.cpu_seconds["scoring"] += began - emulated
             if stopped_by:
                 break
         observation = self._observer.observe(self.em.get_screen(), screen_before)
+        observed = thread_time()
+        self.cpu_seconds["observation"] += observed - began
         info = self._info()
         if stopped_by:
             info["done_rule"] = stopped_by
+        self.cpu_seconds["scoring"] += thread_time() - observed
         return observation, reward, stopped_by is not None, False, info
+
+    def _drive_at_random(self, most_frames: int) -> int:
+        """Drives at random for 0 to ``most_frames`` emulated frames; returns how many."""
+        if not most_frames:
+            return 0
+        driver = RandomDriver(int(self.np_random.integers(2**31)))
+        frames = int(self.np_random.integers(most_frames + 1))
+        for _ in range(frames):
+            held = driver(self.layout.read(self._extract))
+            self._advance(np.array([button in held for button in self.buttons], np.uint8))
+        return frames
 
     def _advance(self, buttons: np.ndarray) -> None:
         self.em.set_button_mask(buttons, 0)
         self.em.step()
-        if self.render_mode == "human":
-            self._show()
+        if self.on_frame:
+            self.on_frame()
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {
             "reward_terms": self._rewards.step_summary(),
             "episode_rewards": self._rewards.episode_summary(),
         }
-        if self._race:
-            info["race"] = self._race.summary()
+        if self.race:
+            info["race"] = self.race.summary()
         return info
 
     def get_state(self) -> dict[str, Any]:
@@ -269,7 +296,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             "emulator": zlib.compress(self.em.get_state(), level=1),
             "rewards": self._rewards.get_state(),
             "done": self._done.get_state(),
-            "race": to_plain(vars(self._race)) if self._race else None,
+            "race": to_plain(vars(self.race)) if self.race else None,
             "remainder": self._actions.remainder,
             "frames": self._observer.frames.tobytes(),
             "random": to_plain(self.np_random.bit_generator.state),
@@ -291,8 +318,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.ram = self.layout.read(self._extract)
         self._rewards.set_state(state["rewards"])
         self._done.set_state(state["done"])
-        if self._race:
-            vars(self._race).update(from_plain(state["race"]))
+        if self.race:
+            vars(self.race).update(from_plain(state["race"]))
         self._actions.remainder = state["remainder"]
         frames = self._observer.frames
         frames[:] = np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape)
@@ -304,22 +331,17 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         return self.em.get_screen() if self.render_mode == "rgb_array" else None
 
     def _show(self) -> None:
-        if self._viewer is None:
-            try:
-                from stable_retro.rendering import SimpleImageViewer
-
-                self._viewer = SimpleImageViewer()
-            except Exception as error:  # pyglet has an error class for each way of having no display
-                raise KartRewardsError(f"render mode 'human' needs a display, and there is none: {error}") from error
-        self._viewer.imshow(self.em.get_screen(), rotation=0)
+        if self._window is None:
+            self._window = Window(self.game.name)
+        self._window.show(self.em.get_screen(), frames_per_second=self.frames_per_second)
 
     def close(self) -> None:
         """Ends the emulator, so that this process may start another."""
         self.data = self.em = self._extract = None
         gc.collect()
-        if self._viewer is not None:
-            self._viewer.close()
-            self._viewer = None
+        if self._window is not None:
+            self._window.close()
+            self._window = None
 
 
 def _start_emulator(rom: Path, data_path: Path, scenario_path: Path) -> tuple[Any, Any]:

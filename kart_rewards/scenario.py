@@ -1,23 +1,34 @@
-"""Which reward terms and done rules a run uses.
+"""Which reward terms and done rules a run uses, and what a game's variables should read.
 
 ``scenario.json`` holds, beside what stable-retro reads of it, a key of our own, which stable-retro ignores::
 
     "kart_rewards": {
         "modules": ["my_rewards.py"],
         "rewards": {"checkpoint": 300, "top_speed": null},
-        "done": ["race_finished", "wall_hits"]
+        "done": ["race_finished", "wall_hits"],
+        "checks": [
+            {"expect": "laps == 127"},
+            {"hold": "B", "within_frames": 600, "expect": "speed > before.speed + 100"}
+        ]
     }
 
 ``modules`` are files (relative to the scenario's folder) or importable modules to take terms and rules from, beside the
 reference ones. ``rewards`` names the terms to use and their weights; null keeps the weight the term was marked with.
 ``done`` names the rules. A part that is left out stands for the reference terms or rules.
 
+``checks`` tell ``python -m kart_rewards doctor`` whether the addresses in ``data.json`` are right: what is true of the
+variables from a start state on. ``expect`` is a condition (see ``kart_rewards.condition``), in which ``before.speed``
+is the speed in the start state. It must hold in the start state itself or, with ``within_frames``, after one of so many
+frames, all the while with the buttons of ``hold`` pressed (``B+LEFT``; none if it is left out).
+
 * ``Scoring`` - the terms and rules of a run
 * ``load_scoring`` - a scenario, plus what the user adds and reweighs
+* ``Check``, ``load_checks`` - what the variables should read
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +41,8 @@ from kart_rewards.rewards import REFERENCE_TERMS, RewardTerm, as_term, with_weig
 from kart_rewards.scripting import SomeScript, marked_scripts, script_of, unique_by_name
 
 KEY = "kart_rewards"
+MOST_CHECK_FRAMES = 36_000  # ten minutes of the console's time
+_PARTS = ("modules", "rewards", "done", "checks")
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,7 @@ def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, fl
     Raises:
         KartRewardsError: The scenario is malformed, or names or weighs what does not exist; a file fails to import.
     """
-    own = load_json(path).get(KEY, {})
-    if not isinstance(own, dict) or set(own) - {"modules", "rewards", "done"}:
-        raise KartRewardsError(f'{path}: "{KEY}" must be an object with "modules", "rewards" and "done", all optional')
+    own = _own_part(path)
     modules, chosen_terms, chosen_rules = own.get("modules", []), own.get("rewards"), own.get("done")
     if not _is_list_of_text(modules) or not (chosen_rules is None or _is_list_of_text(chosen_rules)):
         raise KartRewardsError(f'{path}: "modules" and "done" under "{KEY}" must be lists of names')
@@ -101,6 +112,59 @@ def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, fl
         rules += added_rules
     terms = with_weights(unique_by_name(terms).values(), weights or {}, "reward weights")
     return Scoring(terms, list(unique_by_name(rules).values()))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is true of a game's variables from a start state on.
+
+    Args:
+        expect: The condition. ``before.NAME`` is a variable's value in the start state.
+        hold: Buttons to hold meanwhile, joined by ``+``.
+        within_frames: After one of how many frames it holds; 0: in the start state itself.
+    """
+
+    expect: str
+    hold: str = ""
+    within_frames: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.expect}, holding {self.hold}" if self.hold else self.expect
+
+
+def load_checks(path: Path) -> list[Check]:
+    """Returns the checks that a scenario file declares.
+
+    Raises:
+        KartRewardsError: The file can't be read, or a check is malformed.
+    """
+    entries = _own_part(path).get("checks", [])
+    if not isinstance(entries, list):
+        raise KartRewardsError(f'{path}: "checks" under "{KEY}" must be a list')
+    checks = []
+    for entry in entries:
+        try:
+            check = Check(**entry)
+            well_formed = type(check.within_frames) is int and 0 <= check.within_frames <= MOST_CHECK_FRAMES
+            well_formed = well_formed and isinstance(check.expect, str) and isinstance(check.hold, str)
+        except TypeError:
+            well_formed = False
+        if not well_formed:
+            raise KartRewardsError(
+                f'{path}: the check {json.dumps(entry)} is not {{"expect": CONDITION, "hold": BUTTONS, '
+                f'"within_frames": NUMBER}}, the last two optional, the number 0 to {MOST_CHECK_FRAMES}'
+            )
+        checks.append(check)
+    return checks
+
+
+def _own_part(path: Path) -> dict[str, Any]:
+    own = load_json(path).get(KEY, {})
+    if not isinstance(own, dict) or set(own) - set(_PARTS):
+        raise KartRewardsError(
+            f'{path}: "{KEY}" must be an object with "modules", "rewards", "done" and "checks", all optional'
+        )
+    return own
 
 
 def _is_list_of_text(value: Any) -> bool:

@@ -3,7 +3,7 @@
 * ``snapshot`` - one frame's RAM, in microseconds and without an emulator
 * ``score`` - what reward terms pay over a sequence of snapshots
 * ``ends_at`` - where done rules end a sequence of snapshots
-* ``load_trace`` - a recorded drive, frame by frame; some come with the package
+* ``load_trace``, ``save_trace`` - a recorded drive, frame by frame; some come with the package
 * ``drive`` and the drivers of ``kart_rewards.drivers``
 
 Example:
@@ -22,6 +22,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,31 @@ def load_trace(name: str | Path) -> list[Any]:
         raise KartRewardsError(f"{path}: no such trace; the package brings {shipped}") from None
     except (OSError, EOFError, zlib.error, ValueError, TypeError, StopIteration) as error:
         raise KartRewardsError(f"{path}: is not a trace: {error!r}") from None
+
+
+def save_trace(path: str | Path, trace: Iterable[Any]) -> None:
+    """Writes a drive as a file that ``load_trace`` reads.
+
+    Args:
+        path: The file, ``NAME.csv.gz``. It appears when it is complete.
+        trace: Snapshots, a frame each; the first is an episode's reset frame.
+
+    Raises:
+        KartRewardsError: The file can't be written.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    for frame, ram in enumerate(trace):
+        if frame == 0:
+            rows.writerow(ram._fields)
+        rows.writerow(ram)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))  # the same drive, the same bytes
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise KartRewardsError(f"{path}: can't be written: {error.strerror}") from None

@@ -1,83 +1,83 @@
-"""Episodes as MP4 files.
+"""Episodes as video files.
 
-* ``RecordEpisodes`` - a wrapper that streams what an environment renders into one file an episode
-* ``ever_fewer`` - a choice of episodes for a long training run
+* ``VideoWriter`` - streams pictures into an MP4 file
+* ``to_gif`` - makes a GIF of an MP4 file
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import imageio.v2 as imageio
+import imageio_ffmpeg
+import numpy as np
 
 from kart_rewards.errors import KartRewardsError
 
 
-class RecordEpisodes(gym.Wrapper):
-    """Streams chosen episodes to ``folder/episode-N.mp4``, a frame a step, at the environment's ``render_fps``.
-
-    Frames go to the encoder as they come, so that an episode of any length takes no memory.
+class VideoWriter:
+    """Streams pictures into an MP4 file. They go to the encoder as they come, so that a long episode takes no memory.
 
     Args:
-        env: An environment whose ``render_mode`` is ``rgb_array``.
-        folder: Where the files go; made if it is not there.
-        episode_trigger: Episode number, from 0 -> whether to record it.
+        path: The file; its folder is made if it is not there.
+        frames_per_second: Pictures a second.
+
+    Raises:
+        KartRewardsError: It can't be written.
     """
 
-    def __init__(self, env: gym.Env, folder: str | Path, episode_trigger: Callable[[int], bool]) -> None:
-        super().__init__(env)
-        self._folder = Path(folder)
-        self._trigger = episode_trigger
-        numbers = [path.stem.removeprefix("episode-") for path in self._folder.glob("episode-*.mp4")]
-        self._episode = max(
-            (int(number) for number in numbers if number.isdigit()), default=-1
-        )  # a resumed run counts on
-        self._writer: Any = None
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer: Any = imageio.get_writer(path, format="FFMPEG", fps=frames_per_second, macro_block_size=1)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
-    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Ends the file of the episode before, and begins one if this episode is chosen."""
-        self._finish()
-        result = self.env.reset(**options)
-        self._episode += 1
-        if self._trigger(self._episode):
-            self._path = self._folder / f"episode-{self._episode}.mp4"
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._writer = imageio.get_writer(self._path, fps=self.env.metadata["render_fps"], macro_block_size=1)
-            except OSError as error:
-                raise KartRewardsError(f"{self._path}: can't be written: {error}") from None
-            self._record()
-        return result
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Steps, and records what it led to."""
-        result = self.env.step(action)
-        self._record()
-        if result[2] or result[3]:
-            self._finish()
-        return result
+    def append(self, picture: np.ndarray) -> None:
+        """Adds a picture: uint8 (height, width, 3), of the same size each time, even in both directions."""
+        try:
+            self._writer.append_data(picture)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def close(self) -> None:
-        """Ends the file and closes the environment."""
-        self._finish()
-        super().close()
+        """Ends the file."""
+        self._writer.close()
 
-    def _record(self) -> None:
-        if self._writer is not None:
-            try:
-                self._writer.append_data(self.env.render())
-            except OSError as error:
-                raise KartRewardsError(f"{self._path}: the video can't be written: {error}") from None
+    def _unwritable(self, error: OSError) -> KartRewardsError:
+        return KartRewardsError(f"{self.path}: the video can't be written: {error}")
 
-    def _finish(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def ever_fewer(episode: int) -> bool:
-    """Chooses episodes 0, 1, 8, 27, 64 and so on up to 1000, then every thousandth."""
-    return round(episode ** (1 / 3)) ** 3 == episode if episode < 1000 else episode % 1000 == 0
+def to_gif(
+    video: Path, gif: Path, frames_per_second: float, width: int | None = None, seconds: float | None = None
+) -> None:
+    """Makes a GIF of a video, with a palette of its own.
+
+    Args:
+        video: The MP4 file.
+        gif: The GIF file.
+        frames_per_second: Its pictures a second.
+        width: Its width in pixels; its height follows. None: the video's.
+        seconds: How much of the video to show. None: all.
+
+    Raises:
+        KartRewardsError: It can't be written.
+    """
+    picked = f"fps={frames_per_second:g},scale={width or -1}:-1:flags=lanczos,split[a][b]"
+    palette = "[a]palettegen=max_colors=128:stats_mode=diff[p];[b][p]paletteuse=dither=none:diff_mode=rectangle"
+    length = [] if seconds is None else ["-t", f"{seconds:g}"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", "-i", str(video), *length]
+    done = subprocess.run(  # noqa: S603 - the encoder that imageio-ffmpeg brings
+        [*command, "-filter_complex", f"{picked};{palette}", str(gif)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise KartRewardsError(f"{gif}: can't be made of {video}: {done.stderr.strip()}")

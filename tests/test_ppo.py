@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -27,7 +28,8 @@ from kart_rewards.integrations import INTEGRATIONS
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "ppo_continuous_single_file.py"
 GAME = "HomebrewKart-Snes"
-SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1", "--device", "cpu"]
+SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1"]
+SMALL += ["--device", "cpu", "--eval-interval", "0"]
 IMAGES = gym.spaces.Box(0, 255, (1, 36, 36), np.uint8)
 
 
@@ -64,7 +66,7 @@ def play(env: Counter, num_steps: int, gamma: float = 0.5) -> ppo.Rollout:
     rollout = ppo.Rollout.empty(envs, num_steps, torch.device("cpu"))
     rollout.next_observation = torch.as_tensor(envs.reset(seed=1)[0])
     agent = ValueIsBrightness(envs.single_observation_space, envs.single_action_space)
-    ppo.collect(agent, envs, rollout, gamma, lambda _: None)
+    ppo.collect(agent, envs, rollout, gamma, lambda _: None, ppo.Stopwatch())
     return rollout
 
 
@@ -159,7 +161,7 @@ def test_an_update_makes_rewarded_actions_likelier() -> None:
     rollout.log_probs, rollout.values = log_probs[:, None], values[:, None]
     advantages = rollout.actions.float() * 2 - 1  # action 1 was good, action 0 was bad
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
-    losses = ppo.update(agent, optimizer, rollout, advantages, rollout.values.clone(), options)
+    losses = ppo.update(agent, optimizer, rollout, advantages, rollout.values.clone(), options, ppo.Ranks())
     with torch.no_grad():
         after = agent.get_action_and_value(rollout.observations[:, 0], torch.ones(64))[1].exp().mean()
         before = log_probs[rollout.actions[:, 0] == 1].exp().mean()
@@ -201,7 +203,7 @@ def test_an_update_is_ppos_formula() -> None:
     before = [parameter.detach().clone() for parameter in agent.parameters()]
 
     optimizer = torch.optim.SGD(agent.parameters(), lr=1.0)
-    losses = ppo.update(agent, optimizer, rollout, advantages, returns, options)
+    losses = ppo.update(agent, optimizer, rollout, advantages, returns, options, ppo.Ranks())
     for start, gradient, parameter in zip(before, gradients, agent.parameters(), strict=True):
         assert torch.allclose(parameter, start - gradient * 0.05 / norm, atol=1e-5)
     assert losses["policy_loss"] == pytest.approx(-sum(surrogate).item() / size, abs=1e-5)
@@ -215,9 +217,8 @@ def test_an_update_stops_at_the_target_kl() -> None:
         agent = ppo.Agent(IMAGES, gym.spaces.Discrete(2))
         options = ppo.PPOOptions(num_envs=1, num_steps=16, num_minibatches=1, update_epochs=5, target_kl=target_kl)
         rollout.log_probs = torch.full((16, 1), -0.7)
-        ppo.update(
-            agent, torch.optim.SGD(agent.parameters(), lr=0.1), rollout, torch.randn(16, 1), torch.zeros(16, 1), options
-        )
+        optimizer = torch.optim.SGD(agent.parameters(), lr=0.1)
+        ppo.update(agent, optimizer, rollout, torch.randn(16, 1), torch.zeros(16, 1), options, ppo.Ranks())
         return agent.actor.weight.detach()
 
     assert torch.equal(policy_after(None), policy_after(1e9))
@@ -294,7 +295,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
         '    """Pay for speed."""\n    return float(ram.speed > 300)\n'
     )
     done = train(
-        "--env-id", "MarioKart-Snes", *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40, "--capture-video",
+        "--env-id", "MarioKart-Snes", *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40,
+        "--eval-interval", 2, "--eval-episodes", 2, "--capture-video", "--video-gif",
         "--rewards", folder / "my_rewards.py", "--reward-weights", "wall=-5", "--runs-path", folder / "runs",
     )  # fmt: skip
     return folder / "runs", done
@@ -338,14 +340,138 @@ def test_the_log_holds_the_options_and_the_terms(trained: tuple[Path, Any]) -> N
     assert b"|top_speed|0.02|" in terms.tensor_proto.string_val[0]
 
 
-def test_the_video_is_a_video(trained: tuple[Path, Any]) -> None:
+def test_the_log_tells_where_time_and_memory_go(trained: tuple[Path, Any]) -> None:
+    logged = scalars(only_run(trained[0]))
+    parts = ["emulator", "scoring", "observation", "transfer", "policy", "update"]
+    for part in parts:
+        assert len(logged[f"time/{part}_ms_per_step"]) == 3
+    assert all(value > 0 for part in parts if part != "transfer" for _, value in logged[f"time/{part}_ms_per_step"])
+    assert logged["memory/trainer_mb"][0][1] > 100
+    assert logged["memory/environments_mb"][0][1] > 100
+
+
+def test_training_evaluates_the_agent_and_keeps_the_best(trained: tuple[Path, Any]) -> None:
+    run = only_run(trained[0])
+    logged = scalars(run)
+    assert [step for step, _ in logged["eval/Level1/finish_rate"]] == [64, 96]
+    assert logged["eval/Level1/episodes"] == [(64, 2.0), (96, 2.0)]
+    assert "eval/Level1/median_return" in logged
+    best = ppo.load_agent_file(run / "best.pt")
+    assert best["steps"] in (64, 96)
+    assert max(score for _, score in logged["eval/Level1/median_return"]) == pytest.approx(
+        dict(logged["eval/Level1/median_return"])[best["steps"]]
+    ), "nobody finishes in 40 steps, so that the return decides"
+    assert (run / "best.pt").stat().st_size < 8e6
+
+
+def test_evaluation_leaves_training_as_it_is(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    options = ppo.options_of(ppo.load_checkpoint(only_run(trained[0]) / "agent.pt"))
+    done = train(
+        "--env-id", GAME, *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40,
+        "--rewards", *options.env.rewards, "--reward-weights", "wall=-5", "--runs-path", tmp_path,
+    )  # fmt: skip
+    assert done.stderr == ""
+    expected = weights(only_run(trained[0]) / "agent.pt")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(only_run(tmp_path) / "agent.pt").items())
+
+
+def test_the_videos_are_videos_of_the_evaluation(trained: tuple[Path, Any]) -> None:
     import imageio.v2 as imageio
 
-    video = imageio.get_reader(only_run(trained[0]) / "videos" / "episode-0.mp4")
+    run = only_run(trained[0])
+    video = imageio.get_reader(run / "videos" / "96" / "Level1-agent.mp4")
     assert video.get_meta_data()["size"] == (256, 224)
     frames = list(video.iter_data())
-    assert len(frames) > 20
+    assert len(frames) == 41, "the reset and 40 steps"
     assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).mean() > 1, "the picture moves"
+    gif = imageio.mimread(run / "videos" / "96" / "Level1-agent.gif")
+    assert len(gif) > 20
+    log = EventAccumulator(str(run))
+    log.Reload()
+    shown = log.Images("eval/Level1-agent")
+    assert [image.step for image in shown] == [64, 96]
+    assert shown[0].encoded_image_string.startswith(b"GIF89a")
+
+
+def test_agents_are_evaluated_against_the_drivers(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(only_run(trained[0]), run)
+    done = train(
+        "--evaluate", run / "agent.pt", run / "best.pt", "--eval-episodes", 2, "--eval-states", "Level1", "Level2"
+    )
+    report = json.loads((run / "evaluation.json").read_text())
+    assert [Path(agent["file"]).name for agent in report["agents"]] == ["agent.pt", "best.pt"]
+    for agent in report["agents"]:
+        assert set(agent["summary"]) == {"Level1", "Level2"}
+        policies = agent["summary"]["Level1"]
+        assert {"agent, deterministic", "agent, sampled", "random", "full-throttle", "reference"} == set(policies)
+        assert policies["agent, sampled"]["episodes"] == 2
+        assert len(agent["episodes"]) == 2 * 5 * 2
+    assert set(report["across_seeds"]["Level1"]["reference"]["median_return"]) >= {"median", "lower_quartile"}
+    for words in ("seed 1, 96 steps, on HomebrewKart-Snes", "full-throttle", f"wrote {run / 'evaluation.json'}"):
+        assert words in done.stdout
+
+
+def test_an_agent_alone_can_be_evaluated_but_not_resumed(trained: tuple[Path, Any]) -> None:
+    best = only_run(trained[0]) / "best.pt"
+    assert_told(train("--resume", best, check=False), "best.pt: holds an agent alone", "resume an agent.pt")
+
+
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Discrete(4), gym.spaces.MultiDiscrete([3, 3]), gym.spaces.MultiBinary(12)], ids=str
+)
+def test_the_deterministic_action_is_the_likeliest(space: gym.Space) -> None:
+    torch.manual_seed(1)
+    agent = ppo.Agent(IMAGES, space)
+    nn_init = torch.nn.init.normal_(agent.actor.weight)  # far from uniform
+    assert nn_init.std() > 0.5
+    observation = torch.randint(0, 255, (5, *IMAGES.shape), dtype=torch.uint8)
+    likeliest = agent.act(observation, deterministic=True)
+    assert torch.equal(likeliest, agent.act(observation, deterministic=True))
+    with torch.no_grad():
+        best = agent.get_action_and_value(observation, likeliest)[1]
+        for _ in range(50):
+            assert (agent.get_action_and_value(observation)[1] <= best + 1e-5).all()
+
+
+def test_bfloat16_computes_nearly_what_float32_does() -> None:
+    observation = torch.randint(0, 255, (16, 4, 84, 84), dtype=torch.uint8)
+    space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    agents = []
+    for precision in (torch.float32, torch.bfloat16):
+        torch.manual_seed(1)
+        agents.append(ppo.Agent(space, gym.spaces.Box(-1, 1, (1,), np.float32), precision))
+    with torch.no_grad():
+        exact, near = (agent.encode(observation) for agent in agents)
+    assert near.dtype == torch.float32
+    assert not torch.equal(exact, near)
+    assert (exact - near).abs().mean() < 0.02 * exact.abs().mean()
+    assert all(parameter.dtype == torch.float32 for parameter in agents[1].parameters())
+
+
+def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for ability, wanted in (("avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda ability=ability: {ability: True})
+        assert ppo.choose_precision("auto", cpu) == wanted
+        assert ppo.choose_precision("float32", cpu) == torch.float32
+        assert ppo.choose_precision("bfloat16", cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_either_precision_trains(tmp_path: Path, precision: str) -> None:
+    arguments = [*SMALL, "--total-timesteps", 32, "--precision", precision, "--runs-path", tmp_path]
+    done = train("--env-id", GAME, *arguments)
+    assert f"on cpu in {precision}" in done.stdout
+    assert scalars(only_run(tmp_path))["losses/value_loss"]
+
+
+def test_without_a_compiler_compile_is_left_out(tmp_path: Path) -> None:
+    arguments = [*SMALL, "--total-timesteps", 32, "--compile", "--runs-path", tmp_path / "runs"]
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(tmp_path / "no-compiler"), "PATH": ""}
+    done = train("--env-id", GAME, *arguments, env=os.environ | cache)
+    assert "--compile is left out: torch.compile does not work here" in done.stdout
+    assert ppo.load_checkpoint(only_run(tmp_path / "runs") / "agent.pt")["steps"] == 32
 
 
 def test_resuming_goes_on_in_the_same_run(trained: tuple[Path, Any], tmp_path: Path) -> None:
@@ -689,6 +815,6 @@ def test_killing_an_environment_ends_the_run_with_a_checkpoint(running: Any, tmp
 
 def test_help_reads_well() -> None:
     done = train("--help", env=os.environ | {"COLUMNS": "100"})
-    for words in ("env options", "ppo options", "run options", "--env-id", "--reward-weights", "--resume"):
+    for words in ("env options", "ppo options", "eval options", "run options", "--env-id", "--evaluate", "--resume"):
         assert words in done.stdout
     assert "(default: MarioKart-Snes)" in " ".join(done.stdout.replace("│", "").split())

@@ -10,7 +10,7 @@ from kart_rewards import done_rule, reward_term
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import wall
-from kart_rewards.scenario import Scoring, load_scoring
+from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
 
 OWN = '''
 from kart_rewards import done_rule, reward_term
@@ -99,8 +99,8 @@ def test_mark_scenario_command_line_in_rising_order(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ([], 'must be an object with "modules", "rewards" and "done"'),
-        ({"reward": {}}, 'must be an object with "modules", "rewards" and "done"'),
+        ([], 'must be an object with "modules", "rewards", "done" and "checks"'),
+        ({"reward": {}}, 'must be an object with "modules", "rewards", "done" and "checks"'),
         ({"modules": "own.py"}, "must be lists of names"),
         ({"done": [3]}, "must be lists of names"),
         ({"rewards": ["wall"]}, "must be an object of weights by term"),
@@ -114,6 +114,37 @@ def test_mark_scenario_command_line_in_rising_order(folder: Path) -> None:
 def test_bad_scenarios_are_told(folder: Path, own: Any, message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         rules(folder, own)
+
+
+def test_checks_are_read_and_leave_the_scoring_alone(folder: Path) -> None:
+    own = {"checks": [{"expect": "laps == 127"}, {"expect": "speed > 0", "hold": "B+LEFT", "within_frames": 60}]}
+    assert weights(rules(folder, own)) == REFERENCE
+    checks = load_checks(folder / "scenario.json")
+    assert checks == [Check("laps == 127"), Check("speed > 0", hold="B+LEFT", within_frames=60)]
+    assert [str(check) for check in checks] == ["laps == 127", "speed > 0, holding B+LEFT"]
+    rules(folder)
+    assert load_checks(folder / "scenario.json") == []
+
+
+@pytest.mark.parametrize(
+    "checks",
+    [
+        {"expect": "laps == 127"},
+        ["laps == 127"],
+        [{}],
+        [{"expect": 127}],
+        [{"expect": "laps == 127", "hold": 3}],
+        [{"expect": "laps == 127", "frames": 3}],
+        [{"expect": "laps == 127", "within_frames": "3"}],
+        [{"expect": "laps == 127", "within_frames": True}],
+        [{"expect": "laps == 127", "within_frames": -1}],
+        [{"expect": "laps == 127", "within_frames": 10**9}],
+    ],
+)
+def test_malformed_checks_are_told(folder: Path, checks: Any) -> None:
+    rules(folder, {"checks": checks})  # training does without them
+    with pytest.raises(KartRewardsError, match=r"scenario\.json: (the check .* is not \{\"expect\"|.*must be a list)"):
+        load_checks(folder / "scenario.json")
 
 
 def test_unknown_weights_are_told(folder: Path) -> None:

@@ -1,0 +1,176 @@
+"""Processes that belong to another: they leave signals to it, and end with it.
+
+* ``serve_parent`` - what a child calls first, whoever started it
+* ``Workers`` - processes that call functions, each one task after the other
+
+concurrent.futures has such a pool, but ends its processes with SIGTERM, which these ignore, and can't stop one at work.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from kart_rewards.errors import KartRewardsError
+
+Result = TypeVar("Result")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a terminal and `timeout` send theirs to the children, too
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy torch's threads, locks and all
+
+
+def serve_parent() -> None:
+    """In a child process: leaves signals to the parent, and dies with it however it dies."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def exit_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+class Workers:
+    """Processes that call functions. They start when there is work and are kept until ``close``.
+
+    They are fresh processes, which import the main script again: it needs its ``if __name__ == "__main__":``.
+
+    Args:
+        count: How many at most.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._processes: dict[Connection, Any] = {}
+        self._at_work: dict[Connection, int] = {}  # the number of the task
+        atexit.register(self.close)  # else multiprocessing would wait for them at exit
+
+    def map(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
+        """Yields ``function(*task)`` of each task, in the order of the tasks, which are spread over the processes.
+
+        Left before its end, or by an exception, it ends the processes; the next call starts others.
+
+        Args:
+            function: Known by its name in a module.
+            tasks: Their items must be picklable, and so must what the function returns.
+
+        Raises:
+            KartRewardsError: The function raised one, or a process was killed or could not be started.
+            RuntimeError: The function raised anything else (its traceback is in the message), or the last ``map`` is
+                still at work.
+        """
+        if self._at_work:
+            raise RuntimeError("these workers are still busy with another map")
+        self._start(min(self.count, len(tasks)))
+        idle, waiting, results = list(self._processes), deque(enumerate(tasks)), {}
+        try:
+            for number in range(len(tasks)):
+                while number not in results:
+                    while idle and waiting:
+                        connection = idle.pop()
+                        self._at_work[connection], task = waiting.popleft()
+                        connection.send((function, task))
+                    ready: list[Any] = wait(list(self._at_work))
+                    for connection in ready:
+                        error, result = connection.recv()
+                        results[self._at_work.pop(connection)] = result
+                        idle.append(connection)
+                        if error:
+                            raise error
+                yield results.pop(number)
+        except (EOFError, ConnectionError):
+            raise KartRewardsError(self._describe_dead()) from None
+        finally:
+            if self._at_work:
+                self.close()
+
+    def _start(self, wanted: int) -> None:
+        if self._ended(timeout_seconds=0):
+            self.close()
+        while len(self._processes) < wanted:
+            here, there = _SPAWN.Pipe()
+            process = _SPAWN.Process(target=_work, args=(there,), daemon=True)
+            try:
+                with _signals_deferred():
+                    process.start()
+                    self._processes[here] = process
+            except OSError as error:
+                raise KartRewardsError(f"a process could not be started: {error.strerror or error}") from None
+            there.close()
+
+    def _describe_dead(self) -> str:
+        """Says how the process ended whose connection was cut."""
+        ended = self._ended(timeout_seconds=5)
+        for process in ended:
+            process.join()  # its pipes close a moment before its exit code is known
+        code = ended[0].exitcode if ended else None
+        how = f"exit code {code}" if code is None or code >= 0 else f"killed by signal {-code}"
+        return f"a worker process ended unexpectedly ({how}): if memory is short, use fewer of them"
+
+    def _ended(self, timeout_seconds: float) -> list[Any]:
+        """Waits until a process has ended; returns all that have."""
+        ended = wait([process.sentinel for process in self._processes.values()], timeout_seconds)
+        return [process for process in self._processes.values() if process.sentinel in ended]
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        for process in self._processes.values():
+            process.kill()
+        for connection, process in self._processes.items():
+            process.join()
+            connection.close()
+        self._processes.clear()
+        self._at_work.clear()
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Starts of processes are not interrupted inside, and the processes are deaf to signals from their first moment on.
+
+    They inherit the thread's signal mask. It does not keep signals from this process, whose other threads take them.
+    """
+    came: list[int] = []
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
+    resource_tracker.ensure_running()  # a start would do it otherwise, and lift the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for signal_number in came:
+            signal.raise_signal(signal_number)
+
+
+def _work(connection: Connection) -> None:
+    """Calls what is asked for, until there is nobody to ask."""
+    serve_parent()
+    with suppress(EOFError, ConnectionError):
+        while True:
+            function, task = connection.recv()
+            error: Exception | None = None
+            result = None
+            try:
+                result = function(*task)
+            except KartRewardsError as failure:
+                error = KartRewardsError(str(failure))  # a subclass need not be picklable
+            except Exception:
+                error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+            connection.send((error, result))

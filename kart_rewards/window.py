@@ -1,0 +1,287 @@
+"""The project's one window: a game's picture, and lines of text beside it.
+
+* ``Window`` - shows pictures, keeps their pace, and says what is pressed on the keyboard and a gamepad
+* ``compose`` - the window's picture as an array, for videos; needs no display
+* ``Lit`` - a line of text that stands out
+* ``PANEL_COLUMNS``, ``PANEL_LINES`` - how much text fits
+* ``key_help`` - which key is which button of a console
+
+pygame is imported when it is first needed, so that training and its worker processes never load it.
+
+Example:
+    >>> screen = np.zeros((224, 256, 3), np.uint8)
+    >>> compose(screen, ["speed  812", Lit("checkpoint  +300")]).shape
+    (672, 1192, 3)
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import stable_retro
+
+from kart_rewards.errors import KartRewardsError
+
+PANEL_COLUMNS = 40
+"""Characters of a line that surely fit: as wide as a digit each. What reaches past the panel is cut off."""
+PANEL_LINES = 28
+"""Lines that fit beside any picture."""
+
+_SMALLEST_LINE_HEIGHT = 16  # pixels; a smaller font is hard to read
+_LARGEST_SCALE = 16
+_BACKGROUND, _TEXT, _LIT = (18, 20, 28), (205, 210, 220), (255, 214, 64)
+_NUMBER = re.compile(r"[-+]?[\d.,:]+")
+
+_KEY_NAMES = {"ENTER": "return"}  # stable-retro's name of a key -> pygame's, where it is not the same in lower case
+
+# SDL's names of a gamepad's buttons, in the order in which stable-retro lists a console's. That order is libretro's: a
+# button's place on the pad, whatever is printed on it.
+_PAD_BUTTONS = (
+    *("A", "X", "BACK", "START", "DPAD_UP", "DPAD_DOWN", "DPAD_LEFT", "DPAD_RIGHT"),
+    *("B", "Y", "LEFTSHOULDER", "RIGHTSHOULDER"),
+)
+_STICK_TILTED = 0.5 * 32767  # of the left stick, which does what the D-pad does
+
+
+class Lit(str):
+    """A line of text that is drawn in a colour that stands out."""
+
+
+def _pygame() -> Any:
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # it would turn SIGTERM into an event that may never be read
+    import pygame
+
+    return pygame
+
+
+class Window:
+    """A window with the game's picture and lines of text beside it. There can be one at a time.
+
+    Args:
+        title: What stands in its title bar.
+        scale: Pixels, in each direction, for one of the game's; fewer where the window would not fit the display.
+
+    Attributes:
+        pressed: Names of the keys pressed since the ``show`` before, in order: ``left``, ``f5``, ``return``.
+        held: Names of the keys that are down.
+        closed: Whether the window was closed, or Escape pressed. It is gone then, and shows nothing more.
+
+    Raises:
+        KartRewardsError: There is no display, or the scale is out of its range.
+    """
+
+    def __init__(self, title: str, scale: int = 3) -> None:
+        if not 1 <= scale <= _LARGEST_SCALE:
+            raise KartRewardsError(f"the scale of a window must be between 1 and {_LARGEST_SCALE}, not {scale}")
+        self.pressed: list[str] = []
+        self.held: frozenset[str] = frozenset()
+        self.closed = False
+        self._scale = scale
+        self._due = 0.0
+        self._pads: list[Any] = []
+        _open_display()
+        pygame = _pygame()
+        from pygame._sdl2 import controller  # unlike pygame.joystick it knows which button of a pad is where
+
+        self._controllers = controller
+        controller.init()
+        pygame.display.set_caption(title)
+
+    def show(self, screen: np.ndarray, lines: Sequence[str] = (), frames_per_second: float | None = None) -> None:
+        """Draws what ``compose`` makes of the arguments, waits until the next frame is due, and takes in the events.
+
+        Args:
+            screen: The game's picture, uint8 (height, width, 3).
+            lines: The text.
+            frames_per_second: How often frames are due. None: do not wait.
+        """
+        if self.closed:
+            return
+        pygame = _pygame()
+        picture = compose(screen, lines, self._scale)
+        surface = pygame.display.get_surface()
+        if surface is None or surface.get_size() != picture.shape[1::-1]:
+            largest = pygame.display.get_desktop_sizes()[0]
+            while self._scale > 1 and (picture.shape[1] > largest[0] or picture.shape[0] > largest[1]):
+                self._scale -= 1
+                picture = compose(screen, lines, self._scale)
+        size = picture.shape[1::-1]
+        if surface is None or surface.get_size() != size:
+            try:
+                surface = pygame.display.set_mode(size)
+            except pygame.error as error:
+                raise KartRewardsError(f"the window can't be opened: {error}") from None
+        surface.blit(pygame.image.frombuffer(picture, size, "RGB"), (0, 0))
+        pygame.display.flip()
+        if frames_per_second:
+            now = time.perf_counter()
+            self._due = max(self._due + 1 / frames_per_second, now)  # who is late does not hurry afterwards
+            time.sleep(self._due - now)
+        self._take_events(pygame)
+
+    def _take_events(self, pygame: Any) -> None:
+        self.pressed = []
+        held = set(self.held)
+        for event in pygame.event.get():
+            if event.type == pygame.KEYDOWN:
+                self.pressed.append(pygame.key.name(event.key))
+                held.add(self.pressed[-1])
+            elif event.type == pygame.KEYUP:
+                held.discard(pygame.key.name(event.key))
+            elif event.type in (pygame.CONTROLLERDEVICEADDED, pygame.CONTROLLERDEVICEREMOVED):
+                count = self._controllers.get_count()
+                known = [index for index in range(count) if self._controllers.is_controller(index)]
+                self._pads = [self._controllers.Controller(index) for index in known]
+            elif event.type == pygame.QUIT:
+                self.closed = True
+        self.held = frozenset(held)
+        if self.closed or "escape" in self.pressed:
+            self.close()
+
+    def buttons(self, system: str) -> frozenset[str]:
+        """Returns the console's buttons that are down, or were tapped since the ``show`` before.
+
+        Keys are stable-retro's own bindings of the console; any gamepad plugged in plays, too.
+
+        Args:
+            system: The console, by stable-retro's name: ``Snes``.
+        """
+        down = self.held | set(self.pressed)
+        by_key = {button for key, button in _bindings(system) if key in down}
+        names = stable_retro.get_system_info(system)["buttons"]
+        on_pad = zip(names, _PAD_BUTTONS, strict=False)  # consoles have fewer buttons than pads, or more
+        return frozenset(by_key | {name for name, of_pad in on_pad if name and self._pad_holds(of_pad)})
+
+    def _pad_holds(self, name: str) -> bool:
+        pygame = _pygame()
+        axis, _, direction = name.partition("_")
+        for pad in self._pads:
+            if pad.get_button(getattr(pygame, f"CONTROLLER_BUTTON_{name}")):
+                return True
+            if axis == "DPAD":
+                stick = pygame.CONTROLLER_AXIS_LEFTX if direction in ("LEFT", "RIGHT") else pygame.CONTROLLER_AXIS_LEFTY
+                tilt = pad.get_axis(stick)
+                if (tilt if direction in ("RIGHT", "DOWN") else -tilt) > _STICK_TILTED:
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Closes the window."""
+        pygame = _pygame()
+        self.closed = True
+        self._pads = []
+        self._controllers.quit()
+        pygame.display.quit()
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_display() -> None:
+    """Starts SDL's video. Where nothing shows, SDL would draw into the void, or take over a text console."""
+    pygame = _pygame()
+    message = "a window needs a display, and there is none"
+    chosen = os.environ.get("SDL_VIDEODRIVER")
+    if sys.platform == "linux" and not chosen:
+        servers = {"x11": "DISPLAY", "wayland": "WAYLAND_DISPLAY"}
+        drivers = [driver for driver, name in servers.items() if os.environ.get(name)]
+        if not drivers:
+            raise KartRewardsError(f"{message}: neither DISPLAY nor WAYLAND_DISPLAY is set")
+        os.environ["SDL_VIDEODRIVER"] = ",".join(drivers)
+    try:
+        pygame.display.init()
+    except pygame.error as error:
+        where = f" (DISPLAY is {os.environ['DISPLAY']})" if os.environ.get("DISPLAY") else ""
+        raise KartRewardsError(f"{message}: {error}{where}") from None
+    finally:
+        if chosen is None:
+            os.environ.pop("SDL_VIDEODRIVER", None)
+
+
+def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np.ndarray:
+    """Returns the game's picture, enlarged, with lines of text to its right.
+
+    Its size depends on the game picture's, on the scale, and on whether there are lines. It is even, as video encoders
+    want it. Phrases that two spaces or more divide stand in columns: numbers end, and other text begins, where they
+    would in a monospaced font.
+
+    Args:
+        screen: The game's picture, uint8 (height, width, 3).
+        lines: The text: ``PANEL_LINES`` lines of ``PANEL_COLUMNS`` characters; more fit beside a high picture. ``Lit``
+            ones stand out. Without lines there is the picture alone.
+        scale: Pixels, in each direction, for one of the game's.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    line_height = max(8 * scale, _SMALLEST_LINE_HEIGHT)
+    height, width = screen.shape[0] * scale, screen.shape[1] * scale
+    text_width, text_height = _font(line_height).size("0" * PANEL_COLUMNS)
+    column = text_width / PANEL_COLUMNS
+    panel_width, panel_height = (text_width + 2 * line_height, PANEL_LINES * line_height) if lines else (0, 0)
+    canvas_width, canvas_height = width + panel_width, max(height, panel_height)
+    canvas = np.empty((canvas_height + canvas_height % 2, canvas_width + canvas_width % 2, 3), np.uint8)
+    canvas[:] = np.full_like(canvas[0], _BACKGROUND)  # a whole row at a time: pixel by pixel takes ten times as long
+    canvas[:height, :width] = cv2.resize(screen, (width, height), interpolation=cv2.INTER_NEAREST)
+    panel = canvas[:, width + line_height :]
+    fitting = canvas_height // line_height
+    for i, line in enumerate(lines if len(lines) <= fitting else [*lines[: fitting - 1], "…"]):
+        end = 0
+        for match in re.finditer(r"\S+(?: \S+)*", line):
+            phrase = _phrase(match[0], line_height, _LIT if isinstance(line, Lit) else _TEXT)
+            at = round(match.start() * column)
+            if _NUMBER.fullmatch(match[0]):
+                at = round(match.end() * column) - phrase.shape[1]
+            at = max(at, end)
+            top = i * line_height + (line_height - text_height) // 2
+            place = panel[top : top + phrase.shape[0], at : at + phrase.shape[1]]
+            place[:] = phrase[:, : place.shape[1]]
+            end = at + phrase.shape[1] + round(column / 2)
+    return canvas
+
+
+@functools.cache
+def _font(line_height: int) -> Any:
+    pygame = _pygame()
+    pygame.font.init()
+    # pygame's own font, so that a video looks the same on every machine. It is about 0.7 times as high as asked for.
+    return pygame.font.Font(None, round(1.125 * line_height))
+
+
+@functools.lru_cache(maxsize=1024)  # of some kilobytes each; most text is the same from frame to frame
+def _phrase(text: str, line_height: int, colour: tuple[int, int, int]) -> np.ndarray:
+    pygame = _pygame()
+    surface = _font(line_height).render(text, True, colour, _BACKGROUND)
+    return pygame.surfarray.array3d(surface).swapaxes(0, 1)
+
+
+def _bindings(system: str) -> list[tuple[str, str]]:
+    """Key and button, in the order of the console's buttons; keys by pygame's names."""
+    info = stable_retro.get_system_info(system)
+    return [
+        (_KEY_NAMES.get(key, key.lower()), button)
+        for key, button in zip(info["keybinds"], info["buttons"], strict=True)
+        if key and button
+    ]
+
+
+def key_help(system: str) -> list[str]:
+    """Returns a line of help for each key that plays a console: ``z  B``.
+
+    Args:
+        system: The console, by stable-retro's name: ``Snes``.
+    """
+    bindings = _bindings(system)
+    width = max(len(key) for key, _ in bindings)
+    return [f"{key:<{width}}  {button}" for key, button in bindings]
