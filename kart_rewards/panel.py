@@ -1,16 +1,17 @@
 """The text beside a game's picture: what each reward term pays, and how the race stands.
 
 * ``Panel`` - takes in an episode step by step, and says it in lines
-* ``row`` - a line of a table
+* ``fitting`` - blocks of lines as one text that fits
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
+import textwrap
 from typing import Any
 
 from kart_rewards.env import KartEnv
-from kart_rewards.window import Lit
+from kart_rewards.window import PANEL_COLUMNS, PANEL_LINES, Lit
 
 _SECONDS_LIT = 0.5  # after a term paid: on one frame alone, nobody would see it
 _MOST_VARIABLES = 8  # shown of a game without race metrics
@@ -27,7 +28,6 @@ class Panel:
     def __init__(self, env: KartEnv, info: dict[str, Any]) -> None:
         self._env = env
         self._info = info
-        self._state = Path(info["state"]).stem
         self._frames = 0
         self._last_paid: dict[str, tuple[int, float]] = {}  # term -> frame and amount
 
@@ -44,41 +44,46 @@ class Panel:
         """What ended the episode, if anything has."""
         return self._info.get("done_rule")
 
-    def lines(self) -> list[str]:
-        """Game and course; what each term paid last, lit for a moment, and in all; the race; what ends the episode."""
-        lines = [f"{self._env.game.name}  {self._state}", ""]
-        lines += [*self._term_lines(), "", *self._state_lines(), ""]
-        for rule in self._env.scoring.done:
-            lines.append(Lit(f"over:    {rule.name}") if rule.name == self.done_rule else f"ends on  {rule.name}")
-        return lines
+    def blocks(self) -> list[list[str]]:
+        """Returns what each term paid last, lit for a moment, and in all; the race; what ends the episode."""
+        rules = ", ".join(rule.name for rule in self._env.scoring.done) or "nothing"
+        over: list[str] = textwrap.wrap(f"ends on {rules}", PANEL_COLUMNS)
+        if self.done_rule:
+            over = [Lit(f"over: {self.done_rule}")]
+        return [self._term_lines(), self._state_lines(), over]
 
     def _term_lines(self) -> list[str]:
         totals = self._info["episode_rewards"]["sum"]
-        lines = [row("reward term", "paid", "total")]
+        lines = [_row("reward term", "paid", "total")]
         for name, total in totals.items():
             frame, paid = self._last_paid.get(name, (0, 0.0))
             if paid and self._frames - frame < _SECONDS_LIT * self._env.frames_per_second:
-                lines.append(Lit(row(name, f"{paid:+.2f}", f"{total:.2f}")))
+                lines.append(Lit(_row(name, f"{paid:+.2f}", f"{total:.2f}")))
             else:
-                lines.append(row(name, "", f"{total:.2f}"))
-        return [*lines, row("all", "", f"{sum(totals.values()):.2f}")]
+                lines.append(_row(name, "", f"{total:.2f}"))
+        return [*lines, _row("all", "", f"{sum(totals.values()):.2f}")]
 
     def _state_lines(self) -> list[str]:
         """Speed, laps and times; of a game that has none of these, its first variables."""
         env = self._env
         if env.race is None:
-            values = zip(env.layout.names, env.ram, strict=True)
-            return [row(name, "", str(value)) for name, value in values][:_MOST_VARIABLES]
+            first = itertools.islice(zip(env.layout.names, env.ram, strict=True), _MOST_VARIABLES)
+            return [_row(name, "", str(value)) for name, value in first]
         race = env.race.summary()
         best = race.get("best_lap_time_seconds")
         return [
-            *([row("speed", "", str(env.ram.speed))] if "speed" in env.layout.names else []),
-            row("laps done", "", str(race["laps_completed"])),
-            row("race time (s)", "", f"{env.race.frames / env.frames_per_second:.2f}"),
-            row("best lap (s)", "", "" if best is None else f"{best:.2f}"),
+            *([_row("speed", "", str(env.ram.speed))] if "speed" in env.layout.names else []),
+            _row("laps done", "", str(race["laps_completed"])),
+            _row("race time (s)", "", f"{env.race.frames / env.frames_per_second:.2f}"),
+            _row("best lap (s)", "", "" if best is None else f"{best:.2f}"),
         ]
 
 
-def row(name: str, paid: str, total: str) -> str:
-    """Returns a name and two numbers in columns."""
+def _row(name: str, paid: str, total: str) -> str:
     return f"{name if len(name) <= 18 else name[:17] + '…':<18}  {paid:>8}  {total:>10}"
+
+
+def fitting(blocks: list[list[str]]) -> list[str]:
+    """Returns the blocks' lines, with an empty one between blocks if there is room for that."""
+    lines = [line for block in blocks for line in (*block, "")][:-1]
+    return lines if len(lines) <= PANEL_LINES else [line for line in lines if line]

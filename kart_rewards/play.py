@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import signal
-import textwrap
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,12 +22,11 @@ import stable_retro
 
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.panel import Panel, fitting
 from kart_rewards.testing import save_trace
-from kart_rewards.window import PANEL_COLUMNS, PANEL_LINES, Lit, Window, key_help
+from kart_rewards.window import Lit, Window, key_help
 
 _TRACE, _MOVIE = ".csv.gz", ".bk2"
-_SECONDS_LIT = 0.5  # after a term paid: on one frame alone, nobody would see it
-_MOST_VARIABLES = 8  # shown of a game without race metrics
 
 
 def play(game: str, output: Path, scale: int, **options: Any) -> None:
@@ -88,9 +86,9 @@ class Episode:
         self._system = stable_retro.get_romfile_system(str(env.game.rom()))
         _, self._info = env.reset()
         self._state = self._info["state"]
+        self._panel = Panel(env, self._info)
         self._trace = [env.ram]
         self._held: list[list[bool]] = []
-        self._last_paid: dict[str, tuple[int, float]] = {}  # term -> frame and amount
         self._folder = folder
         self._name, self._unfinished = _new_recording(folder, f"{env.game.name}-{Path(self._state).stem}")
 
@@ -100,7 +98,7 @@ class Episode:
             window.show(self._env.em.get_screen(), self.lines(), self._env.frames_per_second)
             if window.closed or signals or "r" in window.pressed:
                 return
-            if "done_rule" not in self._info:
+            if not self._panel.done_rule:
                 self.step(window.buttons(self._system))
 
     def step(self, held: frozenset[str]) -> None:
@@ -114,52 +112,20 @@ class Episode:
             *_, self._info = self._env.step(self._held[-1])
         finally:
             self._trace.append(self._env.ram)  # also of a frame on which a term failed: the recording shows it again
-        for name, paid in self._info["reward_terms"].items():
-            if paid:
-                self._last_paid[name] = (len(self._held), paid)
+        self._panel.step(self._info)
 
     def lines(self) -> list[str]:
         """Returns the text beside the picture. With a dozen terms or more its last lines do not fit there."""
-        over = self._info.get("done_rule")
-        rules = ", ".join(rule.name for rule in self._env.scoring.done) or "nothing"
         keys = key_help(self._system)
         in_pairs = [f"{left:<20}{right}" for left, right in itertools.zip_longest(keys[::2], keys[1::2], fillvalue="")]
         again = f"{'R':<8}{'again':<12}{'Escape':<8}end"
-        blocks = [
-            [f"recording {self._name}"],
-            self._term_lines(),
-            self._state_lines(),
-            [Lit(f"over: {over}")] if over else textwrap.wrap(f"ends on {rules}", PANEL_COLUMNS),
-            [Lit(again) if over else again, *in_pairs],
-        ]
-        lines = [line for block in blocks for line in (*block, "")][:-1]
-        return lines if len(lines) <= PANEL_LINES else [line for line in lines if line]
-
-    def _term_lines(self) -> list[str]:
-        totals = self._info["episode_rewards"]["sum"]
-        lines = [_row("reward term", "paid", "total")]
-        for name, total in totals.items():
-            frame, paid = self._last_paid.get(name, (0, 0.0))
-            if paid and len(self._held) - frame < _SECONDS_LIT * self._env.frames_per_second:
-                lines.append(Lit(_row(name, f"{paid:+.2f}", f"{total:.2f}")))
-            else:
-                lines.append(_row(name, "", f"{total:.2f}"))
-        return [*lines, _row("all", "", f"{sum(totals.values()):.2f}")]
-
-    def _state_lines(self) -> list[str]:
-        """Speed, laps and times; of a game that has none of these, its first variables."""
-        env = self._env
-        if env.race is None:
-            first = itertools.islice(zip(env.layout.names, env.ram, strict=True), _MOST_VARIABLES)
-            return [_row(name, "", str(value)) for name, value in first]
-        race = env.race.summary()
-        best = race.get("best_lap_time_seconds")
-        return [
-            *([_row("speed", "", str(env.ram.speed))] if "speed" in env.layout.names else []),
-            _row("laps done", "", str(race["laps_completed"])),
-            _row("race time (s)", "", f"{env.race.frames / env.frames_per_second:.2f}"),
-            _row("best lap (s)", "", "" if best is None else f"{best:.2f}"),
-        ]
+        return fitting(
+            [
+                [f"recording {self._name}"],
+                *self._panel.blocks(),
+                [Lit(again) if self._panel.done_rule else again, *in_pairs],
+            ]
+        )
 
     def save(self) -> None:
         """Writes the recording, unless there is nothing in it.
@@ -202,10 +168,6 @@ class Episode:
             damaged = path.name
         if damaged:
             raise KartRewardsError(f"{self._folder / path.name}: can't be written: is the disk full?")
-
-
-def _row(name: str, paid: str, total: str) -> str:
-    return f"{name if len(name) <= 18 else name[:17] + '…':<18}  {paid:>8}  {total:>10}"
 
 
 def _new_recording(folder: Path, name: str) -> tuple[str, Path]:

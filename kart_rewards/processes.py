@@ -102,9 +102,9 @@ class Workers:
         if self._ended(timeout_seconds=0):
             self.close()
         while len(self._processes) < wanted:
-            here, there = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_work, args=(there,), daemon=True)
             try:
+                here, there = _SPAWN.Pipe()
+                process = _SPAWN.Process(target=_work, args=(there,), daemon=True)
                 with _signals_deferred():
                     process.start()
                     self._processes[here] = process
@@ -147,9 +147,10 @@ def _signals_deferred() -> Iterator[None]:
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
-    resource_tracker.ensure_running()  # a start would do it otherwise, and lift the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        resource_tracker.ensure_running()  # a start would do it otherwise, and lift the mask
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -80,4 +80,4 @@ def to_gif(
         [*command, "-filter_complex", f"{picked};{palette}", str(gif)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise KartRewardsError(f"{gif}: can't be made of {video}: {done.stderr.strip()}")
+        raise KartRewardsError(f"{gif}: can't be made of {video}: {done.stderr.strip().splitlines()[-1]}")

@@ -18,7 +18,7 @@ import numpy as np
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Episode, PolicyMaker, play_episode
-from kart_rewards.panel import Panel
+from kart_rewards.panel import Panel, fitting
 from kart_rewards.video import VideoWriter, to_gif
 from kart_rewards.window import Window, compose
 
@@ -84,7 +84,7 @@ def watch(
         with Window(f"{agent}: {env.game.name}", scale) as window:
 
             def show(picture: np.ndarray, lines: list[str]) -> None:
-                window.show(picture, [*lines, "", "Escape  end"], env.frames_per_second)
+                window.show(picture, [*lines, "", f"{'Escape':<8}end"], env.frames_per_second)
                 if window.closed:
                     raise _ClosedError
 
@@ -108,7 +108,7 @@ def _play(
 
     def on_frame() -> None:
         if panel:
-            show(env.em.get_screen(), panel.lines())
+            show(env.em.get_screen(), fitting([[f"{env.game.name}, {course}"], *panel.blocks()]))
 
     def on_step(action: Any, reward: float, info: dict[str, Any]) -> None:
         nonlocal panel
@@ -138,5 +138,6 @@ def _in_words(episode: Episode) -> str:
         best = min(episode.lap_times_seconds or [0.0])
         words.append(f"all laps in {episode.race_time_seconds:.2f} s, the best in {best:.2f} s,")
     elif episode.laps_completed is not None:
-        words.append(f"{episode.laps_completed} laps, then {episode.done_rule or 'the step limit'},")
+        laps = "1 lap" if episode.laps_completed == 1 else f"{episode.laps_completed} laps"
+        words.append(f"{laps}, ended by {episode.done_rule}," if episode.done_rule else f"{laps} until it was cut off,")
     return " ".join([*words, f"return {episode.episode_return:.1f}"])

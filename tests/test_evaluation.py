@@ -264,6 +264,17 @@ def test_leaving_early_ends_the_episodes(evaluator: Evaluator) -> None:
     assert len(list(evaluator.play(contestants()[:1], ["Level1"], 1, 1, max_episode_frames=40))) == 1
 
 
+def test_a_process_that_can_not_be_started_is_told(evaluator: Evaluator) -> None:
+    playing = evaluator.play(contestants()[:1], ["Level1"], 1, 1)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+    try:
+        with pytest.raises(KartRewardsError, match="a process could not be started: Too many open files"):
+            next(playing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
 PLAYS = """
 import sys
 from kart_rewards.evaluation import Evaluator, drivers

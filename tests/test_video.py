@@ -1,83 +1,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
 import pytest
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.video import RecordEpisodes, ever_fewer
+from kart_rewards.video import VideoWriter, to_gif
 
 
-class Shades(gym.Env):
-    """Ends after ``length`` steps, and shows a picture that brightens."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
-    render_mode = "rgb_array"
-    observation_space = gym.spaces.Discrete(1)
-    action_space = gym.spaces.Discrete(1)
-
-    def __init__(self, length: int = 10) -> None:
-        self.length = length
-
-    def reset(self, **_: Any) -> tuple[int, dict[str, Any]]:
-        self.steps = 0
-        return 0, {}
-
-    def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        return 0, 0.0, self.steps == self.length, False, {}
-
-    def render(self) -> Any:
-        return np.full((224, 256, 3), self.steps * 20, np.uint8)
+def shades(path: Path, count: int) -> None:
+    """A video that brightens from picture to picture."""
+    with VideoWriter(path, frames_per_second=15) as writer:
+        for i in range(count):
+            writer.append(np.full((224, 256, 3), i * 10, np.uint8))
 
 
-def play(env: gym.Env, episodes: int) -> None:
-    for _ in range(episodes):
-        env.reset()
-        while not env.step(0)[2]:
-            pass
+def test_a_video_holds_the_pictures_in_their_order(tmp_path: Path) -> None:
+    shades(tmp_path / "made" / "video.mp4", 20)
+    reader = imageio.get_reader(tmp_path / "made" / "video.mp4")
+    assert reader.get_meta_data()["fps"] == 15
+    assert reader.get_meta_data()["size"] == (256, 224)
+    means = [frame.mean() for frame in reader.iter_data()]
+    assert np.allclose(means, [i * 10 for i in range(20)], atol=4)
 
 
-def test_chosen_episodes_become_files_of_a_frame_a_step(tmp_path: Path) -> None:
-    env = RecordEpisodes(Shades(), tmp_path / "videos", lambda episode: episode != 1)
-    play(env, 3)
-    env.close()
-    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == ["episode-0.mp4", "episode-2.mp4"]
-    video = imageio.get_reader(tmp_path / "videos" / "episode-0.mp4")
-    assert video.get_meta_data()["fps"] == 15
-    brightness = [frame.mean() for frame in video.iter_data()]
-    assert len(brightness) == 11
-    assert brightness == sorted(brightness)
+def test_a_gif_is_made_of_a_video(tmp_path: Path) -> None:
+    shades(tmp_path / "video.mp4", 15)
+    to_gif(tmp_path / "video.mp4", tmp_path / "video.gif", frames_per_second=5, width=128)
+    pictures = imageio.mimread(tmp_path / "video.gif")
+    assert len(pictures) == 5, "one second"
+    assert pictures[0].shape[:2] == (112, 128)
+    means = [picture[..., :3].mean() for picture in pictures]
+    assert means == sorted(means)
+    assert means[-1] - means[0] > 80
 
 
-def test_an_episode_that_is_cut_short_is_a_whole_file(tmp_path: Path) -> None:
-    env = RecordEpisodes(Shades(), tmp_path, lambda episode: True)
-    env.reset()
-    env.step(0)
-    env.close()
-    assert len(list(imageio.get_reader(tmp_path / "episode-0.mp4").iter_data())) == 2
-
-
-def test_a_later_run_goes_on_counting(tmp_path: Path) -> None:
-    for _ in range(2):
-        env = RecordEpisodes(Shades(), tmp_path, lambda episode: True)
-        play(env, 1)
-        env.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["episode-0.mp4", "episode-1.mp4"]
+def test_a_gif_may_show_the_beginning_alone(tmp_path: Path) -> None:
+    shades(tmp_path / "video.mp4", 15)
+    to_gif(tmp_path / "video.mp4", tmp_path / "video.gif", frames_per_second=5, seconds=0.4)
+    assert len(imageio.mimread(tmp_path / "video.gif")) == 2
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    env = RecordEpisodes(Shades(), tmp_path / "file" / "videos", lambda episode: True)
-    with pytest.raises(KartRewardsError, match=r"episode-0\.mp4: can't be written"):
-        env.reset()
+    with pytest.raises(KartRewardsError, match="can't be written"):
+        VideoWriter(tmp_path / "file" / "video.mp4", 15)
 
 
-def test_ever_fewer() -> None:
-    assert [episode for episode in range(4001) if ever_fewer(episode)] == [
-        *(n**3 for n in range(10)), 1000, 2000, 3000, 4000
-    ]  # fmt: skip
+def test_a_video_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_text("no video")
+    with pytest.raises(KartRewardsError, match=r"video\.gif: can't be made of .*video\.mp4: .*Invalid data"):
+        to_gif(tmp_path / "video.mp4", tmp_path / "video.gif", frames_per_second=5)

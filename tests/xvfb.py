@@ -80,7 +80,7 @@ class Display:
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
     """Waits until a condition holds; fails if it does not come to it."""
-    for _ in range(400):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)

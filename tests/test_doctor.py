@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stable_retro
+from conftest import tiny_rom
+
+from kart_rewards import doctor
+from kart_rewards.doctor import diagnose
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.integrations import INTEGRATIONS
+
+GAME, RETAIL_GAME = "HomebrewKart-Snes", "MarioKart-Snes"
+Diagnose = Callable[..., tuple[bool, list[str]]]
+
+
+@pytest.fixture
+def games(tmp_path: Path) -> Path:
+    """A folder of integrations to spoil, with a copy of HomebrewKart."""
+    shutil.copytree(INTEGRATIONS / GAME, tmp_path / "games" / GAME)
+    return tmp_path / "games"
+
+
+@pytest.fixture
+def examine(games: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Diagnose:
+    """Runs the doctor in this process, with no more random play than an episode. Returns the verdict and the lines."""
+    monkeypatch.setattr(doctor, "_SECONDS_TO_PLAY", 0.0)
+    monkeypatch.setattr(doctor, "_MOST_SECONDS_TO_PLAY", 1.0)
+
+    def examine(name: str | None = GAME) -> tuple[bool, list[str]]:
+        passed = diagnose(name, games)
+        return passed, capsys.readouterr().out.splitlines()
+
+    return examine
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def failures(lines: list[str]) -> list[str]:
+    """What failed, up to the colon."""
+    return [line[6:].partition(": ")[0] for line in lines if line.startswith("FAIL  ")]
+
+
+def the(lines: list[str], start: str) -> str:
+    [line] = [line for line in lines if line.startswith(start)]
+    return line
+
+
+def run(*arguments: object, folder: Path, ordinary_user: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs the command; as root's, without root's right to open whatever is locked, if ``ordinary_user``."""
+    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if ordinary_user and not os.geteuid() else []
+    command = [*prefix, sys.executable, "-m", "kart_rewards", "doctor", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def test_the_command_passes_a_sound_game_and_passes_over_one_without_rom(games: Path, tmp_path: Path) -> None:
+    (games / RETAIL_GAME).mkdir()
+    for name in ("data.json", "scenario.json", "metadata.json", "rom.sha"):
+        shutil.copy(INTEGRATIONS / RETAIL_GAME / name, games / RETAIL_GAME)
+    done = run("--integrations-path", games, folder=tmp_path)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert failures(lines) == []
+    assert the(lines, f"--    {RETAIL_GAME}") == (
+        f"--    {RETAIL_GAME}: has no ROM -> python -m kart_rewards import PATH --integrations-path {games}"
+    )
+    assert "stable-retro 1." in the(lines, "ok    versions: Python 3.")
+    assert "SHA-1 19337e286861c9f910bc968c8544278ba2d0bba1" in the(lines, "ok    ROM: rom.sfc")
+    assert the(lines, "ok    data.json") == "ok    data.json: 16 variables"
+    assert "terms: wall checkpoint terrain time backwards" in the(lines, "ok    scenario.json")
+    assert "Level1, Level2, Level3, Level4, Level5: loaded" in the(lines, "ok    start states")
+    assert len([line for line in lines if line.startswith("ok    check ")]) == 14
+    assert "all rewards finite" in the(lines, "ok    random play: from Level1, an episode of")
+    assert " steps/s, " in the(lines, "ok    speed: ")
+    assert lines[-1].startswith("pass: 27 ok")
+    assert done.returncode == 0
+
+    done = run(RETAIL_GAME, "--integrations-path", games, folder=tmp_path)
+    lines = done.stdout.splitlines()
+    assert failures(lines) == ["ROM", "start states"]
+    assert "has no ROM" in the(lines, "FAIL  ROM")
+    assert f"python -m kart_rewards import PATH --integrations-path {games}" in the(lines, "FAIL  ROM")
+    assert f"python -m kart_rewards state {RETAIL_GAME} start --play --default" in the(lines, "FAIL  start states")
+    assert the(lines, "ok    data.json")  # what can be checked without a ROM still is
+    assert the(lines, "ok    scenario.json")
+    assert "for want of the right ROM" in the(lines, "--    emulator, start states, checks, random play, speed")
+    assert lines[-1].startswith("FAIL: ")
+    assert done.returncode == 1
+
+
+def test_an_unknown_game_is_a_wrong_command(tmp_path: Path) -> None:
+    done = run("HomebrewCart-Snes", folder=tmp_path)
+    assert done.returncode == 2
+    assert "unknown game 'HomebrewCart-Snes': did you mean 'HomebrewKart-Snes'?" in done.stderr
+
+
+def test_no_game_with_a_rom_is_a_failure(examine: Diagnose, games: Path) -> None:
+    (games / GAME / "rom.sfc").unlink()
+    passed, lines = examine(None)
+    assert not passed
+    assert the(lines, "--    HomebrewKart-Snes: has no ROM")
+    assert failures(lines) == ["games"]
+
+
+def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, games: Path, tiny_state: bytes) -> None:
+    folder = games / GAME
+    level = (folder / "Level1.state").read_bytes()
+    (folder / "Foreign.state").write_bytes(gzip.compress(tiny_state))
+    (folder / "Truncated.state").write_bytes(level[: len(level) // 2])
+    (folder / "Cut.state").write_bytes(gzip.compress(gzip.decompress(level)[:300_000]))
+    shutil.copy(stable_retro.data.get_file_path("Airstriker-Genesis-v0", "Level1.state"), folder / "Genesis.state")
+    edit(folder / "metadata.json", lambda metadata: metadata.update(default_state="Level9"))
+    edit(folder / "scenario.json", lambda scenario: scenario["kart_rewards"]["rewards"].update(top_sped=3))
+    info = json.loads((folder / "data.json").read_text())["info"]
+    info["kart_y"]["address"] = 99_999_999
+    info["speed"]["address"] += 100  # where nothing changes
+    info["race_minutes"]["address"] = 136  # kart_x
+    (folder / "data.json").write_text(json.dumps({"info": info}))
+
+    passed, lines = examine()
+    assert not passed
+    assert failures(lines) == [
+        "scenario.json",
+        "default state",
+        "variable kart_y",
+        "start state Cut",
+        "start state Genesis",
+        "start state Truncated",
+        "start state Foreign",
+        "check race_minutes == 0 and race_seconds < 60 and race_centiseconds < 100",
+        "check speed > before.speed + 100, holding B",
+    ]
+    assert "there is no reward term 'top_sped' in this run; there are wall, checkpoint" in the(lines, "FAIL  scenario")
+    assert "Level9.state: no such start state of HomebrewKart-Snes; it has Cut, Foreign" in the(lines, "FAIL  default")
+    assert "lies outside memory" in the(lines, "FAIL  variable kart_y")
+    for state in ("Cut", "Genesis"):
+        assert "the emulator refuses it: it is damaged, or another console's" in the(
+            lines, f"FAIL  start state {state}"
+        )
+    assert "is not a save state" in the(lines, "FAIL  start state Truncated")
+    again = f"python -m kart_rewards state {GAME} Foreign --play --overwrite --integrations-path {games}"
+    assert the(lines, "FAIL  start state Foreign").endswith(f"it is another ROM's -> make it again: {again}")
+    speed = the(lines, "FAIL  check speed")
+    assert "does not hold within 900 frames; at last speed 0, before.speed 0 -> correct data.json: python" in speed
+    assert str(games) + "/" not in speed
+    assert the(lines, "ok    start states: Level1, Level2, Level3, Level4, Level5")
+    assert the(lines, "--    check kart_x != before.kart_x").endswith("it reads kart_y, see above")
+    assert the(lines, "ok    check laps == 127: laps 127")
+    assert the(lines, "ok    check race_seconds > before.race_seconds, holding B: on frame ")
+    assert the(lines, "--    random play, speed: not checked")
+
+
+def test_decimals_that_are_none_are_told(examine: Diagnose, games: Path) -> None:
+    edit(games / GAME / "data.json", lambda data: data["info"]["race_minutes"].update(address=140))  # kart_y, 0xC3F
+    passed, lines = examine()
+    assert not passed
+    assert "is not binary-coded decimal (<d2)" in the(lines, "FAIL  variable race_minutes")
+
+
+def test_a_frame_counter_that_does_not_count(examine: Diagnose, games: Path) -> None:
+    edit(games / GAME / "data.json", lambda data: data["info"]["current_frame"].update(address=0x7E1F38))
+    passed, lines = examine()
+    assert not passed
+    assert failures(lines) == ["start states", "check current_frame == (before.current_frame + 1) % 65536"]
+    assert "current_frame counts in none of Level1, Level2" in the(lines, "FAIL  start states")
+    assert "does not hold within 1 frame; at last current_frame 0, before.current_frame 0" in the(lines, "FAIL  check")
+    assert the(lines, "ok    check speed > before.speed + 100, holding B")
+
+
+def test_a_wrong_rom_and_damaged_files(examine: Diagnose, games: Path) -> None:
+    (games / GAME / "rom.sfc").write_bytes(tiny_rom())
+    (games / GAME / "data.json").write_text('{"info": {')
+    passed, lines = examine()
+    assert not passed
+    assert failures(lines) == ["ROM", "data.json"]
+    assert "is not the ROM that HomebrewKart-Snes needs: its SHA-1 is" in the(lines, "FAIL  ROM: rom.sfc")
+    assert the(lines, "FAIL  data.json").startswith("FAIL  data.json: is not JSON: ")
+    assert the(lines, "ok    scenario.json")
+
+
+def test_without_data_json_the_emulator_and_the_states_are_checked(examine: Diagnose, games: Path) -> None:
+    (games / GAME / "data.json").unlink()
+    shutil.copy(games / GAME / "rom.sfc", games / GAME / "Level9.state")
+    passed, lines = examine()
+    assert not passed
+    assert failures(lines) == ["data.json", "start state Level9"]
+    assert the(lines, "ok    emulator: Snes, 224 rows x 256 columns, 60.1 frames/s")
+    assert the(lines, "ok    start states: Level1, Level2, Level3, Level4, Level5: loaded, and the game runs on")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("1 / (ram.speed < 200)", "raised ZeroDivisionError: division by zero at mine.py:4: return 1 / (ram.speed <"),
+        ("float('nan')", "returned nan, not a finite number"),
+    ],
+)
+def test_a_term_that_fails_at_play(examine: Diagnose, games: Path, body: str, message: str) -> None:
+    source = f"from kart_rewards import reward_term\n@reward_term()\ndef moody(ram):\n    return {body}\n"
+    (games / GAME / "mine.py").write_text(source)
+    edit(
+        games / GAME / "scenario.json",
+        lambda scenario: scenario["kart_rewards"].update(modules=["mine.py"], rewards={"moody": 1}),
+    )
+    passed, lines = examine()
+    assert not passed
+    assert failures(lines) == ["random play"]
+    assert the(lines, "FAIL  random play: 'moody' (mine.py:2) ")
+    assert message in the(lines, "FAIL  random play")
+    assert the(lines, "--    speed: not measured")
+    assert examine()[0] is False  # the emulator was closed, so that there can be another
+
+
+def test_checks_that_can_not_be_made(examine: Diagnose, games: Path) -> None:
+    checks: list[Any] = [
+        {"expect": "lap == 127"},
+        {"expect": "laps = 127"},
+        {"expect": "laps == 127", "hold": "B+C"},
+        {"expect": "1 // speed == 1"},
+        {"expect": "laps == 128"},
+        {"expect": "laps == 127"},
+    ]
+    edit(games / GAME / "scenario.json", lambda scenario: scenario["kart_rewards"].update(checks=checks))
+    passed, lines = examine()
+    assert not passed
+    faults = [line for line in lines if line.startswith("FAIL  check")]
+    for fault, message in zip(
+        faults,
+        (
+            "FAIL  check: 'lap == 127' names no RAM variable 'lap'. Did you mean 'laps'?",
+            "FAIL  check: 'laps = 127' is not a condition (write == to compare) -> correct it in scenario.json",
+            "FAIL  check: laps == 127, holding B+C, line 1: this console has no button 'C'",
+            "FAIL  check 1 // speed == 1: '1 // speed == 1' can't be worked out: ",
+            "FAIL  check laps == 128: does not hold: laps 127 -> correct data.json: ",
+        ),
+        strict=True,
+    ):
+        assert fault.startswith(message)
+    assert the(lines, "ok    check laps == 127")
+
+    edit(games / GAME / "scenario.json", lambda scenario: scenario["kart_rewards"].update(checks=["laps == 127"]))
+    passed, lines = examine()
+    assert not passed
+    assert failures(lines) == ["checks in scenario.json"]
+
+
+def test_a_game_of_another_console_without_checks_or_data_of_ours(examine: Diagnose, games: Path) -> None:
+    shipped = Path(stable_retro.data.get_file_path("Airstriker-Genesis-v0", "rom.md")).parent
+    shutil.copytree(shipped, games / "Airstriker-Genesis-v0")
+    passed, lines = examine("Airstriker-Genesis-v0")
+    assert not passed
+    assert failures(lines) == ["scenario.json"]  # without a word of ours, it asks for the kart game's terms
+    assert "which data.json does not define; it defines gameover, lives, score" in the(lines, "FAIL  scenario.json")
+    edit(
+        games / "Airstriker-Genesis-v0" / "scenario.json",
+        lambda scenario: scenario.update(kart_rewards={"rewards": {}, "done": []}),
+    )
+    passed, lines = examine("Airstriker-Genesis-v0")
+    assert passed
+    assert the(lines, "ok    emulator: Genesis, 224 rows x 320 columns, 59.9 frames/s")
+    assert 'declare "checks" in scenario.json' in the(lines, "warn  variables: 3 read in Level1")
+    assert " to note" in lines[-1]
+
+
+@pytest.mark.skipif(not os.geteuid() and not shutil.which("setpriv"), reason="root opens everything")
+def test_what_may_not_be_read_is_told(games: Path, tmp_path: Path) -> None:
+    locked = [games / GAME / name for name in ("data.json", "Level2.state")]
+    try:
+        for path in locked:
+            path.chmod(0)
+        done = run(GAME, "--integrations-path", games, folder=tmp_path, ordinary_user=True)
+        lines = done.stdout.splitlines()
+        assert failures(lines) == ["data.json", "start state Level2"]
+        assert "Permission denied" in the(lines, "FAIL  data.json")
+        assert "Permission denied" in the(lines, "FAIL  start state Level2")
+        (games / GAME).chmod(0)
+        done = run(GAME, "--integrations-path", games, folder=tmp_path, ordinary_user=True)
+        lines = done.stdout.splitlines()
+        assert failures(lines) == ["folder"]
+        assert "Permission denied" in the(lines, "FAIL  folder")
+        assert the(lines, "--    all else")
+        assert done.returncode == 1
+        assert done.stderr == ""
+    finally:
+        for path in (games / GAME, *locked):
+            path.chmod(0o700)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk")
+def test_a_small_disk_is_noted_and_fails_nothing(
+    examine: Diagnose, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (games / GAME / "rom.sfc").unlink()  # so that it is quick
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)  # noqa: S607
+    try:
+        monkeypatch.chdir(disk)
+        _, lines = examine()
+    finally:
+        monkeypatch.chdir(tmp_path)
+        subprocess.run(["umount", disk], check=True)  # noqa: S607
+    assert the(lines, "warn  disk here: 0.1 of 0.1 GiB free; training takes up to 1 -> train elsewhere: --runs-path")
+    assert failures(lines) == ["ROM"]
+
+
+def test_options_for_consoles_that_the_defaults_do_not_fit(tiny_rom_path: Path) -> None:
+    machine = doctor.Machine(tiny_rom_path)
+    assert machine.fitting_options() == {}
+    machine.buttons = ["BUTTON", None, "SELECT", "RESET", "UP", "DOWN", "LEFT", "RIGHT"]  # of an Atari 2600
+    assert machine.fitting_options() == {"action_mode": "multi-discrete"}
+
+
+def test_a_rom_that_no_emulator_starts(tmp_path: Path) -> None:
+    (tmp_path / "rom.sfc").write_bytes(b"")
+    with pytest.raises(KartRewardsError, match=r"rom\.sfc: the emulator did not start"):
+        doctor.Machine(tmp_path / "rom.sfc")

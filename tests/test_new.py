@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import gc
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import stable_retro
+from conftest import tiny_rom
+from stable_retro.data import EMU_INFO, Integrations
+
+from kart_rewards import KartRewardsError, ObservationConfig, doctor, make_env
+from kart_rewards.doctor import diagnose
+from kart_rewards.integrations import find_game, import_roms
+from kart_rewards.new import scaffold
+
+ROM = tiny_rom()
+FILES = {".gitignore", "data.json", "metadata.json", "rewards.py", "rom.sha", "scenario.json", "test_rewards.py"}
+
+
+@pytest.fixture
+def games(tmp_path: Path) -> Path:
+    (tmp_path / "games").mkdir()
+    return tmp_path / "games"
+
+
+@pytest.fixture
+def rom(tmp_path: Path) -> Path:
+    """The do-nothing ROM, as an old copier left it."""
+    (tmp_path / "dump.smc").write_bytes(bytes(512) + ROM)
+    return tmp_path / "dump.smc"
+
+
+@pytest.fixture
+def airstriker() -> Path:
+    """The free game that stable-retro brings."""
+    return Path(stable_retro.data.get_file_path("Airstriker-Genesis-v0", "rom.md"))
+
+
+def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=folder
+    )
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_command_makes_a_folder_and_says_what_is_next(games: Path, rom: Path) -> None:
+    done = run("-m", "kart_rewards", "new", "Tiny-Snes", rom, "--integrations-path", games)
+    assert done.returncode == 0, done.stderr
+    folder = games / "Tiny-Snes"
+    assert names(folder) == FILES | {"rom.sfc"}
+    assert find_game("Tiny-Snes", games).rom().read_bytes() == ROM
+    sha1 = hashlib.sha1(ROM, usedforsecurity=False).hexdigest()
+    assert done.stdout.startswith(f"made {folder}\n")
+    assert f"ROM: 32 KiB, without its copier's header of 512 bytes, SHA-1 {sha1}\n" in done.stdout
+    for command in ("state Tiny-Snes start --play --default", "search Tiny-Snes", "doctor Tiny-Snes"):
+        assert f"python -m kart_rewards {command} --integrations-path {games}\n" in done.stdout
+    assert f"--env-id Tiny-Snes --integrations-path {games}" in done.stdout
+
+    (folder / "rewards.py").write_text("# mine\n")
+    done = run("-m", "kart_rewards", "new", "Tiny-Snes", rom, "--integrations-path", games)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {folder}: is there already, and stays as it is; choose another name\n"
+    assert (folder / "rewards.py").read_text() == "# mine\n"
+
+
+def test_every_console_that_stable_retro_emulates(games: Path, tmp_path: Path) -> None:
+    (tmp_path / "board.zip").write_bytes(zipped(tmp_path, {"chip1.u7": b"an arcade board", "chip2.u8": b"'s ROMs"}))
+    for console, info in EMU_INFO.items():
+        if console == "FBNeo":
+            rom = tmp_path / "board.zip"
+        else:
+            rom = tmp_path / f"cartridge.{info['ext'][-1]}"
+            rom.write_bytes((b"NES\x1a" + bytes(12) if console == "Nes" else b"") + console.encode() * 100)
+        scaffold(f"Game-{console}", rom, games)
+        Integrations.add_custom_path(str(games))
+        try:
+            path = stable_retro.data.get_original_romfile_path(f"Game-{console}", Integrations.CUSTOM_ONLY)
+            assert stable_retro.get_romfile_system(path) == console
+            assert (
+                stable_retro.data.verify_hash(f"Game-{console}", Integrations.CUSTOM_ONLY) == [] or console == "FBNeo"
+            )
+        finally:
+            Integrations.clear_custom_paths()
+        assert find_game(f"Game-{console}", games).rom() == Path(path)
+        assert Path(path).read_bytes() == rom.read_bytes()
+        assert Path(path).name in (games / f"Game-{console}" / ".gitignore").read_text()
+        [(_, what, game)] = import_roms([rom], games)
+        assert game == f"Game-{console}"
+        assert "there already" in what
+    assert Path(path).parent.parent == games
+    assert (games / "Game-FBNeo" / "board.zip").is_file()
+
+
+def zipped(tmp_path: Path, files: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return (tmp_path / "packed.zip").read_bytes()
+
+
+def test_the_console_follows_from_the_rom(games: Path, rom: Path, tmp_path: Path) -> None:
+    assert f"made {games}/Tiny-Snes\n" in scaffold("Tiny", rom, games)
+    zipped(tmp_path, {"read me.txt": b"hello", "folder/game.md": b"a ROM"})
+    assert f"made {games}/Packed-Genesis\n" in scaffold("Packed", tmp_path / "packed.zip", games)
+    assert find_game("Packed-Genesis", games).rom().read_bytes() == b"a ROM"
+    (tmp_path / "dump.bin").write_bytes(b"whose ROM is this?")
+    assert f"made {games}/Known-Genesis-v1\n" in scaffold("Known-Genesis-v1", tmp_path / "dump.bin", games)
+    assert find_game("Known-Genesis-v1", games).rom().name == "rom.md"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("my game", "dump.sfc", "'my game' can't be a game's name: use letters, digits and _"),
+        ("../Tiny-Snes", "dump.sfc", "can't be a game's name"),
+        ("Tiny-SNES", "dump.sfc", "'Tiny-SNES': end the game's name in its console, which is one of -32x, -Atari2600,"),
+        ("Tiny", "dump.bin", "'Tiny': end the game's name in its console"),
+        ("Tiny-Genesis", "dump.sfc", r"ends in Genesis, and dump.sfc is a ROM for Snes by its name: which is it\?"),
+        ("Tiny-Snes", "empty.sfc", "empty.sfc: is empty, so it is no ROM"),
+        ("Tiny-Snes", "folder", "folder: can't be read: Is a directory"),
+        ("Tiny-Snes", "lost.sfc", "lost.sfc: can't be read: No such file or directory"),
+        ("Tiny-Snes", "broken.zip", "broken.zip: can't be read: File is not a zip file"),
+        ("Tiny", "two.zip", "must hold the ROM of one console, and holds a.sfc, b.md. Unpack it"),
+        ("Tiny", "none.zip", "and holds none. .* if it is an arcade game's, end the game's name in -FBNeo"),
+    ],
+)
+def test_what_will_not_do_is_told_and_leaves_nothing(
+    games: Path, tmp_path: Path, name: str, file: str, message: str
+) -> None:
+    for path, content in (("dump.sfc", ROM), ("dump.bin", ROM), ("empty.sfc", b""), ("broken.zip", b"PK")):
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "two.zip").write_bytes(zipped(tmp_path, {"a.sfc": ROM, "b.md": ROM}))
+    (tmp_path / "none.zip").write_bytes(zipped(tmp_path, {"notes.txt": b"hello"}))
+    with pytest.raises(KartRewardsError, match=message):
+        scaffold(name, tmp_path / file, games)
+    assert names(games) == set()
+
+
+def test_a_folder_of_games_is_made_if_need_be(rom: Path, tmp_path: Path) -> None:
+    scaffold("Tiny-Snes", rom, tmp_path / "my" / "games")
+    assert find_game("Tiny-Snes", tmp_path / "my" / "games").rom()
+    with pytest.raises(KartRewardsError, match=r"games/Tiny-Snes: can't be made: Not a directory"):
+        scaffold("Tiny-Snes", rom, rom / "games")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk")
+def test_a_full_disk_is_told_and_keeps_nothing(rom: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=44k", "tmpfs", disk], check=True)  # noqa: S607
+    try:
+        with pytest.raises(KartRewardsError, match=r"disk/Tiny-Snes: can't be made: No space left on device"):
+            scaffold("Tiny-Snes", rom, disk)
+        assert names(disk) == set()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # noqa: S607
+        with pytest.raises(KartRewardsError, match=r"disk/Tiny-Snes: can't be made: Read-only file system"):
+            scaffold("Tiny-Snes", rom, disk)
+    finally:
+        subprocess.run(["umount", disk], check=True)  # noqa: S607
+
+
+def test_from_nothing_to_training(
+    games: Path, airstriker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaffold("Mine-Genesis", airstriker, games)
+    folder = games / "Mine-Genesis"
+    done = run("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", folder)
+    assert " passed" in done.stdout, done.stdout + done.stderr
+
+    monkeypatch.setattr(doctor, "_SECONDS_TO_PLAY", 0.0)
+    monkeypatch.setattr(doctor, "_MOST_SECONDS_TO_PLAY", 0.2)
+    assert not diagnose("Mine-Genesis", games)
+    told = capsys.readouterr().out
+    where = f"--integrations-path {games}\n"
+    assert "FAIL  start states: none yet -> " in told
+    assert f"-> python -m kart_rewards state Mine-Genesis start --play --default {where}" in told
+    assert f"warn  data.json: no variables yet -> python -m kart_rewards search Mine-Genesis {where}" in told
+    assert told.count("FAIL  ") == 1
+
+    play_plainly(games)  # from power-on
+    emulator = stable_retro.RetroEmulator(str(folder / "rom.md"))
+    for _ in range(300):
+        emulator.step()
+    (folder / "start.state").write_bytes(gzip.compress(emulator.get_state()))
+    (folder / "metadata.json").write_text(json.dumps({"default_state": "start"}))
+    del emulator
+    play_plainly(games)
+    assert diagnose("Mine-Genesis", games)
+    assert capsys.readouterr().out.count("warn  data.json: no variables yet") == 1
+
+    observation = ObservationConfig(crop=None)
+    env = make_env("Mine-Genesis", integrations=games, observation=observation, action_mode="multi-discrete")
+    try:
+        env.reset(seed=1)
+        assert env.step(env.action_space.sample())[4]["reward_terms"] == {"survival": 4.0}
+    finally:
+        env.close()
+
+    (folder / "data.json").write_text(json.dumps({"info": {"lives": {"address": 16712282, "type": ">u2"}}}))
+    done = run("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", folder)
+    assert " passed" in done.stdout, done.stdout + done.stderr  # the unit test bears with variables
+
+
+def play_plainly(games: Path) -> None:
+    """Plays the game in plain stable-retro."""
+    gc.collect()
+    Integrations.add_custom_path(str(games))
+    try:
+        env = stable_retro.make("Mine-Genesis", inttype=Integrations.CUSTOM_ONLY, render_mode="rgb_array")
+        env.reset()
+        assert env.step(env.action_space.sample())[0].shape == (224, 320, 3)
+        env.close()
+    finally:
+        Integrations.clear_custom_paths()
+
+
+def test_the_trainer_trains_it(games: Path, airstriker: Path, tmp_path: Path) -> None:
+    told = scaffold("Mine-Genesis", airstriker, games)
+    shutil.copy(airstriker.parent / "Level1.state", games / "Mine-Genesis")
+    (games / "Mine-Genesis" / "metadata.json").write_text(json.dumps({"default_state": "Level1"}))
+    command = told[told.index("ppo_continuous_single_file.py") :].replace("\\\n", " ").split()
+    script = Path(__file__).parent.parent / command[0]
+    small = ["--total-timesteps", "64", "--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2"]
+    done = run(script, *command[1:], *small, "--runs-path", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").glob("*/agent.pt"))) == 1
