@@ -46,6 +46,7 @@ from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import (
     Contestant,
+    Episode,
     Evaluator,
     Policy,
     Summary,
@@ -146,7 +147,7 @@ class EnvOptions:
     stack: int = 4
     """How many observations to stack."""
     random_start_steps: int = 0
-    """Begin each episode with 0 to this many steps of random actions, unscored."""
+    """Begin each episode with 0 to this many steps of random driving, unscored."""
     max_episode_steps: int | None = None
     """Agent steps after which an episode is truncated. By default as many as make 12,000 emulated frames (200 s)."""
 
@@ -974,7 +975,6 @@ def options_of(checkpoint: dict[str, Any]) -> Args:
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
-@dataclass(frozen=True)
 class AgentPolicy:
     """Makes an agent's policy where it plays: in a process that evaluates, or beside a window.
 
@@ -983,20 +983,23 @@ class AgentPolicy:
         deterministic: Take the likeliest action; else draw one, as in training, by the episode's seed.
     """
 
-    weights: dict[str, Tensor]
-    deterministic: bool
+    def __init__(self, weights: dict[str, Tensor], deterministic: bool) -> None:
+        self.weights = weights
+        self.deterministic = deterministic
+        self._agent: Agent | None = None
 
     def __call__(self, env: KartEnv, state: str, seed: int) -> Policy:
-        torch.set_num_threads(1)  # these processes play side by side
-        agent = Agent(env.observation_space, env.action_space)
-        load_agent(agent, self.weights)
+        if self._agent is None:
+            torch.set_num_threads(1)  # such processes play side by side
+            self._agent = Agent(env.observation_space, env.action_space)
+            load_agent(self._agent, self.weights)
         torch.manual_seed(seed)
+        return self._act
 
-        @torch.no_grad()
-        def policy(env: KartEnv, observation: np.ndarray) -> np.ndarray:
-            return agent.act(torch.as_tensor(observation)[None], self.deterministic)[0].numpy()
-
-        return policy
+    @torch.no_grad()
+    def _act(self, env: KartEnv, observation: np.ndarray) -> np.ndarray:
+        assert self._agent
+        return self._agent.act(torch.as_tensor(observation)[None], self.deterministic)[0].numpy()
 
 
 def evaluate_agent(evaluator: Evaluator, agent: Agent, args: Args, video_folder: Path | None) -> Summary:
@@ -1019,45 +1022,57 @@ def evaluation_score(summary: Summary) -> list[float]:
 
 
 def evaluate_checkpoints(args: Args) -> None:
-    """Evaluates trained agents, deterministic and drawing their actions, against the scripted drivers.
+    """Evaluates trained agents, with the likeliest actions and with drawn ones, beside the scripted drivers.
 
-    Prints tables and writes them, and each episode, to evaluation.json beside the first checkpoint.
+    Prints tables and writes them, and each episode, to evaluation.json beside the first agent.
+
+    Raises:
+        KartRewardsError: An agent can't be read, or was trained in another environment than the first.
     """
     paths = [Path(path) for path in args.eval.evaluate]
+    contents = [load_agent_file(path) for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        if content["options"]["env"] != contents[0]["options"]["env"]:
+            raise KartRewardsError(
+                f"{path}: was trained with other environment options than {paths[0]}: evaluate it by itself"
+            )
     states = args.eval.eval_states or tuple(find_game(args.env.env_id, args.env.games).states())
     options = args.env.of_kart_env()
     scripted = drivers(options)
-    print(left_out(scripted, states), end="")
-    output = paths[0].parent / "evaluation.json"
-    report: dict[str, Any] = {"game": args.env.env_id, "eval_seed": args.eval.eval_seed, "agents": []}
-    summaries = []
+    if text := left_out(scripted, states):
+        print(text)
+    played = 0
+
     with Evaluator() as evaluator:
-        for path in paths:
-            content = load_agent_file(path)
-            agents = [
-                Contestant(f"agent, {how}", AgentPolicy(content["agent"], how == "deterministic"), options)
-                for how in ("deterministic", "sampled")
-            ]
+
+        def play(contestants: Sequence[Contestant]) -> list[Episode]:
+            nonlocal played
             episodes = []
-            for episode in evaluator.play([*agents, *scripted], states, **args.of_evaluation()):
+            for episode in evaluator.play(contestants, states, **args.of_evaluation()):
                 episodes.append(episode)
-                print(f"\r{len(episodes)} episodes played", end="", flush=True)
-            summaries.append(summarise(episodes))
-            seed = content["options"]["run"]["seed"]
-            print(f"\r{path}: seed {seed}, {content['steps']:,} steps, on {args.env.env_id}\n{table(summaries[-1])}\n")
-            played = [asdict(episode) for episode in episodes]
-            report["agents"].append(
-                {
-                    "file": str(path),
-                    "seed": seed,
-                    "steps": content["steps"],
-                    "summary": summaries[-1],
-                    "episodes": played,
-                }
-            )
+                played += 1
+                print(f"\r{played} episodes played", end="", flush=True)
+            return episodes
+
+        of_drivers = play(scripted)
+        agents, summaries = [], []
+        for path, content in zip(paths, contents, strict=True):
+            ways = {"agent, likeliest": True, "agent, drawn": False}
+            policies = [
+                Contestant(way, AgentPolicy(content["agent"], likeliest), options) for way, likeliest in ways.items()
+            ]
+            episodes = play(policies) + of_drivers
+            summary = summarise(sorted(episodes, key=lambda episode: states.index(episode.state)))
+            seed, steps = content["options"]["run"]["seed"], content["steps"]
+            print(f"\r{path}: {args.env.env_id}, {steps:,} steps with seed {seed}\n{table(summary)}\n")
+            summaries.append(summary)
+            agents.append({"file": str(path), "seed": seed, "steps": steps, "summary": summary})
+            agents[-1]["episodes"] = [asdict(episode) for episode in episodes]
+    report: dict[str, Any] = {"game": args.env.env_id, "eval_seed": args.eval.eval_seed, "agents": agents}
     if len(paths) > 1:
         report["across_seeds"] = across_seeds(summaries)
-        print(f"over {len(paths)} agents: median and quartiles\n{seeds_table(report['across_seeds'])}\n")
+        print(f"the {len(paths)} agents: median, and quartiles\n{seeds_table(report['across_seeds'])}\n")
+    output = paths[0].parent / "evaluation.json"
     write_json(output, report)
     print(f"wrote {output}")
 

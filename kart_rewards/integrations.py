@@ -139,7 +139,8 @@ class Game:
     def rom_path(self, suffix: str = ".sfc") -> Path:
         """Returns where the ROM lies, or is to lie: ``rom.sfc`` and the like, as stable-retro looks for it.
 
-        An arcade game's has the name that ``metadata.json`` gives as ``original_rom_name``: its core goes by that.
+        An arcade game's has the name that ``metadata.json`` gives as ``original_rom_name``: its core goes by that,
+        while stable-retro wants a ``rom.zip`` beside it.
 
         Args:
             suffix: What the name ends in, if neither a ROM that is there nor the game's own name tells.
@@ -231,8 +232,8 @@ def system_of(name: str) -> str | None:
     """Returns the console that a game's name ends in, as stable-retro calls it (``Snes``); None if it names none."""
     from stable_retro import data as retro_data
 
-    match = re.fullmatch(r".+-(\w+?)(-v\d+)?", name)
-    return match[1] if match and match[1] in retro_data.EMU_INFO else None
+    console = re.sub(r"-v\d+$", "", name).rpartition("-")[2]
+    return console if console in retro_data.EMU_INFO else None
 
 
 def rom_sha1(file: IO[bytes], skip: int = 0) -> tuple[str, int]:
@@ -406,7 +407,8 @@ def _place(name: str, file: IO[bytes], header: int, sha1: str, game: Game) -> st
         if other in game.rom_hashes():
             return f"is {game.name}'s ROM; another that its rom.sha allows stays in place: {target}"
         replaced = f" in place of another file (SHA-1 {other})"
-    _copy_rom(file, header, target)
+    for path in {target, target.with_name(f"rom{target.suffix}")}:  # which are two for arcade games
+        _copy_rom(file, header, path)
     note = " (512-byte copier header removed)" if header else ""
     return f"imported as {game.name}'s ROM: {target}{replaced}{note}"
 

@@ -71,7 +71,7 @@ def test_survival():
 '''
 
 _GITIGNORE = """# A ROM and its states belong to whoever owns the cartridge.
-{rom}
+{roms}
 *.state
 """
 
@@ -122,14 +122,15 @@ def scaffold(name: str, rom: Path, integrations: Path = INTEGRATIONS) -> str:
         if folder.exists():
             raise KartRewardsError(f"{folder}: is there already, and stays as it is; choose another name")
         was_there = integrations.exists()
-        file.seek(header)
         try:
             shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
             temporary.mkdir(parents=True)
             for path, content in _files(name, file_name, sha1).items():
                 (temporary / path).write_text(content, encoding="utf-8")
-            with (temporary / _rom_name(name, file_name)).open("wb") as copy:
-                shutil.copyfileobj(file, copy)
+            for rom_name in _rom_names(name, file_name):
+                file.seek(header)
+                with (temporary / rom_name).open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
             temporary.rename(folder)
         except OSError as error:
             raise KartRewardsError(f"{folder}: can't be made: {error.strerror}") from None
@@ -183,14 +184,14 @@ def _full_name(name: str, file_name: str) -> str:
     return name
 
 
-def _rom_name(name: str, file_name: str) -> str:
-    """What the ROM is called in the game's folder."""
+def _rom_names(name: str, file_name: str) -> list[str]:
+    """What the ROM is called in the game's folder; an arcade game's by its own name, too."""
     console = system_of(name)
-    if console == _ARCADE:
-        return file_name
+    assert console is not None
     extensions = EMU_INFO[console]["ext"]
     extension = Path(file_name).suffix.lower().removeprefix(".")
-    return f"rom.{extension if extension in extensions else extensions[0]}"
+    rom_name = f"rom.{extension if extension in extensions else extensions[0]}"
+    return [rom_name, file_name] if console == _ARCADE else [rom_name]
 
 
 def _files(name: str, file_name: str, sha1: str) -> dict[str, str]:
@@ -203,7 +204,7 @@ def _files(name: str, file_name: str, sha1: str) -> dict[str, str]:
         "metadata.json": _json({"original_rom_name": file_name} if system_of(name) == _ARCADE else {}),
         "rewards.py": _REWARDS.format(name=name),
         "test_rewards.py": _TEST,
-        ".gitignore": _GITIGNORE.format(rom=_rom_name(name, file_name)),
+        ".gitignore": _GITIGNORE.format(roms="\n".join(_rom_names(name, file_name))),
     }
 
 

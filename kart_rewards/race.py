@@ -49,7 +49,7 @@ def finished(ram: Any) -> bool:
 class RaceMetrics:
     """Objective metrics of one episode, so that runs with different reward terms compare.
 
-    The first lap is timed from the episode's first frame, as a race clock does. A lap counts once: driving back over
+    The first lap is timed from the start state, as a race clock does. A lap counts once: driving back over
     the line and forward again completes none.
 
     Args:
@@ -59,7 +59,7 @@ class RaceMetrics:
 
     def __init__(self, ram: Any, frames_per_second: float) -> None:
         self.frames_per_second = frames_per_second
-        self.frames = 0
+        self.frames = 0  # after a random start the environment adds its frames
         self.off_road_frames = 0
         self.wall_hits = 0
         self.lap_frames: list[int] = []
@@ -92,5 +92,5 @@ class RaceMetrics:
             summary["lap_time_seconds"] = sum(self.lap_frames) / len(self.lap_frames) / self.frames_per_second
             summary["best_lap_time_seconds"] = min(self.lap_frames) / self.frames_per_second
         if summary["finished"]:
-            summary["race_time_seconds"] = self._lap_started_at / self.frames_per_second
+            summary["race_time_seconds"] = sum(self.lap_frames[:LAPS_IN_A_RACE]) / self.frames_per_second
         return summary

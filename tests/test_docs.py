@@ -19,10 +19,15 @@ import kart_rewards
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "homebrew" / "README.md"]
-SHORT = "--total-timesteps 32 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 0"
+SHORT = (
+    "--total-timesteps 32 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 0 "
+    "--eval-interval 0"
+)
+SHORTENED = {"python ppo_": SHORT, "python -m kart_rewards ram": "", "python -m kart_rewards watch": "--seconds 1"}
 # Commands that stand for themselves elsewhere: CI runs them, or they need what a test has not.
 ELSEWHERE = ("pip install", "python3 -m venv", "tensorboard", "python -m kart_rewards import PATH", "python homebrew/",
-             "python benchmarks/", "apt-get", "pytest")  # fmt: skip
+             "python benchmarks/", "apt-get", "pytest", "torchrun", "python -m kart_rewards play",
+             "python -m kart_rewards state MarioKart-Snes", "python -m kart_rewards doctor MarioKart-Snes")  # fmt: skip
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -33,7 +38,7 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A folder where a page's files lie, with what commands refer to by relative paths."""
-    for name in ("integrations", "ppo_continuous_single_file.py"):
+    for name in ("agents", "integrations", "ppo_continuous_single_file.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
@@ -61,9 +66,18 @@ def test_the_examples_on_a_page_work(page: Path, workspace: Path) -> None:
             run([sys.executable, "-m", "pytest", "-q", name], workspace)
     for line in "".join(blocks(page, "bash")).splitlines():
         command = line.partition("  #")[0].strip()
-        if command.startswith(("python ppo_", "python -m kart_rewards ram")):
-            short = SHORT.split() if command.startswith("python ppo_") else []
-            run([sys.executable, *shlex.split(command)[1:], *short], workspace)
+        shortened = {
+            "python ppo_": SHORT,
+            "python -m kart_rewards ram": "",
+            "python -m kart_rewards watch": "--seconds 1",
+        }
+        short = next((short for start, short in shortened.items() if command.startswith(start)), None)
+        if short is not None:
+            if "watch" in command and "--output" not in command:  # the window has a test of its own
+                short += " --output drive.mp4"
+            if "--evaluate" in command:
+                short = "--eval-episodes 1 --eval-states Level1 --max-episode-steps 40"
+            run([sys.executable, *shlex.split(command)[1:], *short.split()], workspace)
         elif command:
             assert command.startswith(ELSEWHERE), f"nobody tests the command {command!r}"
 

@@ -283,10 +283,13 @@ def test_builder_refuses_grounds_that_look_alike_in_grey(monkeypatch: pytest.Mon
 
 
 def test_states_are_reproducible(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "homebrew" / "make_states.py"), "--out", str(tmp_path)]
+    remade = tmp_path / GAME.name
+    shutil.copytree(GAME, remade, ignore=shutil.ignore_patterns("*.state", "metadata.json"))
+    command = [sys.executable, str(ROOT / "homebrew" / "make_states.py"), "--integrations", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
+    assert json.loads((remade / "metadata.json").read_text()) == json.loads((GAME / "metadata.json").read_text())
     for course in COURSES:
-        made, kept = ((folder / f"{course['state']}.state").read_bytes() for folder in (tmp_path, GAME))
+        made, kept = ((folder / f"{course['state']}.state").read_bytes() for folder in (remade, GAME))
         # Another zlib may pack differently; what is packed must be the same.
         assert gzip.decompress(made) == gzip.decompress(kept)
 

@@ -87,9 +87,7 @@ def test_every_console_that_stable_retro_emulates(games: Path, tmp_path: Path) -
         try:
             path = stable_retro.data.get_original_romfile_path(f"Game-{console}", Integrations.CUSTOM_ONLY)
             assert stable_retro.get_romfile_system(path) == console
-            assert (
-                stable_retro.data.verify_hash(f"Game-{console}", Integrations.CUSTOM_ONLY) == [] or console == "FBNeo"
-            )
+            assert stable_retro.data.verify_hash(f"Game-{console}", Integrations.CUSTOM_ONLY) == []
         finally:
             Integrations.clear_custom_paths()
         assert find_game(f"Game-{console}", games).rom() == Path(path)
@@ -98,7 +96,6 @@ def test_every_console_that_stable_retro_emulates(games: Path, tmp_path: Path) -
         [(_, what, game)] = import_roms([rom], games)
         assert game == f"Game-{console}"
         assert "there already" in what
-    assert Path(path).parent.parent == games
     assert (games / "Game-FBNeo" / "board.zip").is_file()
 
 
@@ -232,7 +229,7 @@ def test_the_trainer_trains_it(games: Path, airstriker: Path, tmp_path: Path) ->
     (games / "Mine-Genesis" / "metadata.json").write_text(json.dumps({"default_state": "Level1"}))
     command = told[told.index("ppo_continuous_single_file.py") :].replace("\\\n", " ").split()
     script = Path(__file__).parent.parent / command[0]
-    small = ["--total-timesteps", "64", "--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2"]
+    small = ["--total-timesteps", 16, "--num-envs", 1, "--num-steps", 16, "--num-minibatches", 1, "--eval-interval", 0]
     done = run(script, *command[1:], *small, "--runs-path", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").glob("*/agent.pt"))) == 1

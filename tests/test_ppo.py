@@ -404,11 +404,11 @@ def test_agents_are_evaluated_against_the_drivers(trained: tuple[Path, Any], tmp
     for agent in report["agents"]:
         assert set(agent["summary"]) == {"Level1", "Level2"}
         policies = agent["summary"]["Level1"]
-        assert {"agent, deterministic", "agent, sampled", "random", "full-throttle", "reference"} == set(policies)
-        assert policies["agent, sampled"]["episodes"] == 2
+        assert {"agent, likeliest", "agent, drawn", "random", "full-throttle", "reference"} == set(policies)
+        assert policies["agent, drawn"]["episodes"] == 2
         assert len(agent["episodes"]) == 2 * 5 * 2
     assert set(report["across_seeds"]["Level1"]["reference"]["median_return"]) >= {"median", "lower_quartile"}
-    for words in ("seed 1, 96 steps, on HomebrewKart-Snes", "full-throttle", f"wrote {run / 'evaluation.json'}"):
+    for words in ("HomebrewKart-Snes, 96 steps with seed 1", "full-throttle", f"wrote {run / 'evaluation.json'}"):
         assert words in done.stdout
 
 

@@ -1,0 +1,163 @@
+"""How runs learned, read back from their TensorBoard logs: a table, and a picture of their evaluations.
+
+    python benchmarks/learning.py runs/* [--steps 61440] [--plot docs/images/learning_curves.png]
+
+A row of the table is one experiment, ``--exp-name`` in training, over its seeds. Lap times are the median lap of a
+deterministic evaluation. Needs matplotlib (in the ``dev`` extra) for the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+REFERENCE_LAPS = Path(__file__).parent / "reference_laps"
+
+
+@dataclass
+class Run:
+    """One run's evaluations on one course, in their order.
+
+    Args:
+        experiment: Its ``--exp-name``.
+        seed: Its seed.
+        course: The start state.
+        steps: Agent steps until each evaluation.
+        minutes: Wall-clock time until then, evaluations included.
+        finish_rates: How many races were finished, 0 to 1.
+        lap_times_seconds: The median lap; None if no lap was completed.
+        steps_per_second: The rate of training at the end, evaluations included.
+    """
+
+    experiment: str
+    seed: int
+    course: str
+    steps: list[int]
+    minutes: list[float]
+    finish_rates: list[float]
+    lap_times_seconds: list[float | None]
+    steps_per_second: float
+
+    @property
+    def first_finish(self) -> int | None:
+        """Number of the first evaluation in which every race was finished."""
+        return next((i for i, rate in enumerate(self.finish_rates) if rate == 1.0), None)
+
+    def lap_at(self, steps: int) -> float | None:
+        """The median lap of the last evaluation up to so many steps."""
+        reached = [lap for at, lap in zip(self.steps, self.lap_times_seconds, strict=True) if at <= steps]
+        return reached[-1] if reached else None
+
+
+def read_run(folder: Path) -> Run | None:
+    """Returns a run's evaluations on its first course; None if it has none."""
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    log.Reload()
+    tags = log.Tags()["scalars"]
+    courses = sorted(match[1] for tag in tags if (match := re.fullmatch("eval/(.*)/finish_rate", tag)))
+    if not courses:
+        return None
+    course = courses[0]
+    finished = log.Scalars(f"eval/{course}/finish_rate")
+    tag = f"eval/{course}/median_lap_time_seconds"
+    laps = {event.step: event.value for event in log.Scalars(tag)} if tag in tags else {}
+    rates = log.Scalars("charts/SPS")
+    _, experiment, seed, _ = folder.name.split("__")
+    began = rates[0].wall_time - rates[0].step / rates[0].value
+    return Run(
+        experiment=experiment,
+        seed=int(seed),
+        course=course,
+        steps=[event.step for event in finished],
+        minutes=[(event.wall_time - began) / 60 for event in finished],
+        finish_rates=[event.value for event in finished],
+        lap_times_seconds=[laps.get(event.step) for event in finished],
+        steps_per_second=rates[-1].value,
+    )
+
+
+def print_table(runs: list[Run], steps: int) -> None:
+    """Prints a row an experiment, in Markdown."""
+    by_experiment: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_experiment[run.experiment].append(run)
+
+    def spread(values: list[float | None], form: str) -> str:
+        """Median, and from lowest to highest."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return "never"
+        text = format(statistics.median(known), form)
+        if len(values) > 1:
+            text += f" ({min(known):{form}}–{max(known):{form}})"
+        return text + (f", {len(values) - len(known)} never" if len(known) < len(values) else "")
+
+    print(f"| experiment | seeds | steps/s | all races finished after, steps | minutes | lap at {steps:,} steps, s |")
+    print("|---|---|---|---|---|---|")
+    for experiment, group in by_experiment.items():
+        first = [run.first_finish for run in group]
+        cells = [
+            experiment,
+            ", ".join(str(run.seed) for run in sorted(group, key=lambda run: run.seed)),
+            spread([run.steps_per_second for run in group], ",.0f"),
+            spread([run.steps[i] if i is not None else None for run, i in zip(group, first, strict=True)], ",.0f"),
+            spread([run.minutes[i] if i is not None else None for run, i in zip(group, first, strict=True)], ".1f"),
+            spread([run.lap_at(steps) for run in group], ".2f"),
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
+def plot(runs: list[Run], picture: Path) -> None:
+    """Draws finish rate and lap time of each run over wall-clock time."""
+    import matplotlib.pyplot as plt
+
+    figure, (rates, laps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for run in runs:
+        label = (
+            f"{run.experiment}, seed {run.seed}" if len({run.experiment for run in runs}) > 1 else f"seed {run.seed}"
+        )
+        rates.plot(run.minutes, run.finish_rates, marker=".", label=label)
+        known = [(at, lap) for at, lap in zip(run.minutes, run.lap_times_seconds, strict=True) if lap is not None]
+        laps.plot([at for at, _ in known], [lap for _, lap in known], marker=".", label=label)
+    reference = REFERENCE_LAPS / f"{runs[0].course}.json"
+    if reference.is_file():
+        best = json.loads(reference.read_text())["lap_time_seconds"]
+        laps.axhline(best, color="black", linestyle="--", label=f"reference lap, {best:.2f} s")
+        laps.axhline(1.1 * best, color="grey", linestyle=":", label="10 % above it")
+    rates.set(title="races finished, deterministic evaluation", xlabel="minutes of training", ylim=(-0.05, 1.05))
+    laps.set(title=f"median lap on {runs[0].course}", xlabel="minutes of training", ylabel="s", yscale="log")
+    ticks = [9, 10, 12, 15, 20, 30]
+    laps.set_yticks(ticks, [str(tick) for tick in ticks])
+    laps.minorticks_off()
+    for axes in (rates, laps):
+        axes.grid(alpha=0.3)
+        axes.set_xlim(left=0)
+    laps.legend(fontsize="small")
+    figure.savefig(picture, dpi=100)
+
+
+def main() -> None:
+    """Prints the table, and draws the picture if it is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--steps", type=int, default=61_440, help="steps at which lap times are compared")
+    parser.add_argument("--plot", type=Path, help="picture to draw")
+    args = parser.parse_args()
+    runs = [run for folder in args.runs if (run := read_run(folder))]
+    if not runs:
+        raise SystemExit("none of these folders is a run with evaluations")
+    runs.sort(key=lambda run: (run.experiment, run.seed))
+    print_table(runs, args.steps)
+    if args.plot:
+        plot(runs, args.plot)
+
+
+if __name__ == "__main__":
+    main()
