@@ -186,7 +186,7 @@ class PPOOptions:
 
     total_timesteps: int = 500_000
     """Agent steps to train for, over all environments."""
-    learning_rate: float = 2.5e-4
+    learning_rate: float = 5e-4
     """Adam's step size at the start."""
     anneal_lr: bool = True
     """Lower the learning rate linearly to 0."""

@@ -194,7 +194,7 @@ def new(
     """Begins the integration of another game: its folder, with a first reward term and its unit test.
 
     Args:
-        name: What to call the game, with its console: MyGame-Snes. Without it, the ROM's file name decides.
+        name: What to call the game, with its console: MyGame-Snes. If the console is left out, the ROM's name tells it.
         rom: The ROM, of any console that stable-retro emulates, or a zip file with one ROM in it.
         integrations_path: Folder of games, in stable-retro's layout.
     """
@@ -205,7 +205,7 @@ def new(
 
 @app.command
 def doctor(
-    game: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="GAME")] = None,
+    game: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[GAME]")] = None,
     /,
     integrations_path: Path = INTEGRATIONS,
 ) -> None:

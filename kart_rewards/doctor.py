@@ -38,7 +38,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.inputs import Held, button_masks, parse_inputs
 from kart_rewards.integrations import INTEGRATIONS, Game, MissingRomError, command, find_game, list_games, rom_sha1
 from kart_rewards.observations import ObservationConfig, ScreenObserver
-from kart_rewards.ram import RamLayout, Variable
+from kart_rewards.ram import RamLayout, Variable, load_json
 from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
 from kart_rewards.scripting import Script
 
@@ -48,6 +48,7 @@ LEAST_FREE_DISK_GIB = 1.0  # a run's log and checkpoints take 0.1 (*measured*), 
 _PACKAGES = ("stable-retro", "gymnasium", "numpy", "opencv-python-headless", "torch", "tyro", "tensorboard")
 _FRAMES_TO_COUNT = 10  # in which current_frame must count up, as KartEnv asks of a state
 _FRAMES_TO_MOVE = 60  # in which something must change, in a game without current_frame
+_FLAGS = {"observation": "--crop None", "action_mode": "--action-mode multi-discrete"}  # of Machine.fitting_options
 _SECONDS_TO_PLAY = 2.0
 _MOST_SECONDS_TO_PLAY = 10.0  # if no episode ends before
 
@@ -226,6 +227,7 @@ class Machine:
             for _ in range(_FRAMES_TO_COUNT):
                 self.step()
             return 1 <= (self.read(layout).current_frame - before) % 2**16 <= _FRAMES_TO_COUNT
+        self.step()  # the picture before is not this state's
         memory, screen = dict(self.data.memory.blocks), self.em.get_screen()
         for _ in range(_FRAMES_TO_MOVE):
             self.step()
@@ -297,7 +299,7 @@ class GameExamination:
                 "--", "emulator, start states, checks, random play, speed", "not checked, for want of the right ROM"
             )
             return
-        with self._report.check("emulator") as says:
+        with self._report.check("emulator", "pip install --force-reinstall stable-retro") as says:
             self._machine = Machine(self._rom)
             says.append(self._machine.describe())
         if self._machine is None:
@@ -324,20 +326,20 @@ class GameExamination:
             if self._layout.names:
                 says.append(f"{len(self._layout.names)} variables")
             else:
-                report.add("warn", "data.json", "no variables yet", self._game.command(f"search {game.name}"))
+                report.add("warn", "data.json", "no variables yet", game.command(f"search {game.name}"))
         with report.check("scenario.json") as says:
-            scoring = load_scoring(game.json_path("scenario"))
+            path = game.json_path("scenario")
+            load_json(path)
+            with report.check("checks in scenario.json"):
+                self._checks = load_checks(path)
+            scoring = load_scoring(path)
             if self._layout:
                 scoring.check(self._layout)
             self._scoring = scoring
             says += [f"terms: {_names(scoring.terms)}", f"rules: {_names(scoring.done)}"]
-        with report.check("checks in scenario.json"):
-            self._checks = load_checks(game.json_path("scenario"))
         self._states = game.states()
         if not self._states:
-            report.add(
-                "FAIL", "start states", "none yet", self._game.command(f"state {game.name} start --play --default")
-            )
+            report.add("FAIL", "start states", "none yet", game.command(f"state {game.name} start --play --default"))
             return
         with report.check("default state", 'correct "default_state" in metadata.json') as says:
             default = game.default_state()
@@ -455,6 +457,9 @@ class GameExamination:
                 console = env.unwrapped.frames_per_second
             finally:
                 env.close()
+            if options:
+                flags = " ".join(flag for option, flag in _FLAGS.items() if option in options)
+                says.append(f"with {flags}, as the defaults do not fit this console")
             says += [f"from {state}, {ended or f'{steps} steps of an episode'}", "all rewards finite"]
         if not says:
             report.add("--", "speed", "not measured, for want of random play")

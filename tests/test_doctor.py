@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -119,6 +120,7 @@ def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, gam
     folder = games / GAME
     level = (folder / "Level1.state").read_bytes()
     (folder / "Foreign.state").write_bytes(gzip.compress(tiny_state))
+    (folder / "Empty.state").write_bytes(gzip.compress(b""))
     (folder / "Truncated.state").write_bytes(level[: len(level) // 2])
     (folder / "Cut.state").write_bytes(gzip.compress(gzip.decompress(level)[:300_000]))
     shutil.copy(stable_retro.data.get_file_path("Airstriker-Genesis-v0", "Level1.state"), folder / "Genesis.state")
@@ -137,6 +139,7 @@ def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, gam
         "default state",
         "variable kart_y",
         "start state Cut",
+        "start state Empty",
         "start state Genesis",
         "start state Truncated",
         "start state Foreign",
@@ -144,9 +147,11 @@ def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, gam
         "check speed > before.speed + 100, holding B",
     ]
     assert "there is no reward term 'top_sped' in this run; there are wall, checkpoint" in the(lines, "FAIL  scenario")
-    assert "Level9.state: no such start state of HomebrewKart-Snes; it has Cut, Foreign" in the(lines, "FAIL  default")
+    assert "Level9.state: no such start state of HomebrewKart-Snes; it has Cut, Empty, Foreign" in the(
+        lines, "FAIL  default"
+    )
     assert "lies outside memory" in the(lines, "FAIL  variable kart_y")
-    for state in ("Cut", "Genesis"):
+    for state in ("Cut", "Empty", "Genesis"):
         assert "the emulator refuses it: it is damaged, or another console's" in the(
             lines, f"FAIL  start state {state}"
         )
@@ -180,15 +185,34 @@ def test_a_frame_counter_that_does_not_count(examine: Diagnose, games: Path) -> 
     assert the(lines, "ok    check speed > before.speed + 100, holding B")
 
 
+def test_a_state_in_which_nothing_moves(examine: Diagnose, games: Path, tiny_state: bytes) -> None:
+    (games / "Tiny-Snes").mkdir()
+    for name, content in (
+        ("rom.sfc", tiny_rom()),
+        ("rom.sha", hashlib.sha1(tiny_rom(), usedforsecurity=False).hexdigest().encode()),
+        ("data.json", b'{"info": {"speed": {"address": 8257536, "type": "<s2"}}}'),
+        ("scenario.json", b'{"kart_rewards": {"rewards": {}, "done": []}}'),
+        ("metadata.json", b'{"default_state": "start"}'),
+        ("start.state", gzip.compress(tiny_state)),
+    ):
+        (games / "Tiny-Snes" / name).write_bytes(content)
+    passed, lines = examine("Tiny-Snes")
+    assert not passed
+    assert failures(lines) == ["start state start"]
+    assert "the game does not run on from it (nothing moves)" in the(lines, "FAIL  start state start")
+
+
 def test_a_wrong_rom_and_damaged_files(examine: Diagnose, games: Path) -> None:
     (games / GAME / "rom.sfc").write_bytes(tiny_rom())
     (games / GAME / "data.json").write_text('{"info": {')
+    (games / GAME / "scenario.json").write_text("[]")
     passed, lines = examine()
     assert not passed
-    assert failures(lines) == ["ROM", "data.json"]
+    assert failures(lines) == ["ROM", "data.json", "scenario.json"]
     assert "is not the ROM that HomebrewKart-Snes needs: its SHA-1 is" in the(lines, "FAIL  ROM: rom.sfc")
     assert the(lines, "FAIL  data.json").startswith("FAIL  data.json: is not JSON: ")
-    assert the(lines, "ok    scenario.json")
+    assert the(lines, "FAIL  scenario.json") == "FAIL  scenario.json: holds a JSON list, not an object {…}"
+    assert the(lines, "ok    default state: Level1")
 
 
 def test_without_data_json_the_emulator_and_the_states_are_checked(examine: Diagnose, games: Path) -> None:
