@@ -195,7 +195,7 @@ class RamLayout:
             KartRewardsError: The file can't be read, is not JSON, or an entry is not as above.
         """
         info = load_json(path).get("info")
-        if not isinstance(info, dict) or not info:
+        if not isinstance(info, dict):
             raise KartRewardsError(
                 f'{path}: holds no variables: expected {{"info": {{"NAME": {{"address": …, "type": …}}}}}}'
             )
