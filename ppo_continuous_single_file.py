@@ -25,6 +25,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +61,7 @@ from kart_rewards.evaluation import (
 )
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError, default_max_episode_steps, find_game, list_games
 from kart_rewards.observations import ObservationConfig
-from kart_rewards.processes import serve_parent
+from kart_rewards.processes import processor_count, serve_parent
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
 from kart_rewards.scripting import Script
@@ -84,8 +85,8 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the agent runs. auto: cuda if there is one, else cpu."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers the convolutions compute with; weights, heads and losses are float32. auto: bfloat16 where the device
-    has instructions for it."""
+    """What the network computes with while it trains; weights, heads and losses are float32. auto: bfloat16 where the
+    device has instructions for it."""
     compile: bool = False
     """Compile the network with torch.compile, if this machine has a compiler; it goes on without if not."""
     torch_deterministic: bool = True
@@ -262,11 +263,12 @@ class EvalOptions:
     eval_states: tuple[str, ...] = ()
     """Courses to evaluate on: start states. By default those trained on; with --evaluate, all that the game has."""
     eval_seed: int = 1000
-    """Seed of the evaluation's random starts."""
+    """Seed of the evaluation's random starts; --evaluate takes the next, since best.pt was chosen on these."""
     capture_video: bool = False
-    """Write the first episode on each course as MP4, into videos/ in the run's folder, and into TensorBoard."""
+    """Write each evaluation's first episode on each course as MP4, into videos/ in the run's folder, and show it in
+    TensorBoard."""
     video_gif: bool = False
-    """Write videos as GIF, too."""
+    """With --capture-video: keep the GIFs that TensorBoard shows, the first 20 seconds, beside the MP4s."""
 
 
 def check_ranges(args: Args) -> None:
@@ -364,7 +366,8 @@ class Ranks:
         """Returns the mean over the ranks, the same on each."""
         if self.world_size > 1:
             tensor = tensor.clone()
-            torch.distributed.all_reduce(tensor)
+            with self._told_of_others():
+                torch.distributed.all_reduce(tensor)
             tensor /= self.world_size
         return tensor
 
@@ -381,8 +384,31 @@ class Ranks:
         items = [item]
         if self.world_size > 1:
             items = [None] * self.world_size
-            torch.distributed.all_gather_object(items, item)
+            with self._told_of_others():
+                torch.distributed.all_gather_object(items, item)
         return items
+
+    def agree(self, agent: nn.Module, steps: int) -> None:
+        """Gives every rank rank 0's weights: on other processors the same seed may give slightly other ones.
+
+        Raises:
+            KartRewardsError: The ranks are not equally far.
+        """
+        if len(set(self.gather(steps))) > 1:
+            raise KartRewardsError("the ranks are not equally far: every machine needs the checkpoint to resume")
+        if self.world_size > 1:
+            for parameter in agent.parameters():
+                torch.distributed.broadcast(parameter.data, 0)
+
+    @contextmanager
+    def _told_of_others(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise KartRewardsError(
+                f"another process of this run has ended; its own message says why ({reason})"
+            ) from None
 
 
 @contextmanager
@@ -391,11 +417,10 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     if ranks.world_size == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
+    # The others wait for rank 0 while it evaluates. Whoever dies is noticed by its closed connections, or by torchrun.
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    yield
+    torch.distributed.destroy_process_group()  # after an error this could wait for ranks that wait for this one
 
 
 # -------------------------------------------------------------------------------------------------------- environments
@@ -621,7 +646,8 @@ class Agent(nn.Module):
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """Returns an action for each observation: the likeliest, or one that is drawn."""
         policy = self.policy(self.encode(observation))
-        return policy.mode if deterministic else policy.sample()
+        # The likelier of two equally likely buttons is no number to PyTorch.
+        return policy.mode.nan_to_num() if deterministic else policy.sample()
 
     def get_value(self, observation: Tensor) -> Tensor:
         """Returns the value of each observation, shape (batch,)."""
@@ -869,7 +895,7 @@ def save_checkpoint(folder: Path, content: dict[str, Any], kept: int) -> None:
     """
     save_whole(content, folder / f"agent-{content['steps']}.pt", folder / "agent.pt")
     for old in newest_first(folder.glob("agent-*.pt"))[kept:]:
-        old.unlink()
+        old.unlink(missing_ok=True)
 
 
 def save_whole(content: dict[str, Any], *paths: Path) -> None:
@@ -927,11 +953,6 @@ def load_checkpoint(path: Path, keys: set[str] = CHECKPOINT_KEYS) -> dict[str, A
     if keys - checkpoint.keys():
         raise KartRewardsError(f"{path}: holds an agent alone, to evaluate or to watch: resume an agent.pt")
     return checkpoint
-
-
-def load_agent_file(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint, or an agent alone such as best.pt. See ``load_checkpoint``."""
-    return load_checkpoint(path, AGENT_KEYS)
 
 
 def newest_checkpoint(args: Args) -> str | None:
@@ -1002,11 +1023,23 @@ class AgentPolicy:
         return self._agent.act(torch.as_tensor(observation)[None], self.deterministic)[0].numpy()
 
 
-def evaluate_agent(evaluator: Evaluator, agent: Agent, args: Args, video_folder: Path | None) -> Summary:
-    """Plays deterministic episodes with the agent as it is; returns what ``kart_rewards.evaluation.summarise`` does."""
+def evaluate_agent(
+    evaluator: Evaluator, agent: Agent, args: Args, video_folder: Path | None, stop: threading.Event
+) -> Summary | None:
+    """Plays deterministic episodes with the agent as it is.
+
+    Returns:
+        What ``kart_rewards.evaluation.summarise`` does; None if ``stop`` was set meanwhile.
+    """
     weights = {name: value.detach().cpu() for name, value in agent.state_dict().items()}
     contestant = Contestant("agent", AgentPolicy(weights, deterministic=True), args.env.of_kart_env())
-    return summarise(evaluator.play([contestant], args.courses(), **args.of_evaluation(), video_folder=video_folder))
+    episodes = []
+    plays = evaluator.play([contestant], args.courses(), **args.of_evaluation(), video_folder=video_folder)
+    for episode in plays:
+        episodes.append(episode)
+        if stop.is_set():
+            return None
+    return summarise(episodes)
 
 
 def evaluation_score(summary: Summary) -> list[float]:
@@ -1030,13 +1063,16 @@ def evaluate_checkpoints(args: Args) -> None:
         KartRewardsError: An agent can't be read, or was trained in another environment than the first.
     """
     paths = [Path(path) for path in args.eval.evaluate]
-    contents = [load_agent_file(path) for path in paths]
+    contents = [load_checkpoint(path, AGENT_KEYS) for path in paths]
     for path, content in zip(paths, contents, strict=True):
         if content["options"]["env"] != contents[0]["options"]["env"]:
             raise KartRewardsError(
                 f"{path}: was trained with other environment options than {paths[0]}: evaluate it by itself"
             )
     states = args.eval.eval_states or tuple(find_game(args.env.env_id, args.env.games).states())
+    videos = paths[0].parent / "videos" / "evaluation" if args.eval.capture_video else None
+    # Not the seed of training's evaluations, by which best.pt was chosen.
+    args.eval.eval_seed += 1
     options = args.env.of_kart_env()
     scripted = drivers(options)
     if text := left_out(scripted, states):
@@ -1048,10 +1084,11 @@ def evaluate_checkpoints(args: Args) -> None:
         def play(contestants: Sequence[Contestant]) -> list[Episode]:
             nonlocal played
             episodes = []
-            for episode in evaluator.play(contestants, states, **args.of_evaluation()):
+            for episode in evaluator.play(contestants, states, **args.of_evaluation(), video_folder=videos):
                 episodes.append(episode)
                 played += 1
-                print(f"\r{played} episodes played", end="", flush=True)
+                if sys.stdout.isatty():
+                    print(f"\r{played} episodes played", end="", flush=True)
             return episodes
 
         of_drivers = play(scripted)
@@ -1064,7 +1101,8 @@ def evaluate_checkpoints(args: Args) -> None:
             episodes = play(policies) + of_drivers
             summary = summarise(sorted(episodes, key=lambda episode: states.index(episode.state)))
             seed, steps = content["options"]["run"]["seed"], content["steps"]
-            print(f"\r{path}: {args.env.env_id}, {steps:,} steps with seed {seed}\n{table(summary)}\n")
+            start = "\r" if sys.stdout.isatty() else ""
+            print(f"{start}{path}: {args.env.env_id}, {steps:,} steps with seed {seed}\n{table(summary)}\n")
             summaries.append(summary)
             agents.append({"file": str(path), "seed": seed, "steps": steps, "summary": summary})
             agents[-1]["episodes"] = [asdict(episode) for episode in episodes]
@@ -1160,7 +1198,7 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, dict[str, Any]
         args.run.resume = newest_checkpoint(args)
     resume, evaluate = args.run.resume, args.eval.evaluate
     if resume or evaluate:
-        checkpoint = load_checkpoint(Path(resume)) if resume and not evaluate else load_agent_file(Path(evaluate[0]))
+        checkpoint = load_checkpoint(Path(evaluate[0]), AGENT_KEYS) if evaluate else load_checkpoint(Path(resume or ""))
         args = parse(default=options_of(checkpoint))  # the saved options become the defaults
         args.run.resume = resume
     args.env = choose_game(args.env)
@@ -1199,6 +1237,8 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[name]:
         raise KartRewardsError(f"--device {name}: this machine, or this build of PyTorch, has none: use --device auto")
+    if name == "mps" and ranks.world_size > 1:
+        raise KartRewardsError("--device mps: several processes can't share it: use --device cpu")
     if name == "cuda" and ranks.world_size > 1:
         if ranks.local_rank >= torch.cuda.device_count():
             raise KartRewardsError(
@@ -1217,20 +1257,24 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             abilities = torch.cpu.get_capabilities()
-            fast = device.type == "cpu" and any(abilities.get(each) for each in ("avx512_bf16", "amx_bf16", "bf16"))
+            fast = device.type == "cpu" and torch.backends.mkldnn.is_available()  # else PyTorch's bfloat16 is slow
+            fast = fast and any(abilities.get(each) for each in ("avx512_bf16", "amx_bf16", "bf16"))
         name = "bfloat16" if fast else "float32"
     return torch.float32 if name == "float32" else torch.bfloat16
 
 
-def compile_encoder(agent: Agent, device: torch.device) -> None:
-    """Compiles the agent's encoder; where there is no working compiler, says so and leaves it as it is."""
+def compile_encoder(agent: Agent, observation: Tensor) -> None:
+    """Compiles the agent's encoder; where that fails, for want of a compiler, says so and leaves it as it is."""
+    eager = agent.encoder
     try:
-        probe = torch.compile(nn.Linear(2, 2).to(device))
-        probe(torch.ones(2, 2, device=device)).sum().backward()
+        agent.encoder = torch.compile(eager)  # type: ignore[assignment]
+        agent.get_value(observation).sum().backward()
+        agent.encoder = eager
+        agent.encoder.compile()  # in place, so that checkpoints name the weights as ever
     except Exception as error:  # whatever torch.compile makes of a missing or broken compiler
+        agent.encoder = eager
         print(f"--compile is left out: torch.compile does not work here ({type(error).__name__})\n")
-    else:
-        agent.encoder.compile()
+    agent.zero_grad()
 
 
 def silence_the_log_writer() -> None:
@@ -1332,7 +1376,7 @@ class Training:
             "best_score": self.best_score,
         }
 
-    def load(self, checkpoint: dict[str, Any], ranks: Ranks) -> None:
+    def load(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from a checkpoint.
 
         Raises:
@@ -1342,12 +1386,15 @@ class Training:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.updates, self.steps = checkpoint["updates"], checkpoint["steps"]
         self.best_score = checkpoint["best_score"]
-        if len(checkpoint["rng_states"]) == ranks.world_size:
-            states = checkpoint["rng_states"][ranks.rank]
-            torch.set_rng_state(states["torch"])
-            device = next(self.agent.parameters()).device
-            if "cuda" in states and device.type == "cuda":
-                torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def load_rng(checkpoint: dict[str, Any], device: torch.device, ranks: Ranks) -> None:
+    """Takes up the random numbers where the checkpoint left them, if it is of as many ranks."""
+    if len(checkpoint["rng_states"]) == ranks.world_size:
+        states = checkpoint["rng_states"][ranks.rank]
+        torch.set_rng_state(states["torch"])
+        if "cuda" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def rank_state(envs: AsyncVectorEnv, device: torch.device) -> dict[str, Any]:
@@ -1422,7 +1469,7 @@ def play_and_learn(training: Training, envs: AsyncVectorEnv, rollout: Rollout, p
         {part: after[part] - before[part] for part in after}
         for before, after in zip(cpu_seconds_before, envs.get_attr("cpu_seconds"), strict=True)
     ]
-    cores = max((os.cpu_count() or 1) // ranks.local_world_size, 1)
+    cores = max(processor_count() // ranks.local_world_size, 1)
     return Report(
         learning_rate,
         losses,
@@ -1521,18 +1568,24 @@ class Log:
 
 
 def memory_mb() -> dict[str, float]:
-    """Returns the resident memory of this process and of those it started, in MiB; they share some of it."""
+    """Returns the resident memory of this process and of those it started, in MiB (they share some of it).
+
+    Those are the environments and, from the first evaluation on, the processes that evaluate.
+    """
     trainer = psutil.Process()
     children = 0
     for process in trainer.children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
             children += process.memory_info().rss
-    return {"trainer_mb": trainer.memory_info().rss / 2**20, "environments_mb": children / 2**20}
+    memory = {"trainer_mb": trainer.memory_info().rss / 2**20, "children_mb": children / 2**20}
+    if torch.cuda.is_available():
+        memory["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return memory
 
 
-def is_due(interval: int, updates: int, last: bool) -> bool:
-    """Whether what happens every ``interval`` updates, and after the last, happens now; with 0 it never does."""
-    return interval > 0 and (last or updates % interval == 0)
+def is_due(interval: int, updates: int) -> bool:
+    """Whether what happens every ``interval`` updates happens after this one; with 0 it never does."""
+    return interval > 0 and updates % interval == 0
 
 
 def train(
@@ -1557,23 +1610,21 @@ def train(
     torch.backends.cudnn.deterministic = args.run.torch_deterministic
     precision = choose_precision(args.run.precision, device)
     agent = Agent(envs.single_observation_space, envs.single_action_space, precision).to(device)
-    if args.run.compile:
-        compile_encoder(agent, device)
     training = Training(agent, torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5))
-    if ranks.rank > 0:
-        torch.manual_seed(args.run.seed + ranks.rank)  # equal agents, but other actions
+    rollout = Rollout.empty(envs, ppo.num_steps, device)
+    if args.run.compile:
+        compile_encoder(agent, rollout.next_observation)
     print(f"{args.env.env_id} on {device} in {str(precision)[6:]}, logging to {folder}\n{scoring.table()}\n")
     if checkpoint:
-        training.load(checkpoint, ranks)
+        training.load(checkpoint)
         print(f"Resuming after {training.updates} updates, {training.steps:,} steps.\n")
-    rollout = Rollout.empty(envs, ppo.num_steps, device)
-    rollout.next_observation = torch.as_tensor(
-        envs.reset(
-            seed=args.run.seed + training.steps + ranks.rank * envs.num_envs,
-            options=states_to_resume(args, checkpoint, scoring),
-        )[0],
-        device=device,
-    )
+    if not comparable(args, checkpoint, scoring, folder):
+        training.best_score = []
+    ranks.agree(agent, training.steps)
+    # Equal agents, but other actions on each rank, and after a resumption other ones than at the beginning.
+    torch.manual_seed((args.run.seed + ranks.rank + training.steps) % 2**63)
+    if checkpoint:
+        load_rng(checkpoint, device, ranks)
 
     def save(rank_states: Sequence[dict[str, Any]]) -> None:
         if ranks.rank == 0:
@@ -1581,34 +1632,31 @@ def train(
 
     evaluator = Evaluator()
     log: Log | None = None
-    failure: KartRewardsError | None = None
+    failure: Exception | None = None
     try:
+        seed = args.run.seed + training.steps + ranks.rank * envs.num_envs
+        observation, _ = envs.reset(seed=seed, options=states_to_resume(args, checkpoint, scoring))
+        rollout.next_observation = torch.as_tensor(observation, device=device)
         if ranks.rank == 0:
             log = Log(folder, args, scoring, training.steps)
         # Before the first step: a disk that can't take it, and a term whose memory can't be saved, should say so now.
         save(ranks.gather(rank_state(envs, device)))
-        stopping = False
-        while training.steps + ppo.batch_size <= ppo.total_timesteps and not stopping:
+        ended = False
+        while not ended:
             report = play_and_learn(training, envs, rollout, ppo, ranks)
+            last = training.steps + ppo.batch_size > ppo.total_timesteps
             if log:
                 log.report(report, training.steps)
-            stopping = any(ranks.gather(stop.is_set()))
-            last = training.steps + ppo.batch_size > ppo.total_timesteps
-            if log and not stopping and is_due(args.eval.eval_interval, training.updates, last):
-                videos = folder / "videos" / str(training.steps) if args.eval.capture_video else None
-                summary = evaluate_agent(evaluator, agent, args, videos)
-                log.evaluation(summary, videos, training.steps)
-                score = evaluation_score(summary)
-                if score > training.best_score:
-                    training.best_score = score
-                    save_whole(training.agent_file(args, scoring), folder / "best.pt")
-            if stopping or last or is_due(args.run.checkpoint_interval, training.updates, last):
+                if args.eval.eval_interval and (last or is_due(args.eval.eval_interval, training.updates)):
+                    evaluate_and_keep_the_best(training, evaluator, args, scoring, folder, log, stop)
+            ended = any(ranks.gather(last or stop.is_set()))
+            if ended or is_due(args.run.checkpoint_interval, training.updates):
                 save(ranks.gather(rank_state(envs, device)))
     except (EOFError, ConnectionError):
         failure = KartRewardsError(describe_dead(envs))
     except OSError as error:
         failure = unwritable(folder, error)
-    except KartRewardsError as error:
+    except Exception as error:  # also a mistake of ours should not cost what was learned
         failure = error
     evaluator.close()
     if log:
@@ -1625,8 +1673,46 @@ def train(
         print(f"saved {agent_path} after {training.updates} update{'s' * (training.updates != 1)}")
     if failure:
         raise failure
-    if stop.is_set():
+    if not last:
         print(f"resume with: {shlex.join(['python', sys.argv[0], '--resume', str(agent_path)])}")
+
+
+def evaluate_and_keep_the_best(
+    training: Training,
+    evaluator: Evaluator,
+    args: Args,
+    scoring: Scoring,
+    folder: Path,
+    log: Log,
+    stop: threading.Event,
+) -> None:
+    """Evaluates the agent, unless ``stop`` is set; writes the best so far to best.pt. Training goes on if it fails.
+
+    Raises:
+        OSError: The run's folder can't be written.
+    """
+    videos = folder / "videos" / str(training.steps) if args.eval.capture_video else None
+    try:
+        summary = evaluate_agent(evaluator, training.agent, args, videos, stop)
+        if summary is None:
+            return
+        log.evaluation(summary, videos, training.steps)
+    except KartRewardsError as error:
+        print(f"\nthe evaluation is left out: {error}")
+        return
+    score = evaluation_score(summary)
+    if score > training.best_score:
+        training.best_score = score
+        save_whole(training.agent_file(args, scoring), folder / "best.pt")
+
+
+def comparable(args: Args, checkpoint: dict[str, Any] | None, scoring: Scoring, folder: Path) -> bool:
+    """Whether evaluations to come compare with those before the checkpoint, of which the folder has the best agent."""
+    if not checkpoint or not (folder / "best.pt").exists():
+        return False
+    now, then = plain(asdict(args)), checkpoint["options"]
+    same_options = all(now[group] == then[group] for group in ("env", "eval"))
+    return same_options and checkpoint["scoring"] == scoring.fingerprints()
 
 
 def main() -> None:
@@ -1635,14 +1721,17 @@ def main() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     args, checkpoint = parse_args()
     if args.eval.evaluate:
-        evaluate_checkpoints(args)
+        if ranks.rank == 0:
+            evaluate_checkpoints(args)
         return
     ranks.check(args.ppo)
     device = choose_device(args.run.device, ranks)
     if args.run.track and importlib.util.find_spec("wandb") is None:
         raise KartRewardsError("--track needs Weights & Biases: pip install '.[wandb]'")
-    scenario = find_game(args.env.env_id, args.env.games).json_path(args.env.scenario)
-    scoring = load_scoring(scenario, args.env.rewards, parse_weights(args.env.reward_weights))
+    game = find_game(args.env.env_id, args.env.games)
+    scoring = load_scoring(game.json_path(args.env.scenario), args.env.rewards, parse_weights(args.env.reward_weights))
+    for state in args.courses():
+        game.load_state(state)  # what evaluation needs should be missed now
     if checkpoint:
         check_scoring(args.run, checkpoint["scoring"], scoring.fingerprints())
         if checkpoint["steps"] + args.ppo.batch_size > args.ppo.total_timesteps:

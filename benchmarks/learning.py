@@ -69,7 +69,8 @@ def read_run(folder: Path) -> Run | None:
     tag = f"eval/{course}/median_lap_time_seconds"
     laps = {event.step: event.value for event in log.Scalars(tag)} if tag in tags else {}
     rates = log.Scalars("charts/SPS")
-    _, experiment, seed, _ = folder.name.split("__")
+    rest, seed, _ = folder.name.rsplit("__", 2)
+    experiment = rest.partition("__")[2]
     began = rates[0].wall_time - rates[0].step / rates[0].value
     return Run(
         experiment=experiment,

@@ -7,9 +7,11 @@ printed are medians and ratios:
 
 (a) one environment over the bare core, frames/s;
 (b) the vector environment over as many bare cores at once, frames/s, with 8 and with 16;
-(c) training over Stable-Baselines3's PPO, steps/s, with the same ROM, observation, batch and epochs: on stable-retro's
-    environment with Gymnasium's wrappers, as its users have it today, and on this project's environment;
-(d) where a training step's time goes, and how much memory it takes.
+(c) training over Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions, batch and epochs: on
+    stable-retro's environment with Gymnasium's wrappers, as its users have it today, and on this project's environment;
+    ours with ``--precision auto`` and with float32, as theirs is;
+(d) where a training step's time goes, and how much memory it takes;
+(e) updates, samples/s, on this machine's device: float32, bfloat16, bfloat16 compiled.
 
 Exit code 1 means that a goal was missed. Needs the ``dev`` extra.
 """
@@ -159,7 +161,7 @@ def _crop(screen: np.ndarray) -> np.ndarray:
     return screen[32:112]
 
 
-def training(steps: int) -> float:
+def training(precision: str, steps: int) -> float:
     """Agent steps/s of the trainer, after a first rollout and update; prints (d) to standard error."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -174,6 +176,8 @@ def training(steps: int) -> float:
             "--total-timesteps": steps + batch,
             "--eval-interval": 0,
             "--checkpoint-interval": 0,
+            "--action-mode": "driving",
+            "--precision": precision,
         }
         given = [str(part) for option in options.items() for part in option]
         command = [sys.executable, str(script), "--env-id", GAME.name, "--device", "cpu", "--runs-path", runs, *given]
@@ -186,6 +190,41 @@ def training(steps: int) -> float:
             print(f"{tag} {statistics.median(values):.3f} {values[0]:.3f} {values[-1]:.3f}", file=sys.stderr)
         first, last = (log.Scalars("charts/SPS")[i] for i in (0, -1))
         return (last.step - first.step) / (last.wall_time - first.wall_time)
+
+
+def updates(bfloat16: bool, compiled: bool) -> float:
+    """Samples/s of PPO's update with the trainer's defaults, on a GPU if there is one; each epoch counts."""
+    import gymnasium as gym
+    import torch
+
+    import ppo_continuous_single_file as ppo
+
+    options, ranks = ppo.PPOOptions(), ppo.Ranks()
+    device = ppo.choose_device("auto", ranks)
+    images, actions = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), gym.spaces.Box(-1, 1, (1,), np.float32)
+    agent = ppo.Agent(images, actions, torch.bfloat16 if bfloat16 else torch.float32).to(device)
+    if compiled:
+        ppo.compile_encoder(agent, torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=device))
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-6)
+    shape = (options.num_steps, options.num_envs)
+    numbers = [torch.randn(shape, device=device) for _ in range(6)]
+    log_probs, rewards, dones, values, advantages, returns = numbers
+    rollout = ppo.Rollout(
+        observations=torch.randint(0, 255, (*shape, 4, 84, 84), dtype=torch.uint8, device=device),
+        actions=torch.randn(*shape, 1, device=device),
+        log_probs=log_probs,
+        rewards=rewards,
+        dones=dones,
+        values=values,
+        next_observation=torch.zeros(1),
+        next_done=torch.zeros(1),
+    )
+    rates = []
+    for _ in range(4):  # the first warms up
+        began = time.perf_counter()
+        ppo.update(agent, optimizer, rollout, advantages, returns, options, ranks)
+        rates.append(options.batch_size * options.update_epochs / (time.perf_counter() - began))
+    return statistics.median(rates[1:])
 
 
 def measure(calls: list[str], repeats: int) -> tuple[dict[str, float], str]:
@@ -218,10 +257,10 @@ def main() -> int:
     if args.only:
         name, _, given = args.only.rstrip(")").partition("(")
         functions: list[Callable[..., float]] = [
-            bare_core, one_environment, vector, bare_cores, stable_baselines, training,
+            bare_core, one_environment, vector, bare_cores, stable_baselines, training, updates,
         ]  # fmt: skip
         call = {function.__name__: function for function in functions}[name]
-        print(call(*(int(number) for number in given.split(","))))
+        print(call(*(int(item) if item.isdigit() else item for item in given.split(","))))
         return 0
 
     ratios: dict[str, float] = {}
@@ -236,16 +275,20 @@ def main() -> int:
         bare, wrapped = rates.values()
         ratios[f"vector of {num_envs}"] = wrapped / bare
     print("(c) training, agent steps/s; stable_baselines(0): stable-retro's environment, (1): this project's")
-    calls = [f"stable_baselines(0,{train_steps})", f"stable_baselines(1,{train_steps})", f"training({train_steps})"]
+    calls = [f"stable_baselines({ours},{train_steps})" for ours in (0, 1)]
+    calls += [f"training({precision},{train_steps})" for precision in ("float32", "auto")]
     rates, said = measure(calls, args.repeats)
-    theirs, theirs_on_ours, ours = rates.values()
+    theirs, theirs_on_ours, ours_in_float32, ours = rates.values()
     ratios["training"] = ours / theirs
     print("(d) a training step: median; first; last")
     print("".join(f"  {line}\n" for line in said.splitlines() if line.startswith(("time/", "memory/"))))
+    print("(e) updates, samples/s; updates(bfloat16, compiled)")
+    measure(["updates(0,0)", "updates(1,0)", "updates(1,1)"], args.repeats)
     for name, ratio in ratios.items():
         verdict = "met" if ratio >= GOALS[name] else "MISSED"
         print(f"{name:15s} {ratio:.2f}  (goal: at least {GOALS[name]}, {verdict})")
-    print(f"{'training, same environment':15s} {ours / theirs_on_ours:.2f}")
+    print(f"training over theirs on this project's environment: {ours / theirs_on_ours:.2f}")
+    print(f"training in float32 over theirs: {ours_in_float32 / theirs:.2f}")
     return 0 if all(ratios[name] >= goal for name, goal in GOALS.items()) else 1
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -36,7 +35,7 @@ from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import DEFAULT_MAX_EPISODE_FRAMES, INTEGRATIONS, find_game
 from kart_rewards.observations import ObservationConfig
-from kart_rewards.processes import Workers
+from kart_rewards.processes import Workers, processor_count
 from kart_rewards.ram import load_json
 from kart_rewards.video import VideoWriter
 
@@ -256,7 +255,7 @@ class Evaluator:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self._workers = Workers(workers or os.cpu_count() or 1)
+        self._workers = Workers(workers or processor_count())
 
     def __enter__(self) -> Evaluator:
         return self

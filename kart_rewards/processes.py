@@ -1,6 +1,7 @@
 """Processes that belong to another: they leave signals to it, and end with it.
 
 * ``serve_parent`` - what a child calls first, whoever started it
+* ``processor_count`` - how many processes can run at once
 * ``Workers`` - processes that call functions, each one task after the other
 
 concurrent.futures has such a pool, but ends its processes with SIGTERM, which these ignore, and can't stop one at work.
@@ -42,6 +43,13 @@ def serve_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def processor_count() -> int:
+    """Returns how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # where there is such a limit
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Workers:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,17 @@ class VideoWriter:
             raise self._unwritable(error) from None
 
     def close(self) -> None:
-        """Ends the file."""
+        """Ends the file, and looks whether it is whole: the encoder says nothing of a disk that is full.
+
+        Raises:
+            KartRewardsError: It is not.
+        """
         self._writer.close()
+        try:
+            with closing(imageio_ffmpeg.read_frames(str(self.path))) as frames:
+                next(frames)
+        except (OSError, RuntimeError, StopIteration):
+            raise KartRewardsError(f"{self.path}: the video can't be written: is the disk full?") from None
 
     def _unwritable(self, error: OSError) -> KartRewardsError:
         return KartRewardsError(f"{self.path}: the video can't be written: {error}")
@@ -53,8 +63,11 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, exception: object, *_: object) -> None:
+        if exception:
+            self._writer.close()
+        else:
+            self.close()
 
 
 def to_gif(
@@ -77,7 +90,12 @@ def to_gif(
     length = [] if seconds is None else ["-t", f"{seconds:g}"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", "-i", str(video), *length]
     done = subprocess.run(  # noqa: S603 - the encoder that imageio-ffmpeg brings
-        [*command, "-filter_complex", f"{picked};{palette}", str(gif)], capture_output=True, text=True, check=False
+        [*command, "-filter_complex", f"{picked};{palette}", str(gif)],
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # a terminal's Ctrl-C is the caller's to act on
     )
     if done.returncode:
-        raise KartRewardsError(f"{gif}: can't be made of {video}: {done.stderr.strip().splitlines()[-1]}")
+        says = done.stderr.strip().splitlines() or [f"the encoder ended with exit code {done.returncode}"]
+        raise KartRewardsError(f"{gif}: can't be made of {video}: {says[-1]}")

@@ -20,7 +20,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Episode, PolicyMaker, play_episode
 from kart_rewards.panel import Panel, fitting
 from kart_rewards.video import VideoWriter, to_gif
-from kart_rewards.window import Window, compose
+from kart_rewards.window import LARGEST_SCALE, Window, compose
 
 _GIF_FRAMES_PER_SECOND = 12.5  # GIFs count in hundredths of a second
 _SECONDS_AFTER = 1.5  # for which the last picture stays
@@ -60,7 +60,11 @@ def watch(
 
     if output and output.suffix not in (".mp4", ".gif"):
         raise KartRewardsError(f"{output}: must end in .mp4 or .gif")
-    content = ppo.load_agent_file(agent)
+    if not 1 <= scale <= LARGEST_SCALE:
+        raise KartRewardsError(f"--scale must be between 1 and {LARGEST_SCALE}, not {scale}")
+    if seed < 0 or random_start_frames < 0 or (seconds is not None and seconds <= 0):
+        raise KartRewardsError("--seed and --random-start-frames must be 0 or more, --seconds more than 0")
+    content = ppo.load_checkpoint(agent, ppo.AGENT_KEYS)
     args = ppo.options_of(content)
     args.env = ppo.choose_game(args.env)
     make_policy = ppo.AgentPolicy(content["agent"], deterministic=not sampled)

@@ -36,7 +36,7 @@ PANEL_LINES = 28
 """Lines that fit beside any picture."""
 
 _SMALLEST_LINE_HEIGHT = 16  # pixels; a smaller font is hard to read
-_LARGEST_SCALE = 16
+LARGEST_SCALE = 16
 _BACKGROUND, _TEXT, _LIT = (18, 20, 28), (205, 210, 220), (255, 214, 64)
 _NUMBER = re.compile(r"[-+]?[\d.,:]+")
 
@@ -79,8 +79,8 @@ class Window:
     """
 
     def __init__(self, title: str, scale: int = 3) -> None:
-        if not 1 <= scale <= _LARGEST_SCALE:
-            raise KartRewardsError(f"the scale of a window must be between 1 and {_LARGEST_SCALE}, not {scale}")
+        if not 1 <= scale <= LARGEST_SCALE:
+            raise KartRewardsError(f"the scale of a window must be between 1 and {LARGEST_SCALE}, not {scale}")
         self.pressed: list[str] = []
         self.held: frozenset[str] = frozenset()
         self.closed = False

@@ -19,7 +19,7 @@ EPISODES = 2
 def test_an_agent_finishes_as_its_card_claims(claims: dict) -> None:
     file = AGENTS / Path(claims["file"]).name
     assert file.stat().st_size < 8e6
-    content = ppo.load_agent_file(file)
+    content = ppo.load_checkpoint(file, ppo.AGENT_KEYS)
     assert content["steps"] == claims["steps"]
     args = ppo.options_of(content)
     assert args.env.env_id == REPORT["game"]

@@ -348,7 +348,7 @@ def test_the_log_tells_where_time_and_memory_go(trained: tuple[Path, Any]) -> No
         assert len(logged[f"time/{part}_ms_per_step"]) == 3
     assert all(value > 0 for part in parts if part != "transfer" for _, value in logged[f"time/{part}_ms_per_step"])
     assert logged["memory/trainer_mb"][0][1] > 100
-    assert logged["memory/environments_mb"][0][1] > 100
+    assert logged["memory/children_mb"][0][1] > 100
 
 
 def test_training_evaluates_the_agent_and_keeps_the_best(trained: tuple[Path, Any]) -> None:
@@ -357,7 +357,7 @@ def test_training_evaluates_the_agent_and_keeps_the_best(trained: tuple[Path, An
     assert [step for step, _ in logged["eval/Level1/finish_rate"]] == [64, 96]
     assert logged["eval/Level1/episodes"] == [(64, 2.0), (96, 2.0)]
     assert "eval/Level1/median_return" in logged
-    best = ppo.load_agent_file(run / "best.pt")
+    best = ppo.load_checkpoint(run / "best.pt", ppo.AGENT_KEYS)
     assert best["steps"] in (64, 96)
     assert max(score for _, score in logged["eval/Level1/median_return"]) == pytest.approx(
         dict(logged["eval/Level1/median_return"])[best["steps"]]

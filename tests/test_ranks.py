@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -36,7 +39,6 @@ def test_two_ranks_learn_what_one_process_does_from_the_same_batch(tmp_path: Pat
     done = run([sys.executable, script, tmp_path])
     assert done.returncode == 0, done.stderr
     alone, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0", "2-0", "2-1"))
-    torch.manual_seed(1)
     for name, weights in alone["agent"].items():
         assert torch.equal(first["agent"][name], second["agent"][name]), name
         assert torch.allclose(first["agent"][name], weights, atol=1e-4), name
@@ -80,7 +82,9 @@ def test_the_environments_of_the_ranks_differ(trained: tuple[Path, subprocess.Co
 def test_one_process_resumes_what_two_began(
     trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    [folder] = trained[0].iterdir()
+    [trained_folder] = trained[0].iterdir()
+    folder = tmp_path / "run"
+    shutil.copytree(trained_folder, folder)
     done = run([sys.executable, SCRIPT, "--resume", folder / "agent.pt", "--total-timesteps", 256])
     assert done.returncode == 0, done.stderr
     assert "Resuming after 3 updates, 192 steps." in done.stdout
@@ -101,20 +105,40 @@ def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if re.match(r"[\d,]+/500,000 steps", line):
-                break
-        import psutil
-
-        ranks = psutil.Process(process.pid).children()
-        environment = ranks[-1].children()[-1]
+        wait_for_steps(process)
+        environment = psutil.Process(process.pid).children()[-1].children()[-1]
         everybody = psutil.Process(process.pid).children(recursive=True)
         environment.kill()
         _, stderr = process.communicate(timeout=90)
     assert process.returncode != 0
-    assert "an environment's process ended unexpectedly" in stderr
+    assert "error: an environment's process ended unexpectedly" in stderr
+    assert "error: another process of this run has ended" in stderr
+    assert "RuntimeError" not in stderr
     _, alive = psutil.wait_procs(everybody, timeout=20)
     assert not alive
     [folder] = tmp_path.iterdir()
-    assert ppo.load_checkpoint(folder / "agent.pt")["updates"] >= 0
+    assert ppo.load_checkpoint(folder / "agent.pt")["updates"] >= 1
+
+
+def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -> None:
+    arguments = ["--env-id", GAME, *SMALL, "--eval-interval", "0", "--checkpoint-interval", "0", "--num-envs", "4"]
+    command = [*TORCHRUN, str(SCRIPT), *arguments, "--runs-path", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        wait_for_steps(process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=90)
+    [folder] = tmp_path.iterdir()
+    checkpoint = ppo.load_checkpoint(folder / "agent.pt")
+    assert checkpoint["updates"] >= 1
+    assert len(checkpoint["env_states"]) == 4
+
+
+def wait_for_steps(process: subprocess.Popen[str]) -> None:
+    """Waits until a run has printed how many steps it made."""
+    assert process.stdout
+    for line in process.stdout:
+        if re.match(r"[\d,]+/500,000 steps", line):
+            return
+    pytest.fail(f"the run ended: {process.communicate()}")

@@ -1,0 +1,191 @@
+"""docs/integrating.md does what it says: the example of another console runs as it stands there."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import string
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kart_rewards.condition import Condition
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.ram import RamLayout, Variable
+from kart_rewards.testing import START_OF_RACE, snapshot
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "integrating.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(?:^`(?P<file>[\w./-]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S)
+# Training as the page has it, but short, with episodes short enough to end.
+SHORT = (
+    "--total-timesteps 128 --num-envs 2 --num-steps 64 --num-minibatches 2 --update-epochs 1 --max-episode-steps 30 "
+    "--eval-interval 0"
+)
+
+
+def section(title: str) -> str:
+    """The part of the page under a heading of the second rank."""
+    return PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the bash blocks in a part of the page."""
+    return "".join(block["text"] for block in BLOCK.finditer(text) if block["language"] == "bash").splitlines()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A folder like the repository's, in which games may be made."""
+    for name in ("kart_rewards", "examples", "integrations/HomebrewKart-Snes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "ppo_continuous_single_file.py", tmp_path)
+    retail = tmp_path / "integrations" / "MarioKart-Snes"
+    retail.mkdir()
+    for name in ("data.json", "metadata.json", "rom.sha", "scenario.json"):  # not somebody's dump
+        shutil.copy(ROOT / "integrations" / "MarioKart-Snes" / name, retail)
+    return tmp_path
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a shell command as a reader does: in the folder, with the virtual environment active."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHONPATH": str(folder), "HOME": str(folder), "COLUMNS": "200"}
+    return subprocess.run(
+        ["/bin/bash", "-euo", "pipefail", "-c", command],
+        cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def shows(output: str, line: str) -> bool:
+    """Whether a line is in the output; … stands for anything."""
+    pattern = ".*".join(map(re.escape, line.split("…")))
+    return re.search(f"^{pattern}$", output, flags=re.M) is not None
+
+
+def test_another_game_on_another_console(workspace: Path) -> None:
+    output = ""
+    for block in BLOCK.finditer(section("Another game, on another console")):
+        if block["file"]:
+            (workspace / block["file"]).write_text(block["text"])
+        elif block["language"] == "text":
+            for line in block["text"].splitlines():
+                assert shows(output, line), f"{line!r} is not in\n{output}"
+        elif block["text"].startswith("tensorboard"):
+            assert {"rewards/points", "rewards/ship_lost"} <= set(tags_in_tensorboard(block["text"], workspace))
+        else:
+            assert block["language"] == "bash", block["text"]
+            done = run(re.sub(r"--total-timesteps \d+", SHORT, block["text"]), workspace)
+            output = done.stdout
+            assert done.returncode == 0, f"{block['text']}\n{output}{done.stderr}"
+    found = RamLayout.from_file(workspace / "integrations" / "Airstriker-Genesis" / "data.json")
+    assert [(v.name, v.address, v.type) for v in found.variables] == [
+        ("lives", 16712283, "|u1"),  # the low byte of what stable-retro's own integration reads
+        ("score", 16712270, ">u4"),
+    ]
+
+
+def tags_in_tensorboard(command: str, folder: Path) -> Iterator[str]:
+    """The tags that a running TensorBoard serves, of all runs."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port", str(port)]
+    server = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        runs: dict[str, dict[str, object]] = {}
+        for _ in range(240):
+            try:
+                with urllib.request.urlopen(f"http://localhost:{port}/data/plugin/scalars/tags", timeout=10) as reply:
+                    runs = json.load(reply)
+            except OSError:
+                assert server.poll() is None, "TensorBoard ended"
+            if runs:
+                break
+            time.sleep(0.25)
+        for tags in runs.values():
+            yield from tags
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def test_the_retail_games_commands_are_right_but_for_the_rom(workspace: Path) -> None:
+    said = []
+    (workspace / "dumps").mkdir()
+    (workspace / "dumps" / "readme.txt").write_text("no dump")
+    for command in commands(section("Super Mario Kart")):
+        if not command.startswith("tensorboard"):
+            done = run(command, workspace)
+            said.append((done.returncode, (done.stderr or done.stdout).strip()))
+    imported, state, doctor, play, training = said
+    assert imported[0] == 2
+    assert imported[1].startswith("error: none of these files (1) is the ROM of a game")
+    for code, error in (state, play, training):
+        assert code == 2
+        assert error.startswith("error: MarioKart-Snes has no ROM: there is none (rom.sfc)"), error
+    assert doctor[0] == 1
+    assert "FAIL  ROM: MarioKart-Snes has no ROM" in doctor[1]
+
+
+def test_the_window_pauses_where_the_public_start_state_is() -> None:
+    text = section("Super Mario Kart")
+    facts = " ".join(text.split()).partition("in a time trial they read: ")[2].partition(".")[0].split(", ")
+    told = {name: int(value) for name, value in map(str.split, facts)}
+    start = snapshot()
+    assert told == {name: getattr(start, name) for name in START_OF_RACE}
+    (until,) = re.findall(r'--until "(.+?)"', text)
+    holds = Condition(until, told)
+    assert holds(start)
+    assert not holds(snapshot(current_frame=start.current_frame - 1))
+
+
+def test_the_types_of_data_json_are_all_told() -> None:
+    table = section("The files of a game").partition("| byte order |")[2].partition("\n\n")[0]
+    cells = [re.split(r"(?<!\\)\|", row) for row in table.splitlines()[2:]]
+    orders, kinds = (
+        {item.replace("\\", "") for row in cells for item in re.findall("`(.+?)`", row[column])} for column in (1, 3)
+    )
+    accepted = set()
+    for order in [*"|<>=!", *map("".join, itertools.product("|<>=!", repeat=2))]:
+        for kind in string.ascii_letters:
+            with contextlib.suppress(KartRewardsError):
+                accepted.add((order, Variable("name", 0, f"{order}{kind}2").type[-2]))
+    assert accepted == set(itertools.product(orders, kinds))
+
+
+def test_the_examples_of_files_are_sound(tmp_path: Path) -> None:
+    examples = [block["text"] for block in BLOCK.finditer(section("The files of a game"))]
+    assert len(examples) == 1
+    (tmp_path / "data.json").write_text(examples[0])
+    assert RamLayout.from_file(tmp_path / "data.json").names == ("speed", "race_seconds", "gear")
+
+
+def test_the_messages_that_are_explained_are_the_programs() -> None:
+    texts = []
+    for path in [*sorted((ROOT / "kart_rewards").glob("*.py")), ROOT / "ppo_continuous_single_file.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    explained = re.findall(r"^\| (`.+?) \|", section("When something goes wrong"), flags=re.M)
+    ours = [cell for cell in explained if not cell.startswith(("`pip`", "`docker`"))]
+    assert len(ours) > 10
+    for cell in ours:
+        message = cell.strip("`")
+        assert any(message in text for text in texts), f"no part of the program says {message!r}"
