@@ -17,6 +17,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -659,6 +660,8 @@ def test_with_a_dump_the_retail_game_is_trained(tmp_path: Path) -> None:
         (["--resume", "lost.pt"], ["lost.pt: can't be read: No such file"]),
         (["--resume", "pyproject.toml"], ["pyproject.toml: is not a checkpoint"]),
         (["--runs-path", "pyproject.toml"], ["can't be written: Not a directory"]),
+        (["--eval-states", "Level99"], ["Level99.state: no such start state"]),
+        (["--eval-episodes", "0"], ["--eval-episodes must be 1 or more, not 0"]),
         (["--size", "20", "20"], ["too small for the network"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
@@ -812,6 +815,53 @@ def test_killing_an_environment_ends_the_run_with_a_checkpoint(running: Any, tmp
     assert_told(done, "an environment's process ended unexpectedly", "exit code -9")
     assert ppo.load_checkpoint(only_run(tmp_path) / "agent.pt")["updates"] >= 1
     wait_until(lambda: not any(map(alive, workers)), 10)
+
+
+@pytest.fixture
+def evaluating(tmp_path: Path) -> Any:
+    """A run amid its first evaluation, of more episodes than anybody waits for, and the processes that play them."""
+    arguments = [SCRIPT, "--env-id", GAME, *SMALL, "--eval-interval", "1", "--eval-episodes", "200"]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments), "--max-episode-steps", "60", "--runs-path", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def workers() -> list[psutil.Process]:
+        assert process.poll() is None, process.communicate()
+        return [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+
+    wait_until(workers, 60)
+    time.sleep(2)  # into the episodes
+    yield process, workers()
+    process.kill()
+    process.wait()
+
+
+def test_ctrl_c_ends_an_evaluation_too(evaluating: Any, tmp_path: Path) -> None:
+    process, workers = evaluating
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "after 1 update" in stdout
+    checkpoint = ppo.load_checkpoint(only_run(tmp_path) / "agent.pt")
+    assert checkpoint["updates"] == 1, "no further update"
+    assert len(checkpoint["env_states"]) == 2
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_an_evaluation_that_fails_costs_no_training(evaluating: Any, tmp_path: Path) -> None:
+    process, workers = evaluating
+    workers[0].kill()
+    for line in process.stdout:
+        if "the evaluation is left out: a worker process ended unexpectedly (killed by signal 9)" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert ppo.load_checkpoint(only_run(tmp_path) / "agent.pt")["env_states"]
 
 
 def test_help_reads_well() -> None:
