@@ -240,7 +240,7 @@ def watch_(
     Args:
         agent: What training saved: runs/NAME/best.pt, or agent.pt.
         state: The course, by its start state. By default the one the agent was trained on.
-        output: Video file to write instead of opening a window, .mp4 or .gif.
+        output: Video file to write instead of opening a window: .mp4, or a smaller .gif of 10 pictures a second.
         seconds: Show so much of each episode. By default all of it.
         sampled: Draw the actions, as in training, instead of taking the likeliest.
         seed: Seed of the first episode; the next have the next.

@@ -22,7 +22,7 @@ from kart_rewards.panel import Panel, fitting
 from kart_rewards.video import VideoWriter, to_gif
 from kart_rewards.window import LARGEST_SCALE, Window, compose
 
-_GIF_FRAMES_PER_SECOND = 12.5  # GIFs count in hundredths of a second
+_GIF_FRAMES_PER_SECOND, _GIF_WIDTH = 10, 600  # some 200 KB a second, for a web page
 _SECONDS_AFTER = 1.5  # for which the last picture stays
 
 
@@ -82,7 +82,7 @@ def watch(
                 with VideoWriter(video, env.frames_per_second) as writer:
                     play(seed, lambda picture, lines: writer.append(compose(picture, lines, scale)))
                 if video != output:
-                    to_gif(video, output, _GIF_FRAMES_PER_SECOND)
+                    to_gif(video, output, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
             print(f"wrote {output}")
             return
         with Window(f"{agent}: {env.game.name}", scale) as window:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ import pytest
 import stable_retro
 
 SNES_SHAPE = (224, 256, 3)
+
+# A shell starts its background jobs deaf to Ctrl-C, and every process below them is, too: tests send it to some.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_rom() -> bytes:
