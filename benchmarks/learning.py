@@ -30,7 +30,7 @@ class Run:
         seed: Its seed.
         course: The start state.
         steps: Agent steps until each evaluation.
-        minutes: Wall-clock time until then, evaluations included.
+        minutes: Wall-clock time until then, evaluations and, in a resumed run, pauses included.
         finish_rates: How many races were finished, 0 to 1.
         lap_times_seconds: The median lap; None if no lap was completed.
         steps_per_second: The rate of training at the end, evaluations included.
@@ -116,7 +116,7 @@ def print_table(runs: list[Run], steps: int) -> None:
 
 
 def plot(runs: list[Run], picture: Path) -> None:
-    """Draws finish rate and lap time of each run over wall-clock time."""
+    """Draws finish rate and lap time of each run over its steps."""
     import matplotlib.pyplot as plt
 
     figure, (rates, laps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -124,16 +124,16 @@ def plot(runs: list[Run], picture: Path) -> None:
         label = (
             f"{run.experiment}, seed {run.seed}" if len({run.experiment for run in runs}) > 1 else f"seed {run.seed}"
         )
-        rates.plot(run.minutes, run.finish_rates, marker=".", label=label)
-        known = [(at, lap) for at, lap in zip(run.minutes, run.lap_times_seconds, strict=True) if lap is not None]
+        rates.plot(run.steps, run.finish_rates, marker=".", label=label)
+        known = [(at, lap) for at, lap in zip(run.steps, run.lap_times_seconds, strict=True) if lap is not None]
         laps.plot([at for at, _ in known], [lap for _, lap in known], marker=".", label=label)
     reference = REFERENCE_LAPS / f"{runs[0].course}.json"
     if reference.is_file():
         best = json.loads(reference.read_text())["lap_time_seconds"]
         laps.axhline(best, color="black", linestyle="--", label=f"reference lap, {best:.2f} s")
         laps.axhline(1.1 * best, color="grey", linestyle=":", label="10 % above it")
-    rates.set(title="races finished, deterministic evaluation", xlabel="minutes of training", ylim=(-0.05, 1.05))
-    laps.set(title=f"median lap on {runs[0].course}", xlabel="minutes of training", ylabel="s", yscale="log")
+    rates.set(title="races finished, deterministic evaluation", xlabel="agent steps", ylim=(-0.05, 1.05))
+    laps.set(title=f"median lap on {runs[0].course}", xlabel="agent steps", ylabel="s", yscale="log")
     ticks = [9, 10, 12, 15, 20, 30]
     laps.set_yticks(ticks, [str(tick) for tick in ticks])
     laps.minorticks_off()

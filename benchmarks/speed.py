@@ -19,13 +19,16 @@ Exit code 1 means that a goal was missed. Needs the ``dev`` extra.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,11 +47,30 @@ def steering(step: int) -> int:
     return -1 if step * FRAME_SKIP // 30 % 3 == 0 else 0
 
 
+@contextmanager
+def endless_scenario() -> Iterator[str]:
+    """The reference's rewards without its done rules: the drive goes on at a wall, as the bare core's does."""
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = Path(folder) / "endless.json"
+        scenario.write_text('{"kart_rewards": {"done": []}}')
+        yield str(scenario)
+
+
 # Each of these runs in a process of its own and returns a rate.
 
 
 def bare_core(steps: int) -> float:
     """Frames/s of the core alone: set buttons, step, nothing else."""
+    step = _bare_stepper()
+    began = 0.0
+    for number in range(-WARM_UP_STEPS, steps):
+        if number == 0:
+            began = time.perf_counter()
+        step(number)
+    return steps * FRAME_SKIP / (time.perf_counter() - began)
+
+
+def _bare_stepper() -> Callable[[int], None]:
     import gzip
 
     import stable_retro
@@ -57,27 +79,28 @@ def bare_core(steps: int) -> float:
     emulator.set_state(gzip.decompress((GAME / "Level1.state").read_bytes()))
     masks = {0: np.zeros(12, np.uint8), -1: np.zeros(12, np.uint8)}
     masks[0][0] = masks[-1][0] = masks[-1][6] = 1  # B; B and LEFT
-    began = 0.0
-    for step in range(-WARM_UP_STEPS, steps):
-        if step == 0:
-            began = time.perf_counter()
+
+    def step(number: int) -> None:
         for _ in range(FRAME_SKIP):
-            emulator.set_button_mask(masks[steering(step)], 0)
+            emulator.set_button_mask(masks[steering(number)], 0)
             emulator.step()
-    return steps * FRAME_SKIP / (time.perf_counter() - began)
+
+    return step
 
 
 def one_environment(steps: int) -> float:
     """Frames/s of one ``KartEnv`` with its defaults."""
     from kart_rewards import KartEnv
 
-    env = KartEnv("HomebrewKart-Snes")
+    with endless_scenario() as scenario:
+        env = KartEnv("HomebrewKart-Snes", scenario=scenario)
     env.reset(seed=1)
     began = 0.0
     for step in range(-WARM_UP_STEPS, steps):
         if step == 0:
             began = time.perf_counter()
         env.step([steering(step)])
+    assert env.race and env.race.frames == (WARM_UP_STEPS + steps) * FRAME_SKIP
     return steps * FRAME_SKIP / (time.perf_counter() - began)
 
 
@@ -86,8 +109,8 @@ def vector(num_envs: int, steps: int) -> float:
     import ppo_continuous_single_file as ppo
 
     args = ppo.Args()
-    args.env.env_id, args.ppo.num_envs = "HomebrewKart-Snes", num_envs
-    with ppo.environments(args, ppo.Ranks()) as envs:
+    args.env.env_id, args.env.max_episode_steps, args.ppo.num_envs = "HomebrewKart-Snes", 10**6, num_envs
+    with endless_scenario() as args.env.scenario, ppo.environments(args, ppo.Ranks()) as envs:
         envs.reset(seed=1)
         began = 0.0
         for step in range(-WARM_UP_STEPS, steps):
@@ -97,11 +120,28 @@ def vector(num_envs: int, steps: int) -> float:
         return num_envs * steps * FRAME_SKIP / (time.perf_counter() - began)
 
 
-def bare_cores(count: int, steps: int) -> float:
-    """Frames/s of several bare cores at once, all together."""
-    commands = [[sys.executable, __file__, "--only", f"bare_core({steps})"] for _ in range(count)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    return sum(float(process.communicate()[0]) for process in running)
+def bare_cores(count: int, seconds: int) -> float:
+    """Frames/s of several bare cores, all together, while all of them run."""
+    barrier, frames = multiprocessing.Barrier(count), multiprocessing.Queue()
+    processes = [multiprocessing.Process(target=_run_bare, args=(barrier, frames, seconds)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    total = sum(frames.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return total / seconds
+
+
+def _run_bare(barrier: Any, frames: Any, seconds: int) -> None:
+    step = _bare_stepper()
+    for number in range(WARM_UP_STEPS):
+        step(number)
+    barrier.wait()
+    ends, number = time.perf_counter() + seconds, 0
+    while time.perf_counter() < ends:
+        step(number)
+        number += 1
+    frames.put(number * FRAME_SKIP)
 
 
 def stable_baselines(ours: bool, steps: int) -> float:
@@ -271,7 +311,7 @@ def main() -> int:
     ratios["environment"] = wrapped / bare
     for num_envs in (8, 16):
         print(f"(b) {num_envs} environments at once, frames/s")
-        rates, _ = measure([f"bare_cores({num_envs},{steps // 2})", f"vector({num_envs},{steps // 2})"], args.repeats)
+        rates, _ = measure([f"bare_cores({num_envs},5)", f"vector({num_envs},{steps // 2})"], args.repeats)
         bare, wrapped = rates.values()
         ratios[f"vector of {num_envs}"] = wrapped / bare
     print("(c) training, agent steps/s; stable_baselines(0): stable-retro's environment, (1): this project's")

@@ -11,7 +11,7 @@ pygame is imported when it is first needed, so that training and its worker proc
 Example:
     >>> screen = np.zeros((224, 256, 3), np.uint8)
     >>> compose(screen, ["speed  812", Lit("checkpoint  +300")]).shape
-    (672, 1192, 3)
+    (672, 1256, 3)
 """
 
 from __future__ import annotations

@@ -33,8 +33,13 @@ def test_an_agent_finishes_as_its_card_claims(claims: dict) -> None:
     assert len(played) == EPISODES * len(finishes)
     for episode in played:
         assert episode.finished, episode
-        # Another processor may round otherwise, which leads to another race.
-        assert episode.race_time_seconds < 1.1 * claimed[episode.state]["median_race_time_seconds"], episode
+        [same] = [
+            claim
+            for claim in claims["episodes"]
+            if (claim["policy"], claim["state"], claim["seed"]) == ("agent, likeliest", episode.state, episode.seed)
+        ]
+        # Another processor may round otherwise, which leads to a race that is not quite the same.
+        assert episode.race_time_seconds < 1.2 * same["race_time_seconds"], episode
 
 
 def test_the_card_says_what_the_report_says() -> None:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ PAGE = (ROOT / "docs" / "integrating.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:^`(?P<file>[\w./-]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S)
 # Training as the page has it, but short, with episodes short enough to end.
 SHORT = (
-    "--total-timesteps 128 --num-envs 2 --num-steps 64 --num-minibatches 2 --update-epochs 1 --max-episode-steps 30 "
+    "--total-timesteps 64 --num-envs 1 --num-steps 64 --num-minibatches 1 --update-epochs 1 --max-episode-steps 30 "
     "--eval-interval 0"
 )
 
@@ -85,7 +84,7 @@ def test_another_game_on_another_console(workspace: Path) -> None:
             for line in block["text"].splitlines():
                 assert shows(output, line), f"{line!r} is not in\n{output}"
         elif block["text"].startswith("tensorboard"):
-            assert {"rewards/points", "rewards/ship_lost"} <= set(tags_in_tensorboard(block["text"], workspace))
+            assert_tensorboard_shows({"rewards/points", "rewards/ship_lost"}, block["text"], workspace)
         else:
             assert block["language"] == "bash", block["text"]
             done = run(re.sub(r"--total-timesteps \d+", SHORT, block["text"]), workspace)
@@ -98,29 +97,34 @@ def test_another_game_on_another_console(workspace: Path) -> None:
     ]
 
 
-def tags_in_tensorboard(command: str, folder: Path) -> Iterator[str]:
-    """The tags that a running TensorBoard serves, of all runs."""
+def assert_tensorboard_shows(wanted: set[str], command: str, folder: Path) -> None:
+    """Starts TensorBoard, and waits until it serves these curves."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     arguments = [sys.executable, "-m", "tensorboard.main", *shlex.split(command)[1:], "--port", str(port)]
     server = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        runs: dict[str, dict[str, object]] = {}
-        for _ in range(240):
-            try:
-                with urllib.request.urlopen(f"http://localhost:{port}/data/plugin/scalars/tags", timeout=10) as reply:
-                    runs = json.load(reply)
-            except OSError:
-                assert server.poll() is None, "TensorBoard ended"
-            if runs:
-                break
+        shown: set[str] = set()
+        latest = time.monotonic() + 120
+        while not wanted <= shown:
+            assert server.poll() is None, "TensorBoard ended"
+            assert time.monotonic() < latest, f"TensorBoard shows only {shown}"
             time.sleep(0.25)
-        for tags in runs.values():
-            yield from tags
+            with (
+                contextlib.suppress(OSError),  # it has not started yet
+                urllib.request.urlopen(f"http://localhost:{port}/data/plugin/scalars/tags", timeout=30) as reply,
+            ):
+                shown = set().union(*json.load(reply).values())
     finally:
         server.terminate()
         server.wait(timeout=30)
+
+
+def test_the_random_agent_tells_a_mistake(workspace: Path) -> None:
+    done = run("python examples/random_agent.py integrations HomebrewKart", workspace)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown game 'HomebrewKart': did you mean 'HomebrewKart-Snes'?")
 
 
 def test_the_retail_games_commands_are_right_but_for_the_rom(workspace: Path) -> None:
