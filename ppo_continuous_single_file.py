@@ -1456,7 +1456,10 @@ def play_and_learn(training: Training, envs: AsyncVectorEnv, rollout: Rollout, p
         ended.extend((steps, info) for info in final_infos(infos))
 
     cpu_seconds_before = envs.get_attr("cpu_seconds")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # waking a second one for so small a batch takes longer than it saves
     collect(agent, envs, rollout, ppo.gamma, on_step, stopwatch)
+    torch.set_num_threads(threads)
     with stopwatch("update"):
         with torch.no_grad():
             next_value = agent.get_value(rollout.next_observation)
