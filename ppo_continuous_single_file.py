@@ -228,11 +228,6 @@ class PPOOptions:
         """Steps in a minibatch."""
         return self.batch_size // self.num_minibatches
 
-    @property
-    def num_updates(self) -> int:
-        """Rollouts, each with its update, in a run."""
-        return self.total_timesteps // self.batch_size
-
     def check(self) -> None:
         """Raises KartRewardsError if the numbers do not fit together."""
         if self.batch_size % self.num_minibatches:
@@ -242,7 +237,7 @@ class PPOOptions:
             )
         if self.minibatch_size == 1 and self.norm_adv:
             raise KartRewardsError("advantages can't be normalised in minibatches of 1 step: lower --num-minibatches")
-        if self.num_updates < 1:
+        if self.total_timesteps < self.batch_size:
             raise KartRewardsError(
                 f"--total-timesteps {self.total_timesteps} is less than one rollout of {self.batch_size} steps: raise "
                 "it, or lower --num-envs or --num-steps"

@@ -100,11 +100,7 @@ def test_environments_that_cannot_be_shared_are_told(tmp_path: Path) -> None:
 
 def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
     """kill -9 of one environment of either rank: the run ends by itself, with what was saved before."""
-    arguments = ["--env-id", GAME, *SMALL, "--eval-interval", "0", "--checkpoint-interval", "1", "--num-envs", "4"]
-    command = [*TORCHRUN, str(SCRIPT), *arguments, "--runs-path", str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
+    with start_long_run(tmp_path, checkpoint_interval=1) as process:
         wait_for_steps(process)
         environment = psutil.Process(process.pid).children()[-1].children()[-1]
         everybody = psutil.Process(process.pid).children(recursive=True)
@@ -121,11 +117,7 @@ def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
 
 
 def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -> None:
-    arguments = ["--env-id", GAME, *SMALL, "--eval-interval", "0", "--checkpoint-interval", "0", "--num-envs", "4"]
-    command = [*TORCHRUN, str(SCRIPT), *arguments, "--runs-path", str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
+    with start_long_run(tmp_path, checkpoint_interval=0) as process:
         wait_for_steps(process)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=90)
@@ -133,6 +125,13 @@ def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -
     checkpoint = ppo.load_checkpoint(folder / "agent.pt")
     assert checkpoint["updates"] >= 1
     assert len(checkpoint["env_states"]) == 4
+
+
+def start_long_run(runs: Path, checkpoint_interval: int) -> subprocess.Popen[str]:
+    """Starts a run of two ranks, two environments each, that nobody would wait for."""
+    arguments = ["--env-id", GAME, *SMALL, "--num-envs", "4", "--eval-interval", "0", "--runs-path", str(runs)]
+    command = [*TORCHRUN, str(SCRIPT), *arguments, "--checkpoint-interval", str(checkpoint_interval)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
 def wait_for_steps(process: subprocess.Popen[str]) -> None:
