@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import io
 import math
-import multiprocessing.connection
 import os
 import random
 import shlex
@@ -22,8 +21,8 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +36,6 @@ import numpy as np
 import psutil
 import torch
 import tyro
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
@@ -61,10 +59,11 @@ from kart_rewards.evaluation import (
 )
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError, default_max_episode_steps, find_game, list_games
 from kart_rewards.observations import ObservationConfig
-from kart_rewards.processes import processor_count, serve_parent
+from kart_rewards.processes import processor_count
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
 from kart_rewards.scripting import Script
+from kart_rewards.vector import EnvGroups
 from kart_rewards.video import to_gif
 
 FREE_GAME = "HomebrewKart-Snes"  # what runs when the retail game's dump is not there
@@ -353,6 +352,10 @@ class Ranks:
                     "--num-steps or --num-minibatches"
                 )
 
+    def processors(self) -> int:
+        """Returns how many processor cores this rank has."""
+        return max(processor_count() // self.local_world_size, 1)
+
     def share(self, total: int) -> int:
         """Returns this rank's part of what is counted over all ranks."""
         return total // self.world_size
@@ -420,42 +423,15 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
 
 # -------------------------------------------------------------------------------------------------------- environments
 def make_training_env(env: EnvOptions, index: int) -> gym.Env:
-    """Makes one environment; this runs in a process of its own."""
-    serve_parent()
+    """Makes one environment; this runs in the process that it plays in."""
     return TrainingEpisodes(KartEnv(**env.of_kart_env()), index, env.episode_limit)
 
 
-@contextmanager
-def environments(args: Args, ranks: Ranks) -> Iterator[AsyncVectorEnv]:
-    """Makes this rank's environments, a process each, and ends them however the block ends.
-
-    The first is also made, and closed, in this process, so that bad options end here with one message.
-    """
-    gym.logger.min_level = gym.logger.ERROR + 1  # a worker's error reaches us as an exception; its traceback is noise
+def environments(args: Args, ranks: Ranks) -> closing[EnvGroups]:
+    """Makes this rank's environments, which end with the ``with`` block however that ends."""
     num_envs = ranks.share(args.ppo.num_envs)
     makers = [functools.partial(make_training_env, args.env, ranks.rank * num_envs + i) for i in range(num_envs)]
-    try:
-        envs = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    except (EOFError, ConnectionError):
-        raise KartRewardsError("an environment's process ended before it began") from None
-    try:
-        yield envs
-    finally:
-        for process in envs.processes:
-            process.kill()
-        for process in envs.processes:
-            process.join()
-        envs.closed = True  # or it would talk to them when it is garbage-collected
-
-
-def describe_dead(envs: AsyncVectorEnv) -> str:
-    """Says which of the environments' processes ended, and how."""
-    ended = multiprocessing.connection.wait([process.sentinel for process in envs.processes], timeout=5)
-    dead = [(i, process) for i, process in enumerate(envs.processes) if process.sentinel in ended]
-    for _, process in dead:
-        process.join()  # its end of the pipe closes a moment before its exit code is known
-    listed = ", ".join(f"number {i} (exit code {process.exitcode})" for i, process in dead)
-    return f"an environment's process ended unexpectedly: {listed or 'which one is not known'}"
+    return closing(EnvGroups(makers, groups=2, processes=ranks.processors()))
 
 
 class TrainingEpisodes(gym.Wrapper):
@@ -505,17 +481,6 @@ class TrainingEpisodes(gym.Wrapper):
         return {"return": self.episode_return, "steps": self.episode_steps, "env": env}
 
 
-def final_infos(infos: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the last info of each environment whose episode just ended, out of a vector environment's merged infos."""
-
-    def unmerge(merged: dict[str, Any], i: int) -> dict[str, Any]:
-        present = (key for key in merged if not key.startswith("_") and merged[f"_{key}"][i])
-        return {key: unmerge(merged[key], i) if isinstance(merged[key], dict) else merged[key][i] for key in present}
-
-    for i in np.flatnonzero(infos.get("_final_info", ())):
-        yield unmerge(infos["final_info"], int(i))
-
-
 # --------------------------------------------------------------------------------------------------------------- agent
 def layer_init(layer: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
     """Orthogonal weights and a constant bias, as PPO's reference implementation has them."""
@@ -560,6 +525,13 @@ class DivergedError(KartRewardsError):
         )
 
 
+class PixelConv2d(nn.Conv2d):
+    """A convolution of pixels from 0 to 255, as of ones from 0 to 1: it scales its weights, which are fewer."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return nn.functional.conv2d(pixels, self.weight / 255, self.bias, self.stride)
+
+
 class Agent(nn.Module):
     """Policy and value function over one convolutional encoder. The policy's head follows from the action space.
 
@@ -576,7 +548,7 @@ class Agent(nn.Module):
         self.precision = precision
         example = torch.zeros(1, *(observation_space.shape or ()), dtype=torch.uint8)
         convolutions = nn.Sequential(
-            layer_init(nn.Conv2d(self._to_channels(example).shape[1], 32, 8, stride=4)),
+            layer_init(PixelConv2d(self.to_channels(example).shape[1], 32, 8, stride=4)),
             nn.ReLU(),
             layer_init(nn.Conv2d(32, 64, 4, stride=2)),
             nn.ReLU(),
@@ -585,7 +557,7 @@ class Agent(nn.Module):
             nn.Flatten(),
         )
         try:
-            features = convolutions(self._to_channels(example).float()).shape[1]
+            features = convolutions(self.to_channels(example).float()).shape[1]
         except RuntimeError:
             raise KartRewardsError(
                 f"observations of shape {observation_space.shape} are too small for the network: use 36x36 or more"
@@ -608,7 +580,7 @@ class Agent(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
 
     @staticmethod
-    def _to_channels(observation: Tensor) -> Tensor:
+    def to_channels(observation: Tensor) -> Tensor:
         """(batch, ...) images of any of the environment's shapes -> (batch, channels, height, width)."""
         if observation.shape[-1] == 3:  # colour: channels come last
             observation = observation.movedim(-1, -3).flatten(1, -3)
@@ -616,7 +588,7 @@ class Agent(nn.Module):
 
     def encode(self, observation: Tensor) -> Tensor:
         """Returns the features that both heads work on: float32, shape (batch, 512)."""
-        pixels = self._to_channels(observation).to(self.precision) * (1 / 255)
+        pixels = self.to_channels(observation).to(self.precision)
         with torch.autocast(observation.device.type, self.precision, enabled=self.precision != torch.float32):
             return self.encoder(pixels).float()
 
@@ -675,26 +647,30 @@ class Stopwatch:
 
 
 def where_time_goes(
-    stages: dict[str, float], cpu_seconds: Sequence[dict[str, float]], steps: int, cores: int
+    stages: dict[str, float], seconds_by_process: Sequence[dict[str, float]], steps: int
 ) -> dict[str, float]:
     """Splits a training step's wall-clock time.
 
     Args:
-        stages: Seconds of the stages ``policy``, ``environments`` and ``update``.
-        cpu_seconds: What each environment's processor time went into, ``KartEnv.cpu_seconds``.
+        stages: Seconds of the stages ``rollout``, ``policy`` (a part of it) and ``update``.
+        seconds_by_process: What the environments' processes did meanwhile, see ``EnvGroups.seconds``.
         steps: Agent steps in that time.
-        cores: Processor cores that the environments share.
 
     Returns:
-        Milliseconds an agent step, by TensorBoard names without ``time/``. The environments' work is spread over
-        the cores that they keep busy; ``transfer`` is what is left of the time that the trainer waits for them:
-        talking between processes, resets, and cores that idle while the last environment steps.
+        Milliseconds an agent step, by TensorBoard names without ``time/``. In a rollout there are as many cores at
+        work as processes with environments, and the policy shares one with them; so what one of n cores does for a
+        second counts 1/n seconds. ``transfer`` is what is left: talking between processes, and cores that wait.
     """
-    busy_cores = min(cores, len(cpu_seconds))
-    split = {name: sum(each[name] for each in cpu_seconds) / busy_cores for name in cpu_seconds[0]}
-    split["transfer"] = stages["environments"] - sum(split.values())
-    split |= {"policy": stages["policy"], "update": stages["update"]}
-    return {f"{name}_ms_per_step": 1000 * seconds / steps for name, seconds in split.items()}
+    cores = len(seconds_by_process)
+    split = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
+    for seconds in seconds_by_process:
+        stepping = sum(seconds[part] for part in split)  # by the clock: also while the policy had the core
+        for part in split:
+            split[part] += seconds[part] / stepping * seconds["processor"] / cores
+    split["policy"] = stages["policy"] / cores
+    split["transfer"] = stages["rollout"] - sum(split.values())
+    split["update"] = stages["update"]
+    return {f"{part}_ms_per_step": 1000 * seconds / steps for part, seconds in split.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- rollout
@@ -716,7 +692,7 @@ class Rollout:
     next_done: Tensor
 
     @classmethod
-    def empty(cls, envs: gym.vector.VectorEnv, num_steps: int, device: torch.device) -> Rollout:
+    def empty(cls, envs: EnvGroups, num_steps: int, device: torch.device) -> Rollout:
         """Makes room for rollouts; the memory is used again for each."""
         actions = envs.single_action_space
         shape = (num_steps, envs.num_envs)
@@ -737,47 +713,60 @@ class Rollout:
 
 @torch.no_grad()
 def collect(
-    agent: Agent,
-    envs: gym.vector.VectorEnv,
-    rollout: Rollout,
-    gamma: float,
-    on_step: Callable[[dict[str, Any]], None],
-    stopwatch: Stopwatch,
-) -> None:
-    """Plays a rollout, from where the last one ended.
+    agent: Agent, envs: EnvGroups, rollout: Rollout, gamma: float, stopwatch: Stopwatch
+) -> list[tuple[int, dict[str, Any]]]:
+    """Plays a rollout, from where the last one ended: while one group of environments steps, the agent answers another.
 
     A truncated episode could have gone on: its last reward gets the discounted value of its real final observation.
 
     Args:
         agent: Chooses the actions.
-        envs: Autoreset must be in the same step, so that no step is wasted on resets.
+        envs: No group is at a step, before and after.
         rollout: Filled in.
         gamma: Discount factor.
-        on_step: Is called after each step with the vector environment's infos.
-        stopwatch: Times the stages ``policy`` and ``environments``.
+        stopwatch: Times the stage ``policy``.
+
+    Returns:
+        The step in which each episode ended that did, and its last info.
     """
     device = rollout.rewards.device
-    for step in range(rollout.rewards.shape[0]):
-        rollout.observations[step] = rollout.next_observation
-        rollout.dones[step] = rollout.next_done
+    num_steps = rollout.rewards.shape[0]
+    ended: list[tuple[int, dict[str, Any]]] = []
+
+    def act(step: int, group: int) -> None:
+        part = envs.groups[group]
+        observation = rollout.next_observation[part]
+        rollout.observations[step, part] = observation
+        rollout.dones[step, part] = rollout.next_done[part]
         with stopwatch("policy"):
-            action, log_prob, _, value = agent.get_action_and_value(rollout.next_observation)
-            rollout.actions[step] = action
-            rollout.log_probs[step] = log_prob
-            rollout.values[step] = value
+            action, log_prob, _, value = agent.get_action_and_value(observation)
+            rollout.actions[step, part] = action
+            rollout.log_probs[step, part] = log_prob
+            rollout.values[step, part] = value
             chosen = action.cpu().numpy()
+        envs.send(group, chosen)
 
-        with stopwatch("environments"):
-            observation, reward, terminated, truncated, infos = envs.step(chosen)
-        rollout.next_observation = torch.as_tensor(observation, device=device)
-        rollout.next_done = torch.as_tensor(terminated | truncated, dtype=torch.float32, device=device)
-        rollout.rewards[step] = torch.as_tensor(reward, dtype=torch.float32, device=device)
+    def take(step: int, group: int) -> None:
+        part = envs.groups[group]
+        outcome = envs.recv(group)
+        rollout.next_observation[part] = torch.as_tensor(outcome.observations, device=device)
+        rollout.next_done[part] = torch.as_tensor(outcome.terminated | outcome.truncated, device=device).float()
+        rollout.rewards[step, part] = torch.as_tensor(outcome.rewards, device=device).float()
+        for i, (final_observation, info) in outcome.finals.items():
+            ended.append((step, info))
+            if not outcome.terminated[i]:
+                value = agent.get_value(torch.as_tensor(final_observation, device=device)[None])[0]
+                rollout.rewards[step, part.start + i] += gamma * value
 
-        cut_off = np.flatnonzero(truncated & ~terminated)
-        if cut_off.size:
-            final_observations = torch.as_tensor(np.stack(infos["final_obs"][cut_off]), device=device)
-            rollout.rewards[step, cut_off] += gamma * agent.get_value(final_observations)
-        on_step(infos)
+    with torch.autocast(device.type, enabled=False):  # the outermost: it keeps the weights that the encoder's casts
+        for step in range(num_steps):
+            for group in range(len(envs.groups)):
+                if step:
+                    take(step - 1, group)
+                act(step, group)
+        for group in range(len(envs.groups)):
+            take(num_steps - 1, group)
+    return ended
 
 
 # ---------------------------------------------------------------------------------------------------------- advantages
@@ -826,11 +815,13 @@ def update(
         tensor.flatten(0, 1)
         for tensor in (rollout.observations, rollout.actions, rollout.log_probs, rollout.values, advantages, returns)
     )
+    observations = agent.to_channels(observations).movedim(1, -1)  # now each lies in memory as the encoder wants it
     clipped_fractions = []
     for _ in range(ppo.update_epochs):
         order = torch.randperm(len(returns), device=returns.device)
         for minibatch in order.split(ranks.share(ppo.minibatch_size)):
-            _, log_prob, entropy, value = agent.get_action_and_value(observations[minibatch], actions[minibatch])
+            seen = observations.index_select(0, minibatch).movedim(-1, 1)
+            _, log_prob, entropy, value = agent.get_action_and_value(seen, actions[minibatch])
             log_ratio = log_prob - log_probs[minibatch]
             ratio = log_ratio.exp()
             with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
@@ -1392,7 +1383,7 @@ def load_rng(checkpoint: dict[str, Any], device: torch.device, ranks: Ranks) -> 
             torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def rank_state(envs: AsyncVectorEnv, device: torch.device) -> dict[str, Any]:
+def rank_state(envs: EnvGroups, device: torch.device) -> dict[str, Any]:
     """Returns what this rank's part of the rest of the run depends on: random numbers to come, and environments."""
     rng = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
@@ -1430,7 +1421,7 @@ class Report:
     milliseconds: dict[str, float]
 
 
-def play_and_learn(training: Training, envs: AsyncVectorEnv, rollout: Rollout, ppo: PPOOptions, ranks: Ranks) -> Report:
+def play_and_learn(training: Training, envs: EnvGroups, rollout: Rollout, ppo: PPOOptions, ranks: Ranks) -> Report:
     """Plays one rollout and improves the agent on it.
 
     Raises:
@@ -1442,19 +1433,16 @@ def play_and_learn(training: Training, envs: AsyncVectorEnv, rollout: Rollout, p
         learning_rate *= 1.0 - training.steps / ppo.total_timesteps
     training.optimizer.param_groups[0]["lr"] = learning_rate
 
-    steps = training.steps
-    ended: list[tuple[int, dict[str, Any]]] = []
-
-    def on_step(infos: dict[str, Any]) -> None:
-        nonlocal steps
-        steps += ppo.num_envs
-        ended.extend((steps, info) for info in final_infos(infos))
-
-    cpu_seconds_before = envs.get_attr("cpu_seconds")
+    seconds_before = envs.seconds()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waking a second one for so small a batch takes longer than it saves
-    collect(agent, envs, rollout, ppo.gamma, on_step, stopwatch)
+    with stopwatch("rollout"):
+        ended = collect(agent, envs, rollout, ppo.gamma, stopwatch)
     torch.set_num_threads(threads)
+    seconds_by_process = [
+        {part: after[part] - before[part] for part in after}
+        for before, after in zip(seconds_before, envs.seconds(), strict=True)
+    ]
     with stopwatch("update"):
         with torch.no_grad():
             next_value = agent.get_value(rollout.next_observation)
@@ -1462,17 +1450,13 @@ def play_and_learn(training: Training, envs: AsyncVectorEnv, rollout: Rollout, p
         losses = update(agent, training.optimizer, rollout, advantages, returns, ppo, ranks)
     if not all(parameter.isfinite().all() for parameter in agent.parameters()):
         raise DivergedError("weights")
-    training.updates, training.steps = training.updates + 1, steps
-    cpu_seconds = [
-        {part: after[part] - before[part] for part in after}
-        for before, after in zip(cpu_seconds_before, envs.get_attr("cpu_seconds"), strict=True)
-    ]
-    cores = max(processor_count() // ranks.local_world_size, 1)
+    episodes = [(training.steps + (step + 1) * ppo.num_envs, info) for step, info in ended]
+    training.updates, training.steps = training.updates + 1, training.steps + ppo.batch_size
     return Report(
         learning_rate,
         losses,
-        sorted((episode for part in ranks.gather(ended) for episode in part), key=lambda episode: episode[0]),
-        where_time_goes(stopwatch.seconds, cpu_seconds, ranks.share(ppo.batch_size), cores),
+        sorted((episode for part in ranks.gather(episodes) for episode in part), key=lambda episode: episode[0]),
+        where_time_goes(stopwatch.seconds, seconds_by_process, ranks.share(ppo.batch_size)),
     )
 
 
@@ -1590,7 +1574,7 @@ def train(
     args: Args,
     checkpoint: dict[str, Any] | None,
     scoring: Scoring,
-    envs: AsyncVectorEnv,
+    envs: EnvGroups,
     device: torch.device,
     ranks: Ranks,
     folder: Path,
@@ -1608,7 +1592,7 @@ def train(
     torch.backends.cudnn.deterministic = args.run.torch_deterministic
     precision = choose_precision(args.run.precision, device)
     agent = Agent(envs.single_observation_space, envs.single_action_space, precision).to(device)
-    training = Training(agent, torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5))
+    training = Training(agent, torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5, fused=True))
     rollout = Rollout.empty(envs, ppo.num_steps, device)
     if args.run.compile:
         compile_encoder(agent, rollout.next_observation)
@@ -1633,7 +1617,7 @@ def train(
     failure: Exception | None = None
     try:
         seed = args.run.seed + training.steps + ranks.rank * envs.num_envs
-        observation, _ = envs.reset(seed=seed, options=states_to_resume(args, checkpoint, scoring))
+        observation = envs.reset(seed=seed, options=states_to_resume(args, checkpoint, scoring))
         rollout.next_observation = torch.as_tensor(observation, device=device)
         if ranks.rank == 0:
             log = Log(folder, args, scoring, training.steps)
@@ -1650,8 +1634,6 @@ def train(
             ended = any(ranks.gather(last or stop.is_set()))
             if ended or is_due(args.run.checkpoint_interval, training.updates):
                 save(ranks.gather(rank_state(envs, device)))
-    except (EOFError, ConnectionError):
-        failure = KartRewardsError(describe_dead(envs))
     except OSError as error:
         failure = unwritable(folder, error)
     except Exception as error:  # also a mistake of ours should not cost what was learned

@@ -2,23 +2,25 @@
 
     python benchmarks/speed.py
 
-Everything is measured in one run, in fresh processes that take turns, so that a change in the machine's load meets all;
-printed are medians and ratios:
+Everything is measured in one run, and what is compared takes turns, so that a change in the machine's load meets all:
 
-(a) one environment over the bare core, frames/s;
-(b) the vector environment over as many bare cores at once, frames/s, with 8 and with 16;
-(c) training over Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions, batch and epochs: on
+(a) one environment and the bare core, frames/s: turns of half a second in one process, on the same emulator;
+(b) the vector environment, in groups as the trainer plays it, and as many bare cores at once, frames/s: turns of half a
+    second or more, with 8 and with 16; beside them Gymnasium's AsyncVectorEnv;
+(c) training and Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions, batch and epochs: on
     stable-retro's environment with Gymnasium's wrappers, as its users have it today, and on this project's environment;
-    ours with ``--precision auto`` and with float32, as theirs is;
+    ours with ``--precision auto`` and with float32, as theirs is; fresh processes that take turns;
 (d) where a training step's time goes, and how much memory it takes;
 (e) updates, samples/s, on this machine's device: float32, bfloat16, bfloat16 compiled.
 
-Exit code 1 means that a goal was missed. Needs the ``dev`` extra.
+Printed are medians over the turns; ratios are medians of each turn's ratio. Exit code 1 means that a goal was missed.
+Needs the ``dev`` extra.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import statistics
 import subprocess
@@ -36,8 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 GAME = ROOT / "integrations" / "HomebrewKart-Snes"
 FRAME_SKIP = 4
-WARM_UP_STEPS = 30
-NUM_ENVS, NUM_STEPS, MINIBATCHES, EPOCHS = 8, 128, 4, 4
+STEPS_A_TURN = 300
+NUM_ENVS, NUM_STEPS, MINIBATCHES, EPOCHS = 16, 64, 4, 4
 
 GOALS = {"environment": 0.95, "vector of 8": 0.85, "vector of 16": 0.85, "training": 2.2}
 
@@ -56,27 +58,33 @@ def endless_scenario() -> Iterator[str]:
         yield str(scenario)
 
 
-# Each of these runs in a process of its own and returns a rate.
+# Each of these runs in a process of its own, and prints a line of rates for each turn: those of the columns below.
 
 
-def bare_core(steps: int) -> float:
-    """Frames/s of the core alone: set buttons, step, nothing else."""
-    step = _bare_stepper()
-    began = 0.0
-    for number in range(-WARM_UP_STEPS, steps):
-        if number == 0:
-            began = time.perf_counter()
-        step(number)
-    return steps * FRAME_SKIP / (time.perf_counter() - began)
+def environment(turns: int) -> None:
+    """Frames/s of the bare core (set buttons, step, nothing else), and of a ``KartEnv`` with its defaults around it."""
+    from kart_rewards import KartEnv
+
+    with endless_scenario() as scenario:
+        env = KartEnv("HomebrewKart-Snes", scenario=scenario)
+    env.reset(seed=1)
+    bare = bare_stepper(env.em)
+    start = env.em.get_state()
+
+    def frames_per_second(step: Callable[[int], object]) -> float:
+        env.em.set_state(start)
+        began = time.perf_counter()
+        for number in range(STEPS_A_TURN):
+            step(number)
+        return STEPS_A_TURN * FRAME_SKIP / (time.perf_counter() - began)
+
+    for _ in range(turns):
+        print(frames_per_second(bare), frames_per_second(lambda number: env.step([steering(number)])))
+    assert env.race and env.race.frames == turns * STEPS_A_TURN * FRAME_SKIP
 
 
-def _bare_stepper() -> Callable[[int], None]:
-    import gzip
-
-    import stable_retro
-
-    emulator = stable_retro.RetroEmulator(str(GAME / "rom.sfc"))
-    emulator.set_state(gzip.decompress((GAME / "Level1.state").read_bytes()))
+def bare_stepper(emulator: Any) -> Callable[[int], None]:
+    """Returns what does an agent step on the core alone."""
     masks = {0: np.zeros(12, np.uint8), -1: np.zeros(12, np.uint8)}
     masks[0][0] = masks[-1][0] = masks[-1][6] = 1  # B; B and LEFT
 
@@ -88,63 +96,92 @@ def _bare_stepper() -> Callable[[int], None]:
     return step
 
 
-def one_environment(steps: int) -> float:
-    """Frames/s of one ``KartEnv`` with its defaults."""
-    from kart_rewards import KartEnv
+def vector(num_envs: int, turns: int) -> None:
+    """Frames/s of bare cores, of the trainer's environments, and of the same in AsyncVectorEnv: as many, together."""
+    import gymnasium as gym
 
-    with endless_scenario() as scenario:
-        env = KartEnv("HomebrewKart-Snes", scenario=scenario)
-    env.reset(seed=1)
-    began = 0.0
-    for step in range(-WARM_UP_STEPS, steps):
-        if step == 0:
-            began = time.perf_counter()
-        env.step([steering(step)])
-    assert env.race and env.race.frames == (WARM_UP_STEPS + steps) * FRAME_SKIP
-    return steps * FRAME_SKIP / (time.perf_counter() - began)
-
-
-def vector(num_envs: int, steps: int) -> float:
-    """Frames/s of the trainer's vector environment, all together."""
     import ppo_continuous_single_file as ppo
 
     args = ppo.Args()
     args.env.env_id, args.env.max_episode_steps, args.ppo.num_envs = "HomebrewKart-Snes", 10**6, num_envs
     with endless_scenario() as args.env.scenario, ppo.environments(args, ppo.Ranks()) as envs:
+        makers = [functools.partial(ppo.make_training_env, args.env, i) for i in range(num_envs)]
+        async_envs = gym.vector.AsyncVectorEnv(makers)
+        bare = BareCores(num_envs)
         envs.reset(seed=1)
-        began = 0.0
-        for step in range(-WARM_UP_STEPS, steps):
-            if step == 0:
+        async_envs.reset(seed=1)
+        action = np.zeros((num_envs, 1), np.float32)
+
+        def play_groups(steps: int) -> None:
+            for step in range(steps):
+                action[:] = steering(step)
+                for group, part in enumerate(envs.groups):
+                    if step:
+                        envs.recv(group)
+                    envs.send(group, action[part])
+            for group in range(len(envs.groups)):
+                envs.recv(group)
+
+        def play_async(steps: int) -> None:
+            for step in range(steps):
+                action[:] = steering(step)
+                async_envs.step(action)
+
+        ways: list[Callable[[int], None]] = [bare.play, play_groups, play_async]
+        steps = 2 * STEPS_A_TURN // num_envs
+        for way in ways:
+            way(steps)  # warms up
+        for _ in range(turns):
+            rates = []
+            for way in ways:
                 began = time.perf_counter()
-            envs.step(np.full((num_envs, 1), steering(step), np.float32))
-        return num_envs * steps * FRAME_SKIP / (time.perf_counter() - began)
+                way(steps)
+                rates.append(num_envs * steps * FRAME_SKIP / (time.perf_counter() - began))
+            print(*rates)
+        async_envs.close()
+        bare.close()
 
 
-def bare_cores(count: int, seconds: int) -> float:
-    """Frames/s of several bare cores, all together, while all of them run."""
-    barrier, frames = multiprocessing.Barrier(count), multiprocessing.Queue()
-    processes = [multiprocessing.Process(target=_run_bare, args=(barrier, frames, seconds)) for _ in range(count)]
-    for process in processes:
-        process.start()
-    total = sum(frames.get() for _ in processes)
-    for process in processes:
-        process.join()
-    return total / seconds
+class BareCores:
+    """Bare cores, a process each."""
+
+    def __init__(self, count: int) -> None:
+        pipes = [multiprocessing.Pipe() for _ in range(count)]
+        self.connections = [here for here, _ in pipes]
+        self.processes = [multiprocessing.Process(target=self._run, args=(there,)) for _, there in pipes]
+        for process in self.processes:
+            process.start()
+
+    @staticmethod
+    def _run(connection: Any) -> None:
+        import gzip
+
+        import stable_retro
+
+        emulator = stable_retro.RetroEmulator(str(GAME / "rom.sfc"))
+        start = gzip.decompress((GAME / "Level1.state").read_bytes())
+        step = bare_stepper(emulator)
+        while steps := connection.recv():
+            emulator.set_state(start)
+            for number in range(steps):
+                step(number)
+            connection.send(True)
+
+    def play(self, steps: int) -> None:
+        """Each core plays some agent steps, at the same time."""
+        for connection in self.connections:
+            connection.send(steps)
+        for connection in self.connections:
+            connection.recv()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for connection, process in zip(self.connections, self.processes, strict=True):
+            connection.send(0)
+            process.join()
 
 
-def _run_bare(barrier: Any, frames: Any, seconds: int) -> None:
-    step = _bare_stepper()
-    for number in range(WARM_UP_STEPS):
-        step(number)
-    barrier.wait()
-    ends, number = time.perf_counter() + seconds, 0
-    while time.perf_counter() < ends:
-        step(number)
-        number += 1
-    frames.put(number * FRAME_SKIP)
-
-
-def stable_baselines(ours: bool, steps: int) -> float:
+def stable_baselines(ours: int, steps: int) -> None:
     """Agent steps/s of Stable-Baselines3's PPO, after a first rollout and update."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -164,7 +201,7 @@ def stable_baselines(ours: bool, steps: int) -> float:
     model.learn(steps + NUM_ENVS * NUM_STEPS, callback=Clock())
     ended = time.perf_counter()  # of the last update
     envs.close()
-    return steps / (ended - times[1][1])
+    print(steps / (ended - times[1][1]))
 
 
 def _kart_env():
@@ -201,7 +238,7 @@ def _crop(screen: np.ndarray) -> np.ndarray:
     return screen[32:112]
 
 
-def training(precision: str, steps: int) -> float:
+def training(precision: str, steps: int) -> None:
     """Agent steps/s of the trainer, after a first rollout and update; prints (d) to standard error."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -229,10 +266,10 @@ def training(precision: str, steps: int) -> float:
             values = [event.value for event in log.Scalars(tag)][1:]
             print(f"{tag} {statistics.median(values):.3f} {values[0]:.3f} {values[-1]:.3f}", file=sys.stderr)
         first, last = (log.Scalars("charts/SPS")[i] for i in (0, -1))
-        return (last.step - first.step) / (last.wall_time - first.wall_time)
+        print((last.step - first.step) / (last.wall_time - first.wall_time))
 
 
-def updates(bfloat16: bool, compiled: bool) -> float:
+def updates(bfloat16: int, compiled: int) -> None:
     """Samples/s of PPO's update with the trainer's defaults, on a GPU if there is one; each epoch counts."""
     import gymnasium as gym
     import torch
@@ -264,71 +301,73 @@ def updates(bfloat16: bool, compiled: bool) -> float:
         began = time.perf_counter()
         ppo.update(agent, optimizer, rollout, advantages, returns, options, ranks)
         rates.append(options.batch_size * options.update_epochs / (time.perf_counter() - began))
-    return statistics.median(rates[1:])
+    print(statistics.median(rates[1:]))
 
 
-def measure(calls: list[str], repeats: int) -> tuple[dict[str, float], str]:
-    """Returns the median rate of each call, made in turns, and what the last one wrote to standard error."""
-    rates: dict[str, list[float]] = {call: [] for call in calls}
-    said = ""
-    for _ in range(repeats):
-        for call in calls:
-            done = subprocess.run(
-                [sys.executable, __file__, "--only", call], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                sys.exit(f"{call} failed:\n{done.stderr}")
-            rates[call].append(float(done.stdout.split()[-1]))
-            said = done.stderr
-    for call, values in rates.items():
-        spread = f"{min(values):,.0f} to {max(values):,.0f}"
-        print(f"  {call:34s} median {statistics.median(values):8,.0f} /s   ({spread})", flush=True)
-    return {call: statistics.median(values) for call, values in rates.items()}, said
+def call(name: str, *args: int | str) -> tuple[list[list[float]], str]:
+    """Calls one of the functions above in a process of its own; returns the rates that it prints, and the rest."""
+    command = [sys.executable, __file__, "--only", name, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr}")
+    return [[float(rate) for rate in line.split()] for line in done.stdout.splitlines()], done.stderr
+
+
+def show(columns: list[str], turns: list[list[float]], against: int = 0) -> list[float]:
+    """Prints each column's median and spread; returns its ratio to column ``against``."""
+    ratios = []
+    for i, column in enumerate(columns):
+        rates = [turn[i] for turn in turns]
+        ratios.append(statistics.median(turn[i] / turn[against] for turn in turns))
+        spread = f"({min(rates):,.0f} to {max(rates):,.0f})"
+        print(f"  {column:46s} {statistics.median(rates):7,.0f} /s  {spread:18s}  ratio {ratios[-1]:.2f}", flush=True)
+    return ratios
 
 
 def main() -> int:
     """Measures, and compares with the goals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
-    parser.add_argument("--steps", type=int, default=600, help="steps a measurement of (a) and (b)")
-    parser.add_argument("--updates", type=int, default=8, help="updates a measurement of (c)")
-    parser.add_argument("--only", help="one measurement, such as bare_core(600)")
+    parser.add_argument("--turns", type=int, default=9, help="a third of the turns of (a) and (b)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of (c) and (e)")
+    parser.add_argument("--updates", type=int, default=8, help="updates a run of (c)")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="one function and what to call it with: vector 8 5")
     args = parser.parse_args()
     if args.only:
-        name, _, given = args.only.rstrip(")").partition("(")
-        functions: list[Callable[..., float]] = [
-            bare_core, one_environment, vector, bare_cores, stable_baselines, training, updates,
-        ]  # fmt: skip
-        call = {function.__name__: function for function in functions}[name]
-        print(call(*(int(item) if item.isdigit() else item for item in given.split(","))))
+        functions: list[Callable[..., None]] = [environment, vector, stable_baselines, training, updates]
+        function = {function.__name__: function for function in functions}[args.only[0]]
+        function(*(int(word) if word.isdigit() else word for word in args.only[1:]))
         return 0
 
     ratios: dict[str, float] = {}
-    steps, train_steps = args.steps, args.updates * NUM_ENVS * NUM_STEPS
     print("(a) one environment, frames/s")
-    rates, _ = measure([f"bare_core({steps})", f"one_environment({steps})"], args.repeats)
-    bare, wrapped = rates.values()
-    ratios["environment"] = wrapped / bare
+    turns, _ = call("environment", 3 * args.turns)
+    ratios["environment"] = show(["bare core", "KartEnv"], turns)[1]
     for num_envs in (8, 16):
         print(f"(b) {num_envs} environments at once, frames/s")
-        rates, _ = measure([f"bare_cores({num_envs},5)", f"vector({num_envs},{steps // 2})"], args.repeats)
-        bare, wrapped = rates.values()
-        ratios[f"vector of {num_envs}"] = wrapped / bare
-    print("(c) training, agent steps/s; stable_baselines(0): stable-retro's environment, (1): this project's")
-    calls = [f"stable_baselines({ours},{train_steps})" for ours in (0, 1)]
-    calls += [f"training({precision},{train_steps})" for precision in ("float32", "auto")]
-    rates, said = measure(calls, args.repeats)
-    theirs, theirs_on_ours, ours_in_float32, ours = rates.values()
-    ratios["training"] = ours / theirs
+        turns, _ = call("vector", num_envs, 3 * args.turns)
+        columns = ["bare cores", "the trainer's environments", "the same in Gymnasium's AsyncVectorEnv"]
+        ratios[f"vector of {num_envs}"] = show(columns, turns)[1]
+    print("(c) training, agent steps/s")
+    steps = args.updates * NUM_ENVS * NUM_STEPS
+    runs = {
+        "Stable-Baselines3 on stable-retro": ("stable_baselines", 0, steps),
+        "Stable-Baselines3 on KartEnv": ("stable_baselines", 1, steps),
+        "ours in float32": ("training", "float32", steps),
+        "ours": ("training", "auto", steps),
+    }
+    turns = []
+    for _ in range(args.repeats):
+        answers = [call(*run) for run in runs.values()]
+        turns.append([rates[0][0] for rates, _ in answers])
+    ratios["training"] = show(list(runs), turns)[-1]
     print("(d) a training step: median; first; last")
-    print("".join(f"  {line}\n" for line in said.splitlines() if line.startswith(("time/", "memory/"))))
-    print("(e) updates, samples/s; updates(bfloat16, compiled)")
-    measure(["updates(0,0)", "updates(1,0)", "updates(1,1)"], args.repeats)
+    print("".join(f"  {line}\n" for line in answers[-1][1].splitlines() if line.startswith(("time/", "memory/"))))
+    print("(e) updates, samples/s")
+    columns = ["float32", "bfloat16", "bfloat16, compiled"]
+    show(columns, [[call("updates", *kind)[0][0][0] for kind in ((0, 0), (1, 0), (1, 1))] for _ in range(args.repeats)])
     for name, ratio in ratios.items():
         verdict = "met" if ratio >= GOALS[name] else "MISSED"
         print(f"{name:15s} {ratio:.2f}  (goal: at least {GOALS[name]}, {verdict})")
-    print(f"training over theirs on this project's environment: {ours / theirs_on_ours:.2f}")
-    print(f"training in float32 over theirs: {ours_in_float32 / theirs:.2f}")
     return 0 if all(ratios[name] >= goal for name, goal in GOALS.items()) else 1
 
 

@@ -11,7 +11,6 @@ A check that fails hides none that can still be made. What a game's variables sh
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import platform
@@ -33,6 +32,7 @@ import stable_retro
 
 from kart_rewards.actions import LEFT, RIGHT, THROTTLE
 from kart_rewards.condition import Condition
+from kart_rewards.emulator import start_emulator
 from kart_rewards.env import make_env
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.inputs import Held, button_masks, parse_inputs
@@ -195,13 +195,9 @@ class Machine:
     """
 
     def __init__(self, rom: Path) -> None:
-        gc.collect()  # an emulator that is no longer referred to must be gone
         self.system: str = stable_retro.get_romfile_system(str(rom))
         self.buttons: list[str | None] = stable_retro.get_system_info(self.system)["buttons"]
-        try:
-            self.em = stable_retro.RetroEmulator(str(rom))
-        except RuntimeError as error:
-            raise KartRewardsError(f"{rom}: the emulator did not start: {error}") from None
+        self.em = start_emulator(rom)
         self.data = stable_retro.data.GameData()
         self.em.configure_data(self.data)
         self.step()

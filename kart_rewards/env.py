@@ -21,7 +21,7 @@ import gc
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from time import thread_time
+from time import perf_counter
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +33,7 @@ from gymnasium.utils import EzPickle
 from kart_rewards.actions import make_actions
 from kart_rewards.done import EpisodeDone
 from kart_rewards.drivers import RandomDriver
+from kart_rewards.emulator import SharedEmulator
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import DEFAULT_FRAME_SKIP, INTEGRATIONS, default_max_episode_steps, find_game
 from kart_rewards.observations import ObservationConfig, ScreenObserver
@@ -47,7 +48,10 @@ _FRAMES_TO_TRY_A_STATE = 10
 
 
 class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
-    """One game in stable-retro's emulator. stable-retro allows one emulator a process: close one before the next.
+    """One game in stable-retro's emulator.
+
+    stable-retro allows one emulator a process. Environments of the same game share it: their steps may come in any
+    order. Close them before making one of another game.
 
     ``step`` holds an action for ``frame_skip`` emulated frames. Each frame's RAM is decoded and scored, the reward
     transform is applied to each frame's reward, and the step's reward is their sum. The step ends early on the frame on
@@ -86,8 +90,9 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     Attributes:
         ram: The snapshot of the latest frame.
         race: The episode's ``RaceMetrics``; None for games without their variables.
-        cpu_seconds: Processor time that ``step`` has taken so far, by part: ``emulator``, ``scoring`` (decoding, terms,
-            rules and info) and ``observation``.
+        step_seconds: Wall-clock time that ``step`` has taken so far, by part: ``emulator``, ``scoring`` (decoding,
+            terms, rules and info) and ``observation``.
+        em: stable-retro's emulator. It runs this environment's game from its ``reset`` or ``step`` to another's.
         buttons: The console's buttons, in the core's order.
         on_frame: Is called after each emulated frame, if it is not None.
 
@@ -143,7 +148,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         added = [rewards] if isinstance(rewards, (str, Path)) else rewards
         self.scoring = load_scoring(scenario_path, added, reward_weights)
         self.scoring.check(self.layout)
-        self.cpu_seconds = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
+        self.step_seconds = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
         self.frame_skip = frame_skip
         self.random_start_steps = random_start_steps
         self.render_mode = render_mode
@@ -154,12 +159,26 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
         self._window: Window | None = None
         self.on_frame: Callable[[], object] | None = self._show if render_mode == "human" else None
-        self.em, self.data = _start_emulator(rom, data_path, scenario_path)
+        self._emulator: Any = SharedEmulator.of(rom)
+        self.em = self._emulator.em
+        self._snapshot: bytes | None = None
+        self._screen: np.ndarray | None = None  # while another environment plays
         try:
+            self._emulator.take(self)
+            self.data = self._load_data(data_path, scenario_path)
             self._prepare(rom, action_mode, observation)
         except BaseException:
             self.close()  # or whoever keeps the exception keeps the process's one emulator
             raise
+
+    def _load_data(self, data_path: Path, scenario_path: Path) -> Any:
+        """Returns stable-retro's game data, bound to the emulator."""
+        data = stable_retro.data.GameData()
+        self._emulator.configure(data)
+        self.em.step()
+        if not data.load(str(data_path), str(scenario_path)):
+            raise KartRewardsError(f"stable-retro can't load {data_path} with {scenario_path}: check both files")
+        return data
 
     def _prepare(self, rom: Path, action_mode: str, observation: ObservationConfig) -> None:
         """The part of the constructor that needs the emulator."""
@@ -205,6 +224,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Loads a start state and begins an episode. See the class."""
         super().reset(seed=seed)
+        self._emulator.take(self)
         options = options or {}
         state = options.get("state") or self.states[self.np_random.integers(len(self.states))]
         if state not in self._loaded_states:
@@ -232,29 +252,30 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._rewards.start_step()
         reward = 0.0
         stopped_by = screen_before = None
-        began = thread_time()
+        began = perf_counter()
+        self._emulator.take(self)
         for frame, buttons in enumerate(self._actions.frames(action, self.frame_skip), start=1):
             if self._max_pool and frame == self.frame_skip > 1:
                 screen_before = self.em.get_screen()
             self._advance(buttons)
-            emulated = thread_time()
-            self.cpu_seconds["emulator"] += emulated - began
+            emulated = perf_counter()
+            self.step_seconds["emulator"] += emulated - began
             self.ram = self.layout.read(self._extract)
             reward += self._rewards(self.ram)
             if self.race:
                 self.race.update(self.ram)
             stopped_by = self._done(self.ram)
-            began = thread_time()
-            self.cpu_seconds["scoring"] += began - emulated
+            began = perf_counter()
+            self.step_seconds["scoring"] += began - emulated
             if stopped_by:
                 break
         observation = self._observer.observe(self.em.get_screen(), screen_before)
-        observed = thread_time()
-        self.cpu_seconds["observation"] += observed - began
+        observed = perf_counter()
+        self.step_seconds["observation"] += observed - began
         info = self._info()
         if stopped_by:
             info["done_rule"] = stopped_by
-        self.cpu_seconds["scoring"] += thread_time() - observed
+        self.step_seconds["scoring"] += perf_counter() - observed
         return observation, reward, stopped_by is not None, False, info
 
     def _drive_at_random(self, most_frames: int) -> int:
@@ -292,6 +313,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         Raises:
             KartRewardsError: A term or rule remembers what can't be saved. See ``ScriptCalls.get_state``.
         """
+        self._emulator.take(self)
         return {
             "emulator": zlib.compress(self.em.get_state(), level=1),
             "rewards": self._rewards.get_state(),
@@ -311,6 +333,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         Raises:
             KartRewardsError: The emulator refuses its part of it.
         """
+        self._emulator.take(self)
         if not self.em.set_state(zlib.decompress(state["emulator"])):
             raise KartRewardsError(
                 f"the emulator refuses the saved state: it is of another ROM than {self.game.name}'s"
@@ -328,7 +351,21 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def render(self) -> Any:
         """Returns the screen in ``rgb_array`` mode; in ``human`` mode the window shows every frame anyway."""
-        return self.em.get_screen() if self.render_mode == "rgb_array" else None
+        if self.render_mode != "rgb_array":
+            return None
+        return self.em.get_screen() if self._screen is None else self._screen
+
+    def put_aside(self) -> None:
+        """Saves the game: another environment's turn at the emulator begins."""
+        self._snapshot = self.em.get_state()
+        if self.render_mode == "rgb_array":
+            self._screen = self.em.get_screen()  # snapshots have no picture
+
+    def take_up(self) -> None:
+        """Loads the game again: this environment's turn begins."""
+        if self._snapshot is not None:
+            self.em.set_state(self._snapshot)
+        self._screen = None
 
     def _show(self) -> None:
         if self._window is None:
@@ -336,27 +373,14 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._window.show(self.em.get_screen(), frames_per_second=self.frames_per_second)
 
     def close(self) -> None:
-        """Ends the emulator, so that this process may start another."""
-        self.data = self.em = self._extract = None
+        """Leaves the emulator; it ends with its last environment."""
+        if self._emulator:
+            self._emulator.leave(self)
+        self.data = self.em = self._extract = self._emulator = None
         gc.collect()
         if self._window is not None:
             self._window.close()
             self._window = None
-
-
-def _start_emulator(rom: Path, data_path: Path, scenario_path: Path) -> tuple[Any, Any]:
-    """Returns stable-retro's emulator, one frame after power-on, and the game data bound to it."""
-    gc.collect()  # an emulator that is no longer referred to must be gone before the next
-    try:
-        emulator = stable_retro.RetroEmulator(str(rom))
-    except RuntimeError as error:
-        raise KartRewardsError(f"{rom}: the emulator did not start: {error}") from None
-    data = stable_retro.data.GameData()
-    emulator.configure_data(data)
-    emulator.step()
-    if not data.load(str(data_path), str(scenario_path)):
-        raise KartRewardsError(f"stable-retro can't load {data_path} with {scenario_path}: check both files")
-    return emulator, data
 
 
 def make_env(

@@ -2,6 +2,8 @@
 
 * ``serve_parent`` - what a child calls first, whoever started it
 * ``processor_count`` - how many processes can run at once
+* ``attempt`` - calls a function in a child, for an answer to the parent
+* ``Children`` - processes, and a connection to each
 * ``Workers`` - processes that call functions, each one task after the other
 
 concurrent.futures has such a pool, but ends its processes with SIGTERM, which these ignore, and can't stop one at work.
@@ -27,7 +29,6 @@ from kart_rewards.errors import KartRewardsError
 Result = TypeVar("Result")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a terminal and `timeout` send theirs to the children, too
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy torch's threads, locks and all
 
 
 def serve_parent() -> None:
@@ -52,6 +53,69 @@ def processor_count() -> int:
     return os.cpu_count() or 1
 
 
+def attempt(function: Callable[..., Result], *args: Any) -> tuple[Exception | None, Result | None]:
+    """Calls the function. Returns the error that it raised, as one that can be sent to the parent, and its result."""
+    try:
+        return None, function(*args)
+    except KartRewardsError as failure:
+        return KartRewardsError(str(failure)), None  # a subclass need not be picklable
+    except Exception:
+        return RuntimeError(f"in a worker process:\n{traceback.format_exc()}"), None
+
+
+class Children:
+    """Processes, and a connection to each. They are deaf to signals from their first moment on.
+
+    Args:
+        start_method: One of multiprocessing's; None is the platform's.
+
+    Attributes:
+        processes: This end of each one's connection -> the process.
+    """
+
+    def __init__(self, start_method: str | None = None) -> None:
+        self.context: Any = multiprocessing.get_context(start_method)
+        self.processes: dict[Connection, Any] = {}
+        atexit.register(self.close)  # else multiprocessing would wait for them at exit
+
+    def start(self, target: Callable[..., None], *args: Any) -> Connection:
+        """Starts a process that calls ``target(connection, *args)``; returns the other end of the connection.
+
+        Raises:
+            KartRewardsError: It can't be started.
+        """
+        try:
+            here, there = self.context.Pipe()
+            process = self.context.Process(target=target, args=(there, *args), daemon=True)
+            with _signals_deferred():
+                process.start()
+                self.processes[here] = process
+        except OSError as error:
+            raise KartRewardsError(f"a process could not be started: {error.strerror or error}") from None
+        there.close()
+        return here
+
+    def ended(self, timeout_seconds: float) -> dict[int, str]:
+        """Waits until a process has ended; returns how each did that has, by its number."""
+        ended = wait([process.sentinel for process in self.processes.values()], timeout_seconds)
+        how = {}
+        for number, process in enumerate(self.processes.values()):
+            if process.sentinel in ended:
+                process.join()  # its pipes close a moment before its exit code is known
+                code = process.exitcode
+                how[number] = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+        return how
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        for process in self.processes.values():
+            process.kill()
+        for connection, process in self.processes.items():
+            process.join()
+            connection.close()
+        self.processes.clear()
+
+
 class Workers:
     """Processes that call functions. They start when there is work and are kept until ``close``.
 
@@ -63,9 +127,8 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._processes: dict[Connection, Any] = {}
+        self._children = Children("spawn")  # a fork would copy torch's threads, locks and all
         self._at_work: dict[Connection, int] = {}  # the number of the task
-        atexit.register(self.close)  # else multiprocessing would wait for them at exit
 
     def map(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
         """Yields ``function(*task)`` of each task, in the order of the tasks, which are spread over the processes.
@@ -84,7 +147,7 @@ class Workers:
         if self._at_work:
             raise RuntimeError("these workers are still busy with another map")
         self._start(min(self.count, len(tasks)))
-        idle, waiting, results = list(self._processes), deque(enumerate(tasks)), {}
+        idle, waiting, results = list(self._children.processes), deque(enumerate(tasks)), {}
         try:
             for number in range(len(tasks)):
                 while number not in results:
@@ -101,47 +164,23 @@ class Workers:
                             raise error
                 yield results.pop(number)
         except (EOFError, ConnectionError):
-            raise KartRewardsError(self._describe_dead()) from None
+            how = ", ".join(self._children.ended(timeout_seconds=5).values()) or "how is not known"
+            raise KartRewardsError(
+                f"a worker process ended unexpectedly ({how}): if memory is short, use fewer of them"
+            ) from None
         finally:
             if self._at_work:
                 self.close()
 
     def _start(self, wanted: int) -> None:
-        if self._ended(timeout_seconds=0):
+        if self._children.ended(timeout_seconds=0):
             self.close()
-        while len(self._processes) < wanted:
-            try:
-                here, there = _SPAWN.Pipe()
-                process = _SPAWN.Process(target=_work, args=(there,), daemon=True)
-                with _signals_deferred():
-                    process.start()
-                    self._processes[here] = process
-            except OSError as error:
-                raise KartRewardsError(f"a process could not be started: {error.strerror or error}") from None
-            there.close()
-
-    def _describe_dead(self) -> str:
-        """Says how the process ended whose connection was cut."""
-        ended = self._ended(timeout_seconds=5)
-        for process in ended:
-            process.join()  # its pipes close a moment before its exit code is known
-        code = ended[0].exitcode if ended else None
-        how = f"exit code {code}" if code is None or code >= 0 else f"killed by signal {-code}"
-        return f"a worker process ended unexpectedly ({how}): if memory is short, use fewer of them"
-
-    def _ended(self, timeout_seconds: float) -> list[Any]:
-        """Waits until a process has ended; returns all that have."""
-        ended = wait([process.sentinel for process in self._processes.values()], timeout_seconds)
-        return [process for process in self._processes.values() if process.sentinel in ended]
+        while len(self._children.processes) < wanted:
+            self._children.start(_work)
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
-        for process in self._processes.values():
-            process.kill()
-        for connection, process in self._processes.items():
-            process.join()
-            connection.close()
-        self._processes.clear()
+        self._children.close()
         self._at_work.clear()
 
 
@@ -174,12 +213,4 @@ def _work(connection: Connection) -> None:
     with suppress(EOFError, ConnectionError):
         while True:
             function, task = connection.recv()
-            error: Exception | None = None
-            result = None
-            try:
-                result = function(*task)
-            except KartRewardsError as failure:
-                error = KartRewardsError(str(failure))  # a subclass need not be picklable
-            except Exception:
-                error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
-            connection.send((error, result))
+            connection.send(attempt(function, *task))

@@ -26,7 +26,6 @@ from __future__ import annotations
 import cmd
 import contextlib
 import difflib
-import gc
 import inspect
 import itertools
 import json
@@ -41,6 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import stable_retro
 
+from kart_rewards.emulator import start_emulator
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.inputs import Held, button_masks, movie_start, parse_inputs, read_inputs
 from kart_rewards.integrations import INTEGRATIONS, Game, find_game
@@ -398,11 +398,7 @@ class SearchPrompt(cmd.Cmd):
         self._game, self._name = game, name
         self._system = stable_retro.get_romfile_system(str(rom))
         self._buttons = stable_retro.get_system_info(self._system)["buttons"]
-        gc.collect()  # an emulator that is no longer referred to must be gone before the next
-        try:
-            self._emulator = stable_retro.RetroEmulator(str(rom))
-        except RuntimeError as error:
-            raise KartRewardsError(f"{rom}: the emulator did not start: {error}") from None
+        self._emulator = start_emulator(rom)
         self._start_state = loaded or self._emulator.get_state()
         self._load(self._start_state, state)
         self._ram = RamSearch(self._emulator, self._system)

@@ -10,7 +10,6 @@ ROM and, for conditions and variables, its ``data.json``; no other file and no o
 
 from __future__ import annotations
 
-import gc
 import gzip
 import itertools
 import json
@@ -28,6 +27,7 @@ import numpy as np
 import stable_retro
 
 from kart_rewards.condition import Condition
+from kart_rewards.emulator import start_emulator
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.inputs import Held, button_masks, format_inputs, movie_start, read_inputs
 from kart_rewards.integrations import Game, find_game
@@ -214,11 +214,7 @@ class Console:
     def _power_on(self) -> None:
         self._emulator: Any = None
         self._data: Any = None
-        gc.collect()  # the emulator before must be gone
-        try:
-            self._emulator = stable_retro.RetroEmulator(str(self._rom))
-        except RuntimeError as error:
-            raise KartRewardsError(f"{self._rom}: the emulator did not start: {error}") from None
+        self._emulator = start_emulator(self._rom)
         self._data = stable_retro.data.GameData()
         self._emulator.configure_data(self._data)
         self._emulator.step()

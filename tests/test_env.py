@@ -27,7 +27,7 @@ STRAIGHT = np.array([0.0], np.float32)
 
 @pytest.fixture
 def make() -> Iterator[Any]:
-    """Makes an environment, and closes the one before: stable-retro has one emulator a process."""
+    """Makes an environment, and closes the one before, which may be of another game."""
     made: list[gym.Env] = []
 
     def make(game: str = GAME, **options: Any) -> gym.Env:
@@ -413,10 +413,44 @@ def test_the_step_limit_is_one_of_time(make: Any) -> None:
     assert make(frame_skip=6).spec.max_episode_steps == 2_000
 
 
-def test_two_at_once_in_a_process_are_told_to_wait(make: Any) -> None:
+def test_environments_of_a_game_share_the_emulator_and_play_as_if_alone(make: Any) -> None:
+    """Whatever order their steps come in: each one's observations, rewards, RAM and screens are its own."""
+    actions = {5: [0, 1, 0, 2] * 15, 6: [0, 2, 2, 0] * 15}
+    options: dict[str, Any] = {"action_mode": "driving", "render_mode": "rgb_array", "random_start_steps": 30}
+    alone = {seed: drive(make(**options), actions[seed], seed) for seed in actions}
+    envs = {seed: KartEnv(GAME, **options) for seed in actions}
+    together = {seed: [(env.reset(seed=seed)[0].tobytes(), 0.0, False, env.ram)] for seed, env in envs.items()}
+    screens = {seed: env.render() for seed, env in envs.items()}
+    for seed in np.random.default_rng(1).permuted([5] * 60 + [6] * 60).tolist():
+        env, log = envs[seed], together[seed]
+        observation, reward, terminated, _, _ = env.step(actions[seed][len(log) - 1])
+        log.append((observation.tobytes(), reward, terminated, env.ram))
+        screens[seed] = env.render()
+        assert all(np.array_equal(envs[each].render(), screens[each]) for each in envs), "each keeps its screen"
+    for env in envs.values():
+        env.close()
+    assert together == alone
+    assert alone[5] != alone[6]
+
+
+def test_one_environment_of_a_game_goes_and_the_other_plays_on(make: Any) -> None:
+    expected = drive(make(action_mode="driving"), [0] * 20)
+    make()
+    first, second = KartEnv(GAME, action_mode="driving"), KartEnv(GAME, action_mode="driving")
+    second.reset(seed=9)
+    observation, _ = first.reset(seed=1)
+    second.step(1)
+    second.close()
+    for _ in range(20):
+        observation, *_ = first.step(0)
+    assert observation.tobytes() == expected[-1][0]
+    first.close()
+
+
+def test_another_game_at_the_same_time_is_refused(make: Any, own_game: Path) -> None:
     make()
     with pytest.raises(KartRewardsError, match="the emulator did not start"):
-        KartEnv(GAME)
+        KartEnv(GAME, integrations=own_game)
 
 
 def test_render_returns_the_screen(make: Any) -> None:

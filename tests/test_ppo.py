@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo_continuous_single_file as ppo
 from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.vector import EnvGroups
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "ppo_continuous_single_file.py"
@@ -64,11 +64,11 @@ class ValueIsBrightness(ppo.Agent):
 
 
 def play(env: Counter, num_steps: int, gamma: float = 0.5) -> ppo.Rollout:
-    envs = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.SAME_STEP)
-    rollout = ppo.Rollout.empty(envs, num_steps, torch.device("cpu"))
-    rollout.next_observation = torch.as_tensor(envs.reset(seed=1)[0])
-    agent = ValueIsBrightness(envs.single_observation_space, envs.single_action_space)
-    ppo.collect(agent, envs, rollout, gamma, lambda _: None, ppo.Stopwatch())
+    with closing(EnvGroups([lambda: env])) as envs:
+        rollout = ppo.Rollout.empty(envs, num_steps, torch.device("cpu"))
+        rollout.next_observation = torch.as_tensor(envs.reset(seed=1))
+        agent = ValueIsBrightness(envs.single_observation_space, envs.single_action_space)
+        ppo.collect(agent, envs, rollout, gamma, ppo.Stopwatch())
     return rollout
 
 
@@ -812,7 +812,7 @@ def test_killing_an_environment_ends_the_run_with_a_checkpoint(running: Any, tmp
     os.kill(workers[-1], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=30)
     done = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
-    assert_told(done, "an environment's process ended unexpectedly", "exit code -9")
+    assert_told(done, "an environment's process ended unexpectedly", "(killed by signal 9)")
     assert ppo.load_checkpoint(only_run(tmp_path) / "agent.pt")["updates"] >= 1
     wait_until(lambda: not any(map(alive, workers)), 10)
 

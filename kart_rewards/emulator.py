@@ -1,0 +1,94 @@
+"""stable-retro's emulator, of which a process can have one at a time.
+
+* ``start_emulator`` - starts it
+* ``SharedEmulator`` - the process's emulator, which several environments of one game take turns at
+
+A turn costs a fifth of a frame, for putting one game aside and taking up the other. That is less than a process for
+each environment costs on fewer cores: whenever these take turns, the interpreter is fetched into the caches again.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import stable_retro
+
+from kart_rewards.errors import KartRewardsError
+
+
+def start_emulator(rom: Path) -> Any:
+    """Returns a fresh ``stable_retro.RetroEmulator``; the one before must no longer be referred to.
+
+    Raises:
+        KartRewardsError: It does not start: the ROM is not what its suffix says, or there is another emulator.
+    """
+    gc.collect()  # an emulator that is no longer referred to must be gone before the next
+    try:
+        return stable_retro.RetroEmulator(str(rom))
+    except RuntimeError as error:
+        raise KartRewardsError(f"{rom}: the emulator did not start: {error}") from None
+
+
+class Player(Protocol):
+    """Who takes turns at a shared emulator."""
+
+    def put_aside(self) -> None:
+        """Saves its game, since another's turn begins."""
+
+    def take_up(self) -> None:
+        """Loads its game again, since its turn begins."""
+
+
+class SharedEmulator:
+    """The process's emulator. Who asks ``of`` for the same ROM shares it; it ends with the last who refers to it.
+
+    Args:
+        rom: The game's ROM.
+
+    Attributes:
+        em: stable-retro's emulator.
+
+    Raises:
+        KartRewardsError: See ``start_emulator``.
+    """
+
+    _running: ClassVar[weakref.ref[SharedEmulator] | None] = None
+
+    def __init__(self, rom: Path) -> None:
+        self.rom = rom
+        self.em = start_emulator(rom)
+        self._player: weakref.ref[Player] | None = None
+        self._data: Any = None
+
+    @classmethod
+    def of(cls, rom: Path) -> SharedEmulator:
+        """Returns the process's emulator, if it runs this ROM, or a new one. See the class."""
+        running = cls._running and cls._running()
+        if not running or running.rom != rom:
+            running = None  # one that nobody else refers to must be gone
+            running = cls(rom)
+            cls._running = weakref.ref(running)
+        return running
+
+    def configure(self, data: Any) -> None:
+        """Binds a ``stable_retro.data.GameData`` to the emulator's memory."""
+        self.em.configure_data(data)
+        self._data = data  # the emulator keeps a bare pointer to the latest
+
+    def take(self, player: Player) -> None:
+        """Begins a player's turn, if it is not its turn already. This runs once a step."""
+        previous = self._player and self._player()
+        if previous is player:
+            return
+        if previous:
+            previous.put_aside()
+        self._player = weakref.ref(player)
+        player.take_up()
+
+    def leave(self, player: Player) -> None:
+        """Ends a player's turns: its game is not needed any more."""
+        if self._player and self._player() is player:
+            self._player = None

@@ -1,0 +1,147 @@
+"""Environments in groups and processes: the same as one alone, whatever the split; and what goes wrong is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import pytest
+
+from kart_rewards import KartEnv, KartRewardsError, make_env
+from kart_rewards.vector import EnvGroups
+
+GAME = "HomebrewKart-Snes"
+STEPS = 40
+NUM_ENVS = 5
+DRIVES = np.random.default_rng(1).integers(0, 4, (STEPS, NUM_ENVS))
+
+
+def driving(**options: Any) -> Callable[[], gym.Env]:
+    return partial(make_env, GAME, action_mode="driving", **options)
+
+
+def play(envs: EnvGroups) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The observations and rewards of DRIVES, the groups always one ahead of another, as in training."""
+    observations = [envs.reset(seed=1)]
+    rewards = []
+    for step in range(STEPS):
+        observation, reward = np.zeros_like(observations[0]), np.zeros(envs.num_envs)
+        for group, part in enumerate(envs.groups):
+            envs.send(group, DRIVES[step, part])
+        for group, part in enumerate(envs.groups):
+            outcome = envs.recv(group)
+            observation[part], reward[part] = outcome.observations, outcome.rewards
+        observations.append(observation)
+        rewards.append(reward)
+    return observations, rewards
+
+
+@pytest.mark.parametrize(("groups", "processes"), [(1, 1), (2, 2), (2, 5), (3, 2), (9, 9)])
+def test_environments_play_as_if_alone_however_they_are_split(groups: int, processes: int) -> None:
+    with closing(EnvGroups([driving(random_start_steps=20)] * NUM_ENVS, groups, processes)) as envs:
+        observations, rewards = play(envs)
+    for i in range(NUM_ENVS):
+        env = make_env(GAME, action_mode="driving", random_start_steps=20)
+        observation, _ = env.reset(seed=1 + i)
+        assert np.array_equal(observation, observations[0][i])
+        for step in range(STEPS):
+            observation, reward, terminated, truncated, _ = env.step(int(DRIVES[step, i]))
+            assert not (terminated or truncated)
+            assert np.array_equal(observation, observations[step + 1][i])
+            assert reward == rewards[step][i]
+        env.close()
+
+
+def test_every_process_has_its_part_of_every_group() -> None:
+    with closing(EnvGroups([driving()] * NUM_ENVS, groups=2, processes=2)) as envs:
+        assert envs.groups == [slice(0, 3), slice(3, 5)]
+        assert len(psutil.Process().children()) - trackers() == 2
+        envs.reset(seed=1)
+        before = envs.seconds()
+        for group in (0, 1):
+            envs.send(group, [0] * (3 - group))
+            envs.recv(group)
+        worked = [after["processor"] - then["processor"] for then, after in zip(before, envs.seconds(), strict=True)]
+    assert all(seconds > 0.001 for seconds in worked), "each emulated at least one step"
+    assert len(psutil.Process().children()) == trackers(), "closing ends the processes"
+
+
+def trackers() -> int:
+    """Children of this process that are multiprocessing's own."""
+    return sum("resource_tracker" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+
+def test_an_episode_that_ends_shows_its_last_and_the_next_ones_first_observation() -> None:
+    limits = (3, 99)
+    with closing(EnvGroups([driving(max_episode_steps=limit) for limit in limits], processes=2)) as envs:
+        first = envs.reset(seed=1)
+        for step in range(1, 4):
+            envs.send(0, [0, 0])
+            outcome = envs.recv(0)
+            assert outcome.truncated.tolist() == [step == 3, False]
+        assert not outcome.terminated.any()
+        ((i, (final, info)),) = outcome.finals.items()
+        assert i == 0
+        assert info["episode_rewards"]["sum"].keys() == {"wall", "checkpoint", "terrain", "time", "backwards"}
+        assert np.array_equal(outcome.observations[0], first[0]), "the next episode's first"
+        assert np.array_equal(final, outcome.observations[1]), "what the other sees, which drives on"
+        assert not np.array_equal(final, first[0])
+
+
+def test_a_killed_process_is_noticed_at_once() -> None:
+    with closing(EnvGroups([driving()] * NUM_ENVS, processes=2)) as envs:
+        envs.reset(seed=1)
+        os.kill(process_ids()[1], signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(KartRewardsError, match=r"ended unexpectedly: number 1 \(killed by signal 9\)"):
+            play(envs)
+        assert time.monotonic() - began < 5
+
+
+def process_ids() -> list[int]:
+    children = psutil.Process().children()
+    return sorted(child.pid for child in children if "resource_tracker" not in " ".join(child.cmdline()))
+
+
+class OnlyHere:
+    """Makes an environment in this process, and fails in others."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def __call__(self) -> gym.Env:
+        if os.getpid() != self.process:
+            raise KartRewardsError("not here")
+        return make_env(GAME)
+
+
+def test_an_environment_that_can_not_be_made_is_told_and_leaves_no_process() -> None:
+    with pytest.raises(KartRewardsError, match="not here"):
+        EnvGroups([OnlyHere()] * 2, processes=2)
+    assert len(psutil.Process().children()) == trackers()
+
+
+def test_errors_of_environments_reach_the_caller() -> None:
+    def too_fast(ram: Any) -> float:
+        raise ValueError("too fast")
+
+    with closing(EnvGroups([driving(rewards=[too_fast])])) as envs, pytest.raises(KartRewardsError, match="too fast"):
+        envs.reset(seed=1)
+
+    class Broken(KartEnv):
+        def step(self, action: Any) -> Any:
+            raise ZeroDivisionError("a mistake of ours")
+
+    with closing(EnvGroups([lambda: Broken(GAME)])) as envs:
+        envs.reset(seed=1)
+        envs.send(0, [[0.0]])
+        with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ZeroDivisionError: a mistake of ours"):
+            envs.recv(0)
