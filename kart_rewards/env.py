@@ -250,7 +250,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Holds an action for ``frame_skip`` emulated frames. See the class."""
         self._rewards.start_step()
-        reward = 0.0
+        reward = emulator_seconds = scoring_seconds = 0.0
         stopped_by = screen_before = None
         began = perf_counter()
         self._emulator.take(self)
@@ -259,23 +259,24 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
                 screen_before = self.em.get_screen()
             self._advance(buttons)
             emulated = perf_counter()
-            self.step_seconds["emulator"] += emulated - began
-            self.ram = self.layout.read(self._extract)
-            reward += self._rewards(self.ram)
+            emulator_seconds += emulated - began
+            self.ram = ram = self.layout.read(self._extract)
+            reward += self._rewards(ram)
             if self.race:
-                self.race.update(self.ram)
-            stopped_by = self._done(self.ram)
+                self.race.update(ram)
+            stopped_by = self._done(ram)
             began = perf_counter()
-            self.step_seconds["scoring"] += began - emulated
+            scoring_seconds += began - emulated
             if stopped_by:
                 break
         observation = self._observer.observe(self.em.get_screen(), screen_before)
         observed = perf_counter()
-        self.step_seconds["observation"] += observed - began
         info = self._info()
         if stopped_by:
             info["done_rule"] = stopped_by
-        self.step_seconds["scoring"] += perf_counter() - observed
+        self.step_seconds["emulator"] += emulator_seconds
+        self.step_seconds["observation"] += observed - began
+        self.step_seconds["scoring"] += scoring_seconds + perf_counter() - observed
         return observation, reward, stopped_by is not None, False, info
 
     def _drive_at_random(self, most_frames: int) -> int:
@@ -297,7 +298,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {
-            "reward_terms": self._rewards.step_summary(),
+            "reward_terms": self._rewards.step,
             "episode_rewards": self._rewards.episode_summary(),
         }
         if self.race:

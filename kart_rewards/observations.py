@@ -95,8 +95,8 @@ class ScreenObserver:
             screen: The newest screen.
             screen_before: The one a frame earlier, which max pooling takes in.
         """
-        self.frames[:-1] = self.frames[1:]
-        self.frames[-1] = self._process(screen, screen_before)
+        newest = self._process(screen, screen_before)
+        self.frames = np.concatenate((self.frames[1:], newest[np.newaxis]))
         return self.observation()
 
     def _process(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:

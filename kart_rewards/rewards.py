@@ -20,7 +20,7 @@ import copy
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,30 +193,28 @@ class EpisodeRewards:
         transform: What the agent is given of a frame's reward. By default all of it.
 
     Attributes:
-        names: The terms' names; the lists below keep their order.
-        step: Weighted sum per term since ``start_step``, before the transform.
-        sums: Weighted sum per term over the episode, before the transform.
+        step: Term -> weighted sum since ``start_step``, before the transform.
+        sums: Term -> weighted sum over the episode, before the transform.
         transformed: The same, after the transform.
-        counts: Frames of the episode on which each term's value was not 0.
+        counts: Term -> frames of the episode on which its value was not 0.
     """
 
     def __init__(self, terms: list[RewardTerm], transform: Callable[[float], float] = float) -> None:
         self._calls = ScriptCalls(terms)
-        self._weights = [term.weight for term in terms]
+        self._weights = {term.name: term.weight for term in terms}
         self._transform = transform
-        self.names = [term.name for term in terms]
         self.discard()
 
     def discard(self) -> None:
         """Throws away what was scored so far; the terms keep what they saw."""
-        self.sums = [0.0] * len(self.names)
-        self.transformed = [0.0] * len(self.names)
-        self.counts = [0] * len(self.names)
+        self.sums = dict.fromkeys(self._weights, 0.0)
+        self.transformed = dict.fromkeys(self._weights, 0.0)
+        self.counts = dict.fromkeys(self._weights, 0)
         self.start_step()
 
     def start_step(self) -> None:
         """Begins the next agent step."""
-        self.step = [0.0] * len(self.names)
+        self.step = dict.fromkeys(self._weights, 0.0)
 
     def __call__(self, ram: Any) -> float:
         """Scores one emulated frame.
@@ -232,10 +230,10 @@ class EpisodeRewards:
         paid = []
         plain = size = 0.0
         try:
-            for i, weight in enumerate(self._weights):
-                weighted = float(weight * values[i])  # raises for what is no number
-                if values[i]:
-                    paid.append((i, weighted))
+            for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
+                weighted = float(weight * value)  # raises for what is no number
+                if value:
+                    paid.append((name, weighted))
                     plain += weighted
                     size += abs(weighted)
             finite = math.isfinite(size)
@@ -247,15 +245,15 @@ class EpisodeRewards:
             plain = 0.0
         reward = self._transform(plain)
         factor = reward / plain if plain else 0.0
-        for i, weighted in paid:
-            self.step[i] += weighted
-            self.sums[i] += weighted
-            self.transformed[i] += weighted * factor
-            self.counts[i] += 1
+        for name, weighted in paid:
+            self.step[name] += weighted
+            self.sums[name] += weighted
+            self.transformed[name] += weighted * factor
+            self.counts[name] += 1
         return reward
 
     def _not_finite(self, values: list[Any], ram: Any) -> KartRewardsError:
-        for i, (weight, value) in enumerate(zip(self._weights, values, strict=True)):
+        for i, (weight, value) in enumerate(zip(self._weights.values(), values, strict=True)):
             try:
                 finite = math.isfinite(float(weight * value))
             except (TypeError, ValueError, OverflowError):
@@ -268,21 +266,17 @@ class EpisodeRewards:
         """Returns what the episode's rewards depend on and have come to, as plain values for ``set_state``."""
         return {
             "calls": self._calls.get_state(),
-            "step": list(self.step),
-            "sums": list(self.sums),
-            "transformed": list(self.transformed),
-            "counts": list(self.counts),
+            "step": dict(self.step),
+            "sums": dict(self.sums),
+            "transformed": dict(self.transformed),
+            "counts": dict(self.counts),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes back what ``get_state`` returned."""
         self._calls.set_state(state["calls"])
-        self.step, self.sums = list(state["step"]), list(state["sums"])
-        self.transformed, self.counts = list(state["transformed"]), list(state["counts"])
-
-    def step_summary(self) -> dict[str, float]:
-        """Term -> weighted sum over this step, before the transform."""
-        return dict(zip(self.names, self.step, strict=True))
+        self.step, self.sums = dict(state["step"]), dict(state["sums"])
+        self.transformed, self.counts = dict(state["transformed"]), dict(state["counts"])
 
     def episode_summary(self) -> dict[str, dict[str, float]]:
         """What each term did over the episode: four tables by term.
@@ -291,14 +285,13 @@ class EpisodeRewards:
             ``sum`` and ``transformed`` as above; ``share``: what the term gave or took (negative) as a part of all that
             the terms gave and took, after the transform; ``count``: the frames on which it paid.
         """
-        everything = sum(map(abs, self.transformed)) or 1.0
-        tables: dict[str, Sequence[float]] = {
-            "sum": self.sums,
-            "transformed": self.transformed,
-            "share": [paid / everything for paid in self.transformed],
-            "count": self.counts,
+        everything = sum(map(abs, self.transformed.values())) or 1.0
+        return {
+            "sum": dict(self.sums),
+            "transformed": dict(self.transformed),
+            "share": {name: paid / everything for name, paid in self.transformed.items()},
+            "count": dict(self.counts),
         }
-        return {table: dict(zip(self.names, values, strict=True)) for table, values in tables.items()}
 
 
 def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:

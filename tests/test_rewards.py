@@ -173,9 +173,9 @@ def test_sums_and_counts_by_term() -> None:
 
     rewards = EpisodeRewards(with_weights([as_term(always), as_term(never)], {"always": 0.5}, "test"))
     assert [rewards(snapshot()), rewards(snapshot())] == [1.0, 1.0]
-    assert rewards.step_summary() == {"always": 2.0, "never": 0.0}
+    assert rewards.step == {"always": 2.0, "never": 0.0}
     rewards.start_step()
-    assert rewards.step_summary() == {"always": 0.0, "never": 0.0}
+    assert rewards.step == {"always": 0.0, "never": 0.0}
     assert rewards.episode_summary() == {
         "sum": {"always": 2.0, "never": 0.0},
         "transformed": {"always": 2.0, "never": 0.0},
