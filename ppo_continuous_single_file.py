@@ -59,7 +59,7 @@ from kart_rewards.evaluation import (
 )
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError, default_max_episode_steps, find_game, list_games
 from kart_rewards.observations import ObservationConfig
-from kart_rewards.processes import processor_count
+from kart_rewards.processes import core_by_core, processor_count
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
 from kart_rewards.scripting import Script
@@ -191,7 +191,7 @@ class PPOOptions:
     anneal_lr: bool = True
     """Lower the learning rate linearly to 0."""
     num_envs: int = 16
-    """Environments played at once, a process each; under torchrun, those of all its processes together."""
+    """Environments played at once, in a process a core; under torchrun, those of all its processes together."""
     num_steps: int = 64
     """Steps a rollout takes in each environment."""
     gamma: float = 0.99
@@ -437,8 +437,8 @@ def environments(args: Args, ranks: Ranks) -> closing[EnvGroups]:
 class TrainingEpisodes(gym.Wrapper):
     """What training wants of episodes: a step limit, their return and length, and to go on from a checkpoint.
 
-    Only an episode's last info is kept, which training reads: the others would cost time between processes. It gains
-    ``episode``: ``r``, the return, and ``l``, the length in steps, as Gymnasium's RecordEpisodeStatistics calls them.
+    Only an episode's last info is kept, which training reads. It gains ``episode``: ``r``, the return, and ``l``, the
+    length in steps, as Gymnasium's RecordEpisodeStatistics calls them.
 
     ``reset`` takes ``options={"states": [...]}``, what ``get_state`` returned of each environment, to go on from there.
 
@@ -758,12 +758,14 @@ def collect(
                 value = agent.get_value(torch.as_tensor(final_observation, device=device)[None])[0]
                 rollout.rewards[step, part.start + i] += gamma * value
 
-    with torch.autocast(device.type, enabled=False):  # the outermost: it keeps the weights that the encoder's casts
+    # The outermost autocast keeps what those inside have cast, here the encoder's weights.
+    with torch.autocast(device.type, enabled=False), core_by_core(envs.num_processes) as change_core:
         for step in range(num_steps):
             for group in range(len(envs.groups)):
                 if step:
                     take(step - 1, group)
                 act(step, group)
+                change_core()
         for group in range(len(envs.groups)):
             take(num_steps - 1, group)
     return ended

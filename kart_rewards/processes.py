@@ -2,6 +2,7 @@
 
 * ``serve_parent`` - what a child calls first, whoever started it
 * ``processor_count`` - how many processes can run at once
+* ``core_by_core`` - moves a thread around, so that it slows down all processes equally
 * ``attempt`` - calls a function in a child, for an answer to the parent
 * ``Children`` - processes, and a connection to each
 * ``Workers`` - processes that call functions, each one task after the other
@@ -12,6 +13,7 @@ concurrent.futures has such a pool, but ends its processes with SIGTERM, which t
 from __future__ import annotations
 
 import atexit
+import itertools
 import multiprocessing
 import os
 import signal
@@ -51,6 +53,27 @@ def processor_count() -> int:
     if hasattr(os, "sched_getaffinity"):  # where there is such a limit
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def core_by_core(busy_cores: int) -> Iterator[Callable[[], None]]:
+    """Yields what moves this thread to the next core, for a thread that works beside busy processes now and then.
+
+    Left to the operating system, it comes back to one core again and again; the process there falls behind, and the
+    others wait for it. Nothing moves where a core is free, or where a thread can't choose.
+
+    Args:
+        busy_cores: How many processes are at work beside this thread.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+    if busy_cores < len(cores) or len(cores) < 2:
+        yield lambda: None
+        return
+    turns = itertools.cycle(sorted(cores))
+    try:
+        yield lambda: os.sched_setaffinity(0, {next(turns)})
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def attempt(function: Callable[..., Result], *args: Any) -> tuple[Exception | None, Result | None]:

@@ -113,6 +113,11 @@ class EnvGroups:
             self.close()
             raise
 
+    @property
+    def num_processes(self) -> int:
+        """How many processes the environments are in."""
+        return len(self._envs_of)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> np.ndarray:
         """Begins an episode in each environment; the seed of environment i is ``seed + i``.
 

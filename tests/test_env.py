@@ -447,6 +447,17 @@ def test_one_environment_of_a_game_goes_and_the_other_plays_on(make: Any) -> Non
     first.close()
 
 
+def test_gymnasiums_vectors_work_in_one_process(make: Any) -> None:
+    expected = [drive(make(action_mode="driving"), [0] * 10, seed)[-1][0] for seed in (5, 6)]
+    make().close()
+    envs = gym.make_vec(f"kart_rewards:{GAME}", num_envs=2, vectorization_mode="sync", action_mode="driving")
+    envs.reset(seed=[5, 6])
+    for _ in range(10):
+        observations, *_ = envs.step(np.array([0, 0]))
+    envs.close()
+    assert [observation.tobytes() for observation in observations] == expected
+
+
 def test_another_game_at_the_same_time_is_refused(make: Any, own_game: Path) -> None:
     make()
     with pytest.raises(KartRewardsError, match="the emulator did not start"):

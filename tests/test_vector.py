@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from kart_rewards import KartEnv, KartRewardsError, make_env
+from kart_rewards.processes import core_by_core
 from kart_rewards.vector import EnvGroups
 
 GAME = "HomebrewKart-Snes"
@@ -63,7 +64,7 @@ def test_environments_play_as_if_alone_however_they_are_split(groups: int, proce
 def test_every_process_has_its_part_of_every_group() -> None:
     with closing(EnvGroups([driving()] * NUM_ENVS, groups=2, processes=2)) as envs:
         assert envs.groups == [slice(0, 3), slice(3, 5)]
-        assert len(psutil.Process().children()) - trackers() == 2
+        assert len(psutil.Process().children()) - trackers() == envs.num_processes == 2
         envs.reset(seed=1)
         before = envs.seconds()
         for group in (0, 1):
@@ -127,6 +128,21 @@ def test_an_environment_that_can_not_be_made_is_told_and_leaves_no_process() -> 
     with pytest.raises(KartRewardsError, match="not here"):
         EnvGroups([OnlyHere()] * 2, processes=2)
     assert len(psutil.Process().children()) == trackers()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only there a thread chooses its cores")
+def test_a_thread_moves_from_core_to_core_and_has_all_of_them_again() -> None:
+    cores = os.sched_getaffinity(0)
+    seen = []
+    with core_by_core(busy_cores=len(cores)) as change_core:
+        for _ in range(2 * len(cores)):
+            change_core()
+            seen.append(os.sched_getaffinity(0))
+    assert len(cores) == 1 or seen == 2 * [{core} for core in sorted(cores)]
+    assert os.sched_getaffinity(0) == cores
+    with core_by_core(busy_cores=len(cores) - 1) as change_core:
+        change_core()
+        assert os.sched_getaffinity(0) == cores, "a core is free: the operating system finds it"
 
 
 def test_errors_of_environments_reach_the_caller() -> None:
