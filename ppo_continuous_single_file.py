@@ -529,7 +529,7 @@ class PixelConv2d(nn.Conv2d):
     """A convolution of pixels from 0 to 255, as of ones from 0 to 1: it scales its weights, which are fewer."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return nn.functional.conv2d(pixels, self.weight / 255, self.bias, self.stride)
+        return self._conv_forward(pixels, self.weight / 255, self.bias)
 
 
 class Agent(nn.Module):
@@ -659,7 +659,9 @@ def where_time_goes(
     Returns:
         Milliseconds an agent step, by TensorBoard names without ``time/``. In a rollout there are as many cores at
         work as processes with environments, and the policy shares one with them; so what one of n cores does for a
-        second counts 1/n seconds. ``transfer`` is what is left: talking between processes, and cores that wait.
+        second counts 1/n seconds. ``transfer`` is what is left: the trainer's talking to processes, and cores that
+        wait. Where the policy has a core or a GPU of its own it can be negative. What the processes do beside steps
+        (resets, talking) counts with the parts of a step.
     """
     cores = len(seconds_by_process)
     split = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
@@ -713,7 +715,7 @@ class Rollout:
 
 @torch.no_grad()
 def collect(
-    agent: Agent, envs: EnvGroups, rollout: Rollout, gamma: float, stopwatch: Stopwatch
+    agent: Agent, envs: EnvGroups, rollout: Rollout, gamma: float, busy_cores: int, stopwatch: Stopwatch
 ) -> list[tuple[int, dict[str, Any]]]:
     """Plays a rollout, from where the last one ended: while one group of environments steps, the agent answers another.
 
@@ -724,6 +726,7 @@ def collect(
         envs: No group is at a step, before and after.
         rollout: Filled in.
         gamma: Discount factor.
+        busy_cores: How many processes play environments on this machine, those of other ranks too.
         stopwatch: Times the stage ``policy``.
 
     Returns:
@@ -750,8 +753,9 @@ def collect(
         part = envs.groups[group]
         outcome = envs.recv(group)
         rollout.next_observation[part] = torch.as_tensor(outcome.observations, device=device)
-        rollout.next_done[part] = torch.as_tensor(outcome.terminated | outcome.truncated, device=device).float()
-        rollout.rewards[step, part] = torch.as_tensor(outcome.rewards, device=device).float()
+        done = outcome.terminated | outcome.truncated
+        rollout.next_done[part] = torch.as_tensor(done, dtype=torch.float32, device=device)
+        rollout.rewards[step, part] = torch.as_tensor(outcome.rewards, dtype=torch.float32, device=device)
         for i, (final_observation, info) in outcome.finals.items():
             ended.append((step, info))
             if not outcome.terminated[i]:
@@ -759,7 +763,7 @@ def collect(
                 rollout.rewards[step, part.start + i] += gamma * value
 
     # The outermost autocast keeps what those inside have cast, here the encoder's weights.
-    with torch.autocast(device.type, enabled=False), core_by_core(envs.num_processes) as change_core:
+    with torch.autocast(device.type, enabled=False), core_by_core(busy_cores) as change_core:
         for step in range(num_steps):
             for group in range(len(envs.groups)):
                 if step:
@@ -1372,6 +1376,7 @@ class Training:
         """
         load_agent(self.agent, checkpoint["agent"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.optimizer.param_groups[0]["fused"] = True  # also if the checkpoint's was not
         self.updates, self.steps = checkpoint["updates"], checkpoint["steps"]
         self.best_score = checkpoint["best_score"]
 
@@ -1439,7 +1444,8 @@ def play_and_learn(training: Training, envs: EnvGroups, rollout: Rollout, ppo: P
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waking a second one for so small a batch takes longer than it saves
     with stopwatch("rollout"):
-        ended = collect(agent, envs, rollout, ppo.gamma, stopwatch)
+        busy_cores = envs.num_processes * ranks.local_world_size
+        ended = collect(agent, envs, rollout, ppo.gamma, busy_cores, stopwatch)
     torch.set_num_threads(threads)
     seconds_by_process = [
         {part: after[part] - before[part] for part in after}

@@ -148,7 +148,7 @@ class BareCores:
     def __init__(self, count: int) -> None:
         pipes = [multiprocessing.Pipe() for _ in range(count)]
         self.connections = [here for here, _ in pipes]
-        self.processes = [multiprocessing.Process(target=self._run, args=(there,)) for _, there in pipes]
+        self.processes = [multiprocessing.Process(target=self._run, args=(there,), daemon=True) for _, there in pipes]
         for process in self.processes:
             process.start()
 
@@ -282,7 +282,7 @@ def updates(bfloat16: int, compiled: int) -> None:
     agent = ppo.Agent(images, actions, torch.bfloat16 if bfloat16 else torch.float32).to(device)
     if compiled:
         ppo.compile_encoder(agent, torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=device))
-    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-6)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-6, eps=1e-5, fused=True)
     shape = (options.num_steps, options.num_envs)
     numbers = [torch.randn(shape, device=device) for _ in range(6)]
     log_probs, rewards, dones, values, advantages, returns = numbers

@@ -92,7 +92,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         race: The episode's ``RaceMetrics``; None for games without their variables.
         step_seconds: Wall-clock time that ``step`` has taken so far, by part: ``emulator``, ``scoring`` (decoding,
             terms, rules and info) and ``observation``.
-        em: stable-retro's emulator. It runs this environment's game from its ``reset`` or ``step`` to another's.
+        em: stable-retro's emulator. It runs this environment's game from its ``reset`` or ``step`` to those of another.
         buttons: The console's buttons, in the core's order.
         on_frame: Is called after each emulated frame, if it is not None.
 
@@ -162,7 +162,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._emulator: Any = SharedEmulator.of(rom)
         self.em = self._emulator.em
         self._snapshot: bytes | None = None
-        self._screen: np.ndarray | None = None  # while another environment plays
+        self._screen: np.ndarray | None = None  # from another environment's turn to this one's next frame
         try:
             self._emulator.take(self)
             self.data = self._load_data(data_path, scenario_path)
@@ -293,6 +293,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def _advance(self, buttons: np.ndarray) -> None:
         self.em.set_button_mask(buttons, 0)
         self.em.step()
+        self._screen = None
         if self.on_frame:
             self.on_frame()
 
@@ -359,14 +360,12 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def put_aside(self) -> None:
         """Saves the game: another environment's turn at the emulator begins."""
         self._snapshot = self.em.get_state()
-        if self.render_mode == "rgb_array":
-            self._screen = self.em.get_screen()  # snapshots have no picture
+        self._screen = self.render()  # snapshots have no picture
 
     def take_up(self) -> None:
         """Loads the game again: this environment's turn begins."""
         if self._snapshot is not None:
             self.em.set_state(self._snapshot)
-        self._screen = None
 
     def _show(self) -> None:
         if self._window is None:

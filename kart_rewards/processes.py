@@ -63,17 +63,22 @@ def core_by_core(busy_cores: int) -> Iterator[Callable[[], None]]:
     others wait for it. Nothing moves where a core is free, or where a thread can't choose.
 
     Args:
-        busy_cores: How many processes are at work beside this thread.
+        busy_cores: How many processes are at work on this machine beside this thread.
     """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
     if busy_cores < len(cores) or len(cores) < 2:
         yield lambda: None
         return
     turns = itertools.cycle(sorted(cores))
+
+    def choose(allowed: set[int]) -> None:
+        with suppress(OSError):  # a container may lose cores meanwhile
+            os.sched_setaffinity(0, allowed)
+
     try:
-        yield lambda: os.sched_setaffinity(0, {next(turns)})
+        yield lambda: choose({next(turns)})
     finally:
-        os.sched_setaffinity(0, cores)
+        choose(cores)
 
 
 def attempt(function: Callable[..., Result], *args: Any) -> tuple[Exception | None, Result | None]:
@@ -99,7 +104,6 @@ class Children:
     def __init__(self, start_method: str | None = None) -> None:
         self.context: Any = multiprocessing.get_context(start_method)
         self.processes: dict[Connection, Any] = {}
-        atexit.register(self.close)  # else multiprocessing would wait for them at exit
 
     def start(self, target: Callable[..., None], *args: Any) -> Connection:
         """Starts a process that calls ``target(connection, *args)``; returns the other end of the connection.
@@ -107,6 +111,8 @@ class Children:
         Raises:
             KartRewardsError: It can't be started.
         """
+        if not self.processes:
+            atexit.register(self.close)  # else multiprocessing would wait for them at exit
         try:
             here, there = self.context.Pipe()
             process = self.context.Process(target=target, args=(there, *args), daemon=True)
@@ -137,6 +143,7 @@ class Children:
             process.join()
             connection.close()
         self.processes.clear()
+        atexit.unregister(self.close)
 
 
 class Workers:

@@ -273,10 +273,19 @@ class EpisodeRewards:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes back what ``get_state`` returned."""
+        """Takes back what ``get_state`` returned.
+
+        Raises:
+            KartRewardsError: It is of another version of this package.
+        """
         self._calls.set_state(state["calls"])
-        self.step, self.sums = dict(state["step"]), dict(state["sums"])
-        self.transformed, self.counts = dict(state["transformed"]), dict(state["counts"])
+        try:
+            self.step, self.sums = dict(state["step"]), dict(state["sums"])
+            self.transformed, self.counts = dict(state["transformed"]), dict(state["counts"])
+        except TypeError:
+            raise KartRewardsError(
+                "the saved rewards are of another version of kart_rewards: go on with that one, or begin anew"
+            ) from None
 
     def episode_summary(self) -> dict[str, dict[str, float]]:
         """What each term did over the episode: four tables by term.

@@ -3,9 +3,9 @@
 * ``EnvGroups`` - ``send`` actions to a group, ``recv`` what came of them
 * ``Outcome`` - what came of them
 
-There is a process for each core, whose environments take turns at its emulator; arrays lie in shared memory. With two
-groups no core waits for the agent. ``python benchmarks/speed.py`` compares with Gymnasium's ``AsyncVectorEnv``, which
-has a process for each environment.
+With a process for each core, whose environments take turns at its emulator, and environments of two groups in each, no
+core waits for the agent. Arrays lie in shared memory. ``python benchmarks/speed.py`` compares with Gymnasium's
+``AsyncVectorEnv``, which has a process for each environment.
 
 Example:
     >>> from functools import partial
@@ -35,7 +35,7 @@ import numpy as np
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.processes import Children, attempt, serve_parent
 
-Final = tuple[np.ndarray, dict[str, Any]]
+LastStep = tuple[np.ndarray, dict[str, Any]]
 """An episode's last observation and info."""
 
 
@@ -55,18 +55,21 @@ class Outcome:
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    finals: dict[int, Final]
+    finals: dict[int, LastStep]
 
 
 class EnvGroups:
     """Environments with equal spaces, in processes of their own. An episode that ends is followed by the next.
 
-    The first is also made, and closed, in this process, to learn the spaces. After an error only ``close`` is left.
+    The first is also made, and closed, in this process, to learn the spaces. Groups answer ``recv`` in the order of
+    ``send``; everything else is for when no group is at a step. After an error only ``close`` is left, which ends the
+    processes and must be called.
 
     Args:
         makers: Each makes one environment; picklable where processes are not forked.
         groups: How many groups, of about the same size. Each steps by itself.
-        processes: How many processes at most. Several environments in one need to be ``KartEnv`` of one game.
+        processes: How many processes, if there are as many environments. Several environments in one need to be
+            ``KartEnv`` of one game.
 
     Attributes:
         num_envs: How many environments there are.
@@ -95,17 +98,16 @@ class EnvGroups:
             align=True,
         )
         self.num_envs = len(makers)
-        self.groups = [slice(part[0], part[-1] + 1) for part in _split(range(len(makers)), groups)]
+        parts = [part.tolist() for part in np.array_split(range(len(makers)), groups) if part.size]
+        self.groups = [slice(part[0], part[-1] + 1) for part in parts]
         self._children = Children()
         memory = self._children.context.RawArray("b", len(makers) * row.itemsize)
         self._rows = np.frombuffer(memory, row)
-        # Every process has its part of every group.
-        parts = [_split(range(len(makers))[group], processes) for group in self.groups]
-        self._envs_of: dict[Connection, list[list[int]]] = {}
+        self._envs_of: dict[Connection, list[list[int]]] = {}  # by group
         try:
-            for process in range(max(map(len, parts))):
-                envs = [group_parts[process] if process < len(group_parts) else [] for group_parts in parts]
-                made = {i: makers[i] for group in envs for i in group}
+            for process in range(min(processes, len(makers))):
+                envs = [[i for i in part if i % processes == process] for part in parts]
+                made = {i: makers[i] for part in envs for i in part}
                 self._envs_of[self._children.start(_serve, made, envs, memory, row)] = envs
             for connection in self._envs_of:
                 self._receive(connection)
@@ -142,7 +144,7 @@ class EnvGroups:
     def recv(self, group: int) -> Outcome:
         """Waits until a group's step is done."""
         part = self.groups[group]
-        finals: dict[int, Final] = {}
+        finals: dict[int, LastStep] = {}
         for connection, envs in self._envs_of.items():
             if envs[group]:
                 finals |= self._receive(connection)
@@ -151,7 +153,7 @@ class EnvGroups:
         return Outcome(rows["observation"], rows["reward"], rows["terminated"], rows["truncated"], finals)
 
     def call(self, name: str, *args: Any) -> list[Any]:
-        """Calls a method of each environment; no group may be at a step."""
+        """Calls a method of each environment."""
         results: dict[int, Any] = {}
         for part in self._ask_all(_call, name, args):
             results |= part
@@ -191,11 +193,6 @@ class EnvGroups:
         return KartRewardsError(f"an environment's process ended unexpectedly: {listed or 'which one is not known'}")
 
 
-def _split(numbers: Sequence[int], parts: int) -> list[list[int]]:
-    """Splits into parts of about the same size; leaves out empty ones."""
-    return [part.tolist() for part in np.array_split(numbers, parts) if part.size]
-
-
 def _serve(
     connection: Connection,
     makers: dict[int, Callable[[], gym.Env]],
@@ -215,7 +212,7 @@ def _serve(
             connection.send(attempt(function, envs, rows, *args))
 
 
-def _step(envs: dict[int, gym.Env], rows: np.ndarray, *group: int) -> dict[int, Final]:
+def _step(envs: dict[int, gym.Env], rows: np.ndarray, *group: int) -> dict[int, LastStep]:
     finals = {}
     for i in group:
         row = rows[i]

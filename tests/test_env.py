@@ -426,6 +426,7 @@ def test_environments_of_a_game_share_the_emulator_and_play_as_if_alone(make: An
         observation, reward, terminated, _, _ = env.step(actions[seed][len(log) - 1])
         log.append((observation.tobytes(), reward, terminated, env.ram))
         screens[seed] = env.render()
+        envs[11 - seed].get_state()  # takes the emulator, and shows nothing new
         assert all(np.array_equal(envs[each].render(), screens[each]) for each in envs), "each keeps its screen"
     for env in envs.values():
         env.close()
@@ -434,8 +435,9 @@ def test_environments_of_a_game_share_the_emulator_and_play_as_if_alone(make: An
 
 
 def test_one_environment_of_a_game_goes_and_the_other_plays_on(make: Any) -> None:
-    expected = drive(make(action_mode="driving"), [0] * 20)
-    make()
+    alone = make(action_mode="driving")
+    expected = drive(alone, [0] * 20)
+    alone.close()
     first, second = KartEnv(GAME, action_mode="driving"), KartEnv(GAME, action_mode="driving")
     second.reset(seed=9)
     observation, _ = first.reset(seed=1)

@@ -68,7 +68,7 @@ def play(env: Counter, num_steps: int, gamma: float = 0.5) -> ppo.Rollout:
         rollout = ppo.Rollout.empty(envs, num_steps, torch.device("cpu"))
         rollout.next_observation = torch.as_tensor(envs.reset(seed=1))
         agent = ValueIsBrightness(envs.single_observation_space, envs.single_action_space)
-        ppo.collect(agent, envs, rollout, gamma, ppo.Stopwatch())
+        ppo.collect(agent, envs, rollout, gamma, 1, ppo.Stopwatch())
     return rollout
 
 

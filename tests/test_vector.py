@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -59,6 +60,25 @@ def test_environments_play_as_if_alone_however_they_are_split(groups: int, proce
             assert np.array_equal(observation, observations[step + 1][i])
             assert reward == rewards[step][i]
         env.close()
+
+
+@pytest.mark.parametrize(("num_envs", "processes"), [(2, 2), (3, 2), (6, 2), (5, 4)])
+def test_processes_have_equally_many_environments(num_envs: int, processes: int) -> None:
+    with closing(EnvGroups([MakesNoted()] * num_envs, groups=2, processes=processes)) as envs:
+        in_process = Counter(envs.call("get_process_id"))
+    assert len(in_process) == processes
+    assert max(in_process.values()) - min(in_process.values()) <= 1
+
+
+class MakesNoted:
+    """Makes an environment that tells its process."""
+
+    def __call__(self) -> gym.Env:
+        class Noted(gym.Wrapper):
+            def get_process_id(self) -> int:
+                return os.getpid()
+
+        return Noted(make_env(GAME))
 
 
 def test_every_process_has_its_part_of_every_group() -> None:
