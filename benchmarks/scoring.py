@@ -1,4 +1,4 @@
-"""What scoring costs: decoding the RAM, the five reference terms, ten terms of a user's, against the emulated frame.
+"""What scoring costs against the emulated frame: decoding, the reference terms, a user's; and a turn at the emulator.
 
     python benchmarks/scoring.py
 
@@ -77,6 +77,7 @@ def main() -> None:
         "the five reference terms": lambda: reference(ram),
         "ten user terms": lambda: users(ram),
         "the two done rules": lambda: done(ram),
+        "another environment's turn": lambda: env.em.set_state(env.em.get_state()),
     }
     microseconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(ROUNDS):

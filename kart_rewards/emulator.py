@@ -3,9 +3,9 @@
 * ``start_emulator`` - starts it
 * ``SharedEmulator`` - the process's emulator, which several environments of one game take turns at
 
-A turn costs a fifth of a frame on the SNES, for putting one game aside and taking up the other. That is less than a
-process for each environment costs on fewer cores: whenever these take turns, the interpreter is fetched into the caches
-again.
+A turn costs a fifth of a frame on the SNES, for putting one game aside and taking up the other (``python
+benchmarks/scoring.py``). That is less than a process for each environment costs on fewer cores: whenever these take
+turns, the interpreter is fetched into the caches again (``python benchmarks/speed.py``).
 """
 
 from __future__ import annotations
