@@ -138,8 +138,8 @@ class EnvOptions:
     """Emulated frames an action is held."""
     crop: tuple[int, int, int, int] | None = ObservationConfig.crop
     """Part of the screen to see: top, bottom, left, right. None: all of it."""
-    max_pool: bool = True
-    """See the brighter of the last two frames in each pixel."""
+    max_pool: bool = False
+    """See the brighter of the last two frames in each pixel: for games whose sprites flicker."""
     grey: bool = True
     """See luminance instead of colours."""
     size: tuple[int, int] | None = ObservationConfig.size

@@ -261,6 +261,7 @@ class Search:
 
     def __init__(self, env: KartEnv, course: Course, seed: int) -> None:
         self.env, self.course = env, course
+        self.read = env.layout.reader(env.data)
         self.random = random.Random(seed)
         env.reset(seed=1)
         kart = self.kart()
@@ -269,7 +270,7 @@ class Search:
 
     def kart(self) -> Kart:
         """Reads the kart from the RAM."""
-        ram = self.env.layout.read(self.env.data.memory.extract)
+        ram = self.read()
         return Kart(ram.kart_x / 4, ram.kart_y / 4, ram.kart_direction, ram.speed, progress(ram))
 
     def play(self, place: Place, choose: Callable[[int, Kart, float], Buttons], frames: int) -> Drive:

@@ -68,12 +68,12 @@ def main() -> None:
         [as_term(term) for term in (top_speed, speed, on_road, touching, gained_speed, *[LeftTheRoad] * 5)]
     )
     done = EpisodeDone(env.scoring.done)
-    extract = env.data.memory.extract
+    read = env.layout.reader(env.data)
     ram = env.ram
 
     parts: dict[str, Callable[[], Any]] = {
         "the emulated frame": env.em.step,
-        f"decoding {len(env.layout.names)} variables": lambda: env.layout.read(extract),
+        f"decoding {len(env.layout.names)} variables": read,
         "the five reference terms": lambda: reference(ram),
         "ten user terms": lambda: users(ram),
         "the two done rules": lambda: done(ram),

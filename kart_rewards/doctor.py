@@ -216,7 +216,7 @@ class Machine:
 
     def read(self, layout: RamLayout) -> Any:
         """Returns the variables' values."""
-        return layout.read(self.data.memory.extract)
+        return layout.reader(self.data)()
 
     def runs_on(self, layout: RamLayout | None) -> bool:
         """Whether time passes in the game: ``current_frame`` counts or, without it, RAM or picture change."""

@@ -182,8 +182,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def _prepare(self, rom: Path, action_mode: str, observation: ObservationConfig) -> None:
         """The part of the constructor that needs the emulator."""
-        self._extract = self.data.memory.extract
         self.layout.check_addresses(self.data.memory.blocks)
+        self._read: Any = self.layout.reader(self.data)
         for name in self.states:
             self._try_state(name)
         self.frames_per_second: float = self.em.get_screen_rate()
@@ -195,7 +195,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._released = np.zeros(len(self.buttons), np.uint8)
         self._actions = make_actions(action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action)
         self._observer = ScreenObserver(observation, self.em.get_screen().shape)
-        self._max_pool = observation.max_pool
+        self._pooled_frame = self.frame_skip if observation.max_pool and self.frame_skip > 1 else None
         self.action_space = self._actions.space
         self.observation_space = self._observer.space
         self._has_race = set(self.layout.names) >= METRIC_VARIABLES
@@ -209,10 +209,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             )
         if "current_frame" not in self.layout.names:
             return
-        before = self.layout.read(self._extract).current_frame
+        before = self._read().current_frame
         for _ in range(_FRAMES_TO_TRY_A_STATE):
             self.em.step()
-        counted = (self.layout.read(self._extract).current_frame - before) % 2**16
+        counted = (self._read().current_frame - before) % 2**16
         if not 1 <= counted <= _FRAMES_TO_TRY_A_STATE:
             raise KartRewardsError(
                 f"{path}: the game does not run on from this state (its current_frame does not count up): the state "
@@ -236,7 +236,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         start_frames = self._drive_at_random(
             options.get("random_start_frames", self.random_start_steps * self.frame_skip)
         )
-        self.ram = self.layout.read(self._extract)
+        self.ram = self._read()
         self._rewards = EpisodeRewards(self.scoring.terms, self._transform)
         self._done = EpisodeDone(self.scoring.done)
         self._rewards(self.ram)
@@ -255,12 +255,12 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         began = perf_counter()
         self._emulator.take(self)
         for frame, buttons in enumerate(self._actions.frames(action, self.frame_skip), start=1):
-            if self._max_pool and frame == self.frame_skip > 1:
+            if frame == self._pooled_frame:
                 screen_before = self.em.get_screen()
             self._advance(buttons)
             emulated = perf_counter()
             emulator_seconds += emulated - began
-            self.ram = ram = self.layout.read(self._extract)
+            self.ram = ram = self._read()
             reward += self._rewards(ram)
             if self.race:
                 self.race.update(ram)
@@ -286,7 +286,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         driver = RandomDriver(int(self.np_random.integers(2**31)))
         frames = int(self.np_random.integers(most_frames + 1))
         for _ in range(frames):
-            held = driver(self.layout.read(self._extract))
+            held = driver(self._read())
             self._advance(np.array([button in held for button in self.buttons], np.uint8))
         return frames
 
@@ -322,7 +322,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             "done": self._done.get_state(),
             "race": to_plain(vars(self.race)) if self.race else None,
             "remainder": self._actions.remainder,
-            "frames": self._observer.frames.tobytes(),
+            "frames": np.array(self._observer.frames).tobytes(),
             "random": to_plain(self.np_random.bit_generator.state),
         }
 
@@ -340,14 +340,14 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             raise KartRewardsError(
                 f"the emulator refuses the saved state: it is of another ROM than {self.game.name}'s"
             )
-        self.ram = self.layout.read(self._extract)
+        self.ram = self._read()
         self._rewards.set_state(state["rewards"])
         self._done.set_state(state["done"])
         if self.race:
             vars(self.race).update(from_plain(state["race"]))
         self._actions.remainder = state["remainder"]
-        frames = self._observer.frames
-        frames[:] = np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape)
+        frames = np.array(self._observer.frames)
+        self._observer.frames = list(np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape))
         self.np_random.bit_generator.state = from_plain(state["random"])
         return self._observer.observation()
 
@@ -376,7 +376,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         """Leaves the emulator; it ends with its last environment."""
         if self._emulator:
             self._emulator.leave(self)
-        self.data = self.em = self._extract = self._emulator = None
+        self.data = self.em = self._read = self._emulator = None
         gc.collect()
         if self._window is not None:
             self._window.close()

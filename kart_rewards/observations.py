@@ -4,7 +4,7 @@
 * ``ScreenObserver`` - screens in, observations out
 
 From a 224x256 SNES screen the defaults make the road view (from the horizon down to the middle, where the map begins),
-the brighter of the last two frames, grey, 84x84, stacked four deep: a uint8 array of shape (4, 84, 84).
+grey, 84x84, stacked four deep: a uint8 array of shape (4, 84, 84).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class ObservationConfig:
 
     Args:
         crop: Rows and columns to keep: top, bottom, left, right; None keeps the whole screen.
-        max_pool: Take the brighter of a step's last two frames in each pixel, so that sprites that flicker are seen. A
-            step of one frame, or one that ends an episode early, shows its last frame alone.
+        max_pool: Take the brighter of a step's last two frames in each pixel, for games whose sprites flicker, as many
+            of the Atari 2600 do. A step of one frame, or one that ends an episode early, shows its last frame alone.
         grey: Turn colours into luminance (ITU-R BT.601, as OpenCV does).
         size: Height and width to resize to, by area; None keeps the screen's own.
         stack: How many observations to stack, oldest first; an episode starts with the first one repeated.
     """
 
     crop: tuple[int, int, int, int] | None = (32, 112, 0, 256)
-    max_pool: bool = True
+    max_pool: bool = False
     grey: bool = True
     size: tuple[int, int] | None = (84, 84)
     stack: int = 4
@@ -45,7 +45,7 @@ class ObservationConfig:
     @classmethod
     def raw(cls) -> ObservationConfig:
         """The screen as it is: RGB, shape (224, 256, 3) on the SNES."""
-        return cls(crop=None, max_pool=False, grey=False, size=None, stack=1)
+        return cls(crop=None, grey=False, size=None, stack=1)
 
 
 class ScreenObserver:
@@ -59,7 +59,8 @@ class ScreenObserver:
         screen_shape: (height, width, 3) of the screens to come.
 
     Attributes:
-        frames: The stacked observations, oldest first: uint8, shape (stack, height, width), with colours (…, 3).
+        frames: The last ``stack`` screens as the agent sees them, oldest first: uint8, shape (height, width), with
+            colours (…, 3).
 
     Raises:
         KartRewardsError: The crop lies outside the screen, or a size or the stack is not positive.
@@ -79,13 +80,13 @@ class ScreenObserver:
         self._rows, self._columns = slice(top, bottom), slice(left, right)
         size = config.size or (bottom - top, right - left)
         shape = (config.stack, *size) if config.grey else (config.stack, *size, 3)
-        self.frames = np.zeros(shape, np.uint8)
+        self.frames = list(np.zeros(shape, np.uint8))
         self._unstacked = config.stack == 1 and not config.grey
         self.space = gym.spaces.Box(0, 255, shape[1:] if self._unstacked else shape, np.uint8)
 
     def reset(self, screen: Screen) -> np.ndarray:
         """Returns an episode's first observation."""
-        self.frames[:] = self._process(screen)
+        self.frames = [self._process(screen)] * self.config.stack
         return self.observation()
 
     def observe(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
@@ -95,8 +96,7 @@ class ScreenObserver:
             screen: The newest screen.
             screen_before: The one a frame earlier, which max pooling takes in.
         """
-        newest = self._process(screen, screen_before)
-        self.frames = np.concatenate((self.frames[1:], newest[np.newaxis]))
+        self.frames = [*self.frames[1:], self._process(screen, screen_before)]
         return self.observation()
 
     def _process(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
@@ -111,4 +111,4 @@ class ScreenObserver:
 
     def observation(self) -> np.ndarray:
         """Returns the latest observation again."""
-        return self.frames[0].copy() if self._unstacked else self.frames.copy()
+        return self.frames[0].copy() if self._unstacked else np.array(self.frames)

@@ -212,13 +212,12 @@ class ScriptCalls:
         """Returns each script's value for this frame. This runs once per emulated frame."""
         if self.previous is None:
             self.previous = ram
-        i = 0
+        values: list[Any] = []
         try:
-            values = []
-            for i, call in enumerate(self._calls):  # noqa: B007 - tells below which one raised
-                values.append(call(ram))
+            for call in self._calls:
+                values.append(call(ram))  # their number tells below which one raised
         except (Exception, SystemExit) as error:
-            raise self.failure(i, ram, _describe(error)) from error
+            raise self.failure(len(values), ram, _describe(error)) from error
         self.previous = ram
         return values
 

@@ -218,6 +218,7 @@ class Console:
         self._data = stable_retro.data.GameData()
         self._emulator.configure_data(self._data)
         self._emulator.step()
+        self._read: Callable[[], Any] = self.layout.reader(self._data) if self.layout else tuple
         self.screen: np.ndarray = self._emulator.get_screen()
 
     def step(self, held: frozenset[str] = _NOTHING) -> None:
@@ -232,7 +233,7 @@ class Console:
 
     def ram(self) -> Any:
         """Returns the ``RamSnapshot`` of now; an empty one without ``data.json``."""
-        return self.layout.read(self._data.memory.extract) if self.layout else ()
+        return self._read()
 
     def table(self) -> list[str]:
         """Returns a line for each variable: its name and its value."""

@@ -40,7 +40,7 @@ def test_raw_is_the_screen_itself() -> None:
 
 
 def test_max_pooling_takes_the_brighter_of_two_frames() -> None:
-    pooled = ScreenObserver(ObservationConfig(crop=None, grey=False, size=None, stack=1), SNES_SHAPE)
+    pooled = ScreenObserver(ObservationConfig(crop=None, max_pool=True, grey=False, size=None, stack=1), SNES_SHAPE)
     pooled.reset(screen(0))
     assert np.array_equal(pooled.observe(screen(1), screen(2)), np.maximum(screen(1), screen(2)))
     assert np.array_equal(pooled.observe(screen(1)), screen(1))

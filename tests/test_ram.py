@@ -37,7 +37,7 @@ def test_every_type_decodes_as_in_the_core(tiny_emulator: Any, raw: bytes, mask:
         if mask is not None:
             expected &= mask
         assert variable.decode(raw[: variable.width]) == expected, type_
-        assert RamLayout([variable]).read(memory.extract).value == expected, type_
+        assert RamLayout([variable]).reader(tiny_emulator[1])().value == expected, type_
 
 
 def test_masks_are_applied_as_in_the_core(tiny_emulator: Any, tmp_path: Path) -> None:
@@ -57,15 +57,15 @@ def test_masks_are_applied_as_in_the_core(tiny_emulator: Any, tmp_path: Path) ->
     data.update_ram()
     expected = data.lookup_all()
     assert len(expected) == len(types)
-    assert RamLayout.from_file(data_path).read(data.memory.extract)._asdict() == expected
+    assert RamLayout.from_file(data_path).reader(data)()._asdict() == expected
     assert RamLayout.from_file(data_path).decode(data.memory.blocks)._asdict() == expected
 
 
 def test_the_core_itself_reads_s_as_unsigned(tiny_emulator: Any) -> None:
-    memory = tiny_emulator[1].memory
-    memory.assign(ADDRESS, "<i2", -5)
-    assert memory.extract(ADDRESS, "<s2") == 65531
-    assert layout_of(("speed", ADDRESS, "<s2")).read(memory.extract).speed == -5
+    data = tiny_emulator[1]
+    data.memory.assign(ADDRESS, "<i2", -5)
+    assert data.memory.extract(ADDRESS, "<s2") == 65531
+    assert layout_of(("speed", ADDRESS, "<s2")).reader(data)().speed == -5
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_state_file_decodes_as_the_live_core_does(tiny_emulator: Any, tmp_path
     data.memory.assign(0x010B, "|u1", 0x10)
     path = tmp_path / "here.state"
     path.write_bytes(gzip.compress(emulator.get_state()))
-    assert layout.decode(read_state_file(path)) == layout.read(data.memory.extract)
+    assert layout.decode(read_state_file(path)) == layout.reader(data)()
     assert layout.decode(read_state_file(path)).speed == -5
 
 

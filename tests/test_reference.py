@@ -70,7 +70,7 @@ def episode(lua_game: Any, state: str, driver: Driver, most_frames: int) -> Iter
     data.reset()
     for _ in range(most_frames):
         data.update_ram()
-        ram = layout.read(data.memory.extract)
+        ram = layout.decode(data.memory.blocks)  # without a word to the data that the script reads
         frame = Frame(ram, data.current_reward(), data.is_done())
         yield frame
         if frame.lua_done:

@@ -96,7 +96,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[in
     movie.set_state(emulator.get_state())
     buttons = stable_retro.get_system_info("Snes")["buttons"]
     driver, pressed, crossings = CentrelineDriver(centreline("Level1")), [], []
-    ram = KNOWN.read(data.memory.extract)
+    ram = KNOWN.decode(data.memory.blocks)
     while len(crossings) < 2:
         pressed.append(driver(ram))
         mask = np.array([name in pressed[-1] for name in buttons], np.uint8)
@@ -105,7 +105,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[in
         movie.step()
         emulator.set_button_mask(mask, 0)
         emulator.step()
-        before, ram = ram, KNOWN.read(data.memory.extract)
+        before, ram = ram, KNOWN.decode(data.memory.blocks)
         crossings += [len(pressed)] if ram.laps > before.laps else []
     for _ in range(30):
         pressed.append(frozenset())
@@ -151,7 +151,7 @@ def test_homebrewkarts_variables_are_found_with_no_prior_knowledge(
         mask = [name == button for name in stable_retro.get_system_info("Snes")["buttons"]]
         emulator.set_button_mask(np.array(mask, np.uint8), 0)
         emulator.step()
-        ram, truth = layout.read(data.memory.extract), KNOWN.read(data.memory.extract)
+        ram, truth = layout.decode(data.memory.blocks), KNOWN.decode(data.memory.blocks)
         assert (ram.laps, ram.speed, ram.current_frame) == (truth.laps, truth.speed, truth.current_frame)
         assert data.lookup_all() == ram._asdict(), "stable-retro reads the same, the sign too"
         speeds.append(ram.speed)
