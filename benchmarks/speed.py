@@ -4,13 +4,15 @@
 
 Everything is measured in one run, and what is compared takes turns, so that a change in the machine's load meets all:
 
-(a) one environment and the bare core, frames/s: turns of half a second in one process, on the same emulator;
+(a) one environment and the bare core, frames/s: turns of half a second on the same emulator, in three processes one
+    after the other (each has its own luck with the caches); then the same with ``--max-pool``;
 (b) the vector environment, in groups as the trainer plays it, and as many bare cores at once, frames/s: turns of half a
     second or more, with 8 and with 16; beside them Gymnasium's AsyncVectorEnv;
 (c) training and Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions, batch and epochs: on
     stable-retro's environment with Gymnasium's wrappers, as its users have it today, and on this project's environment;
-    ours with ``--precision auto`` and with float32, as theirs is; fresh processes that take turns;
-(d) where a training step's time goes, and how much memory it takes;
+    all with max pooling, since Gymnasium's MaxAndSkipObservation does it; ours with ``--precision auto`` and with
+    float32, as theirs is; beside them ours without max pooling; fresh processes that take turns;
+(d) where a training step's time goes, without max pooling, and how much memory it takes;
 (e) updates, samples/s, on this machine's device: float32, bfloat16, bfloat16 compiled.
 
 Printed are medians over the turns; ratios are medians of each turn's ratio. Exit code 1 means that a goal was missed.
@@ -61,12 +63,13 @@ def endless_scenario() -> Iterator[str]:
 # Each of these runs in a process of its own, and prints a line of rates for each turn: those of the columns below.
 
 
-def environment(turns: int) -> None:
-    """Frames/s of the bare core (set buttons, step, nothing else), and of a ``KartEnv`` with its defaults around it."""
-    from kart_rewards import KartEnv
+def environment(max_pool: int, turns: int) -> None:
+    """Frames/s of the bare core (set buttons, step, nothing else), and of a ``KartEnv`` around it."""
+    from kart_rewards import KartEnv, ObservationConfig
 
     with endless_scenario() as scenario:
-        env = KartEnv("HomebrewKart-Snes", scenario=scenario)
+        observation = ObservationConfig(max_pool=bool(max_pool))
+        env = KartEnv("HomebrewKart-Snes", scenario=scenario, observation=observation)
     env.reset(seed=1)
     bare = bare_stepper(env.em)
     start = env.em.get_state()
@@ -205,9 +208,9 @@ def stable_baselines(ours: int, steps: int) -> None:
 
 
 def _kart_env():
-    from kart_rewards import make_env
+    from kart_rewards import ObservationConfig, make_env
 
-    return make_env("HomebrewKart-Snes", action_mode="driving")
+    return make_env("HomebrewKart-Snes", action_mode="driving", observation=ObservationConfig(max_pool=True))
 
 
 def _wrapped_retro_env():
@@ -238,7 +241,7 @@ def _crop(screen: np.ndarray) -> np.ndarray:
     return screen[32:112]
 
 
-def training(precision: str, steps: int) -> None:
+def training(precision: str, max_pool: int, steps: int) -> None:
     """Agent steps/s of the trainer, after a first rollout and update; prints (d) to standard error."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -256,7 +259,7 @@ def training(precision: str, steps: int) -> None:
             "--action-mode": "driving",
             "--precision": precision,
         }
-        given = [str(part) for option in options.items() for part in option]
+        given = [str(part) for option in options.items() for part in option] + ["--max-pool"] * max_pool
         command = [sys.executable, str(script), "--env-id", GAME.name, "--device", "cpu", "--runs-path", runs, *given]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         log = EventAccumulator(runs + "/" + next(Path(runs).iterdir()).name, size_guidance={"scalars": 0})
@@ -320,7 +323,7 @@ def show(columns: list[str], turns: list[list[float]], against: int = 0) -> list
         rates = [turn[i] for turn in turns]
         ratios.append(statistics.median(turn[i] / turn[against] for turn in turns))
         spread = f"({min(rates):,.0f} to {max(rates):,.0f})"
-        print(f"  {column:46s} {statistics.median(rates):7,.0f} /s  {spread:18s}  ratio {ratios[-1]:.2f}", flush=True)
+        print(f"  {column:46s} {statistics.median(rates):7,.0f} /s  {spread:18s}  ratio {ratios[-1]:.3f}", flush=True)
     return ratios
 
 
@@ -340,8 +343,11 @@ def main() -> int:
 
     ratios: dict[str, float] = {}
     print("(a) one environment, frames/s")
-    turns, _ = call("environment", 3 * args.turns)
-    ratios["environment"] = show(["bare core", "KartEnv"], turns)[1]
+    plain, pooled = (
+        [turn for _ in range(3) for turn in call("environment", max_pool, args.turns)[0]] for max_pool in (0, 1)
+    )
+    ratios["environment"] = show(["bare core", "KartEnv"], plain)[1]
+    show(["bare core", "KartEnv with --max-pool"], pooled)
     for num_envs in (8, 16):
         print(f"(b) {num_envs} environments at once, frames/s")
         turns, _ = call("vector", num_envs, 3 * args.turns)
@@ -352,14 +358,15 @@ def main() -> int:
     runs = {
         "Stable-Baselines3 on stable-retro": ("stable_baselines", 0, steps),
         "Stable-Baselines3 on KartEnv": ("stable_baselines", 1, steps),
-        "ours in float32": ("training", "float32", steps),
-        "ours": ("training", "auto", steps),
+        "ours in float32": ("training", "float32", 1, steps),
+        "ours": ("training", "auto", 1, steps),
+        "ours, without max pooling": ("training", "auto", 0, steps),
     }
     turns = []
     for _ in range(args.repeats):
         answers = [call(*run) for run in runs.values()]
         turns.append([rates[0][0] for rates, _ in answers])
-    ratios["training"] = show(list(runs), turns)[-1]
+    ratios["training"] = dict(zip(runs, show(list(runs), turns), strict=True))["ours"]
     print("(d) a training step: median; first; last")
     print("".join(f"  {line}\n" for line in answers[-1][1].splitlines() if line.startswith(("time/", "memory/"))))
     print("(e) updates, samples/s")
@@ -367,7 +374,7 @@ def main() -> int:
     show(columns, [[call("updates", *kind)[0][0][0] for kind in ((0, 0), (1, 0), (1, 1))] for _ in range(args.repeats)])
     for name, ratio in ratios.items():
         verdict = "met" if ratio >= GOALS[name] else "MISSED"
-        print(f"{name:15s} {ratio:.2f}  (goal: at least {GOALS[name]}, {verdict})")
+        print(f"{name:15s} {ratio:.3f}  (goal: at least {GOALS[name]}, {verdict})")
     return 0 if all(ratios[name] >= goal for name, goal in GOALS.items()) else 1
 
 

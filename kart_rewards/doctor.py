@@ -187,7 +187,7 @@ def _report_free(report: Report, what: str, whole: Any, free: int, least_gib: fl
 
 
 class Machine:
-    """A game's emulator as it comes, with no variables. There is one a process: drop it before the next.
+    """A game's emulator as it comes, with no data.json. There is one a process: drop it before the next.
 
     Args:
         rom: The game's ROM.
@@ -214,17 +214,14 @@ class Machine:
         self.em.set_state(snapshot)
         self.step()
 
-    def read(self, layout: RamLayout) -> Any:
-        """Returns the variables' values."""
-        return layout.reader(self.data)()
-
     def runs_on(self, layout: RamLayout | None) -> bool:
         """Whether time passes in the game: ``current_frame`` counts or, without it, RAM or picture change."""
         if layout is not None and "current_frame" in layout.names:
-            before = self.read(layout).current_frame
+            read = layout.reader(self.data)
+            before = read().current_frame
             for _ in range(_FRAMES_TO_COUNT):
                 self.step()
-            return 1 <= (self.read(layout).current_frame - before) % 2**16 <= _FRAMES_TO_COUNT
+            return 1 <= (read().current_frame - before) % 2**16 <= _FRAMES_TO_COUNT
         self.step()  # the picture before is not this state's
         memory, screen = dict(self.data.memory.blocks), self.em.get_screen()
         for _ in range(_FRAMES_TO_MOVE):
@@ -258,10 +255,11 @@ class Machine:
     def hold(self, layout: RamLayout, snapshot: bytes, inputs: Iterable[Held]) -> Iterator[Any]:
         """Yields the variables' values in a start state, and then after each frame of inputs."""
         self.start(snapshot)
-        yield self.read(layout)
+        read = layout.reader(self.data)
+        yield read()
         for mask in button_masks(inputs, self.buttons):
             self.step(mask)
-            yield self.read(layout)
+            yield read()
 
 
 class GameExamination:

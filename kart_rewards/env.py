@@ -182,7 +182,6 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def _prepare(self, rom: Path, action_mode: str, observation: ObservationConfig) -> None:
         """The part of the constructor that needs the emulator."""
-        self.layout.check_addresses(self.data.memory.blocks)
         self._read: Any = self.layout.reader(self.data)
         for name in self.states:
             self._try_state(name)
@@ -322,7 +321,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             "done": self._done.get_state(),
             "race": to_plain(vars(self.race)) if self.race else None,
             "remainder": self._actions.remainder,
-            "frames": np.array(self._observer.frames).tobytes(),
+            "frames": self._observer.frames.tobytes(),
             "random": to_plain(self.np_random.bit_generator.state),
         }
 
@@ -346,8 +345,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         if self.race:
             vars(self.race).update(from_plain(state["race"]))
         self._actions.remainder = state["remainder"]
-        frames = np.array(self._observer.frames)
-        self._observer.frames = list(np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape))
+        frames = self._observer.frames
+        frames[:] = np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape)
         self.np_random.bit_generator.state = from_plain(state["random"])
         return self._observer.observation()
 

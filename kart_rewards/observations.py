@@ -29,8 +29,8 @@ class ObservationConfig:
 
     Args:
         crop: Rows and columns to keep: top, bottom, left, right; None keeps the whole screen.
-        max_pool: Take the brighter of a step's last two frames in each pixel, for games whose sprites flicker, as many
-            of the Atari 2600 do. A step of one frame, or one that ends an episode early, shows its last frame alone.
+        max_pool: Take the brighter of a step's last two frames in each pixel, for games that draw some sprites on every
+            other frame only. A step of one frame, or one that ends an episode early, shows its last frame alone.
         grey: Turn colours into luminance (ITU-R BT.601, as OpenCV does).
         size: Height and width to resize to, by area; None keeps the screen's own.
         stack: How many observations to stack, oldest first; an episode starts with the first one repeated.
@@ -59,8 +59,7 @@ class ScreenObserver:
         screen_shape: (height, width, 3) of the screens to come.
 
     Attributes:
-        frames: The last ``stack`` screens as the agent sees them, oldest first: uint8, shape (height, width), with
-            colours (…, 3).
+        frames: The stacked observations, oldest first: uint8, shape (stack, height, width), with colours (…, 3).
 
     Raises:
         KartRewardsError: The crop lies outside the screen, or a size or the stack is not positive.
@@ -80,13 +79,13 @@ class ScreenObserver:
         self._rows, self._columns = slice(top, bottom), slice(left, right)
         size = config.size or (bottom - top, right - left)
         shape = (config.stack, *size) if config.grey else (config.stack, *size, 3)
-        self.frames = list(np.zeros(shape, np.uint8))
+        self.frames = np.zeros(shape, np.uint8)
         self._unstacked = config.stack == 1 and not config.grey
         self.space = gym.spaces.Box(0, 255, shape[1:] if self._unstacked else shape, np.uint8)
 
     def reset(self, screen: Screen) -> np.ndarray:
         """Returns an episode's first observation."""
-        self.frames = [self._process(screen)] * self.config.stack
+        self.frames[:] = self._process(screen)
         return self.observation()
 
     def observe(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
@@ -96,7 +95,8 @@ class ScreenObserver:
             screen: The newest screen.
             screen_before: The one a frame earlier, which max pooling takes in.
         """
-        self.frames = [*self.frames[1:], self._process(screen, screen_before)]
+        newest = self._process(screen, screen_before)
+        self.frames = np.concatenate((self.frames[1:], newest[np.newaxis]))
         return self.observation()
 
     def _process(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
@@ -111,4 +111,4 @@ class ScreenObserver:
 
     def observation(self) -> np.ndarray:
         """Returns the latest observation again."""
-        return self.frames[0].copy() if self._unstacked else np.array(self.frames)
+        return self.frames[0].copy() if self._unstacked else self.frames.copy()

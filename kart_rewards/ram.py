@@ -17,7 +17,7 @@ The types are stable-retro's, byte order, representation, width in bytes:
 Values are held in a signed 64-bit integer, as stable-retro holds them: an unsigned 8-byte value of 2**63 or more reads
 as negative. A ``mask`` is applied to the decoded value.
 
-This module knows nothing of emulators: memory reaches it as bytes, or through stable-retro's ``GameData``.
+This module imports no emulator: memory reaches it as bytes, or through the ``GameData`` that it is given.
 """
 
 from __future__ import annotations
@@ -228,13 +228,19 @@ class RamLayout:
                 )
 
     def reader(self, data: Any) -> Callable[[], Any]:
-        """Returns a function that returns a ``RamSnapshot`` of live memory. That one runs once per emulated frame.
+        """Returns a function that takes no arguments and returns a ``RamSnapshot`` of live memory.
+
+        The function runs once per emulated frame, so all variables are decoded in one call of stable-retro's: a call
+        for each takes more than twice as long. For that the variables are defined in ``data``, in place of those of the
+        same names: with ``s`` as signed, and without masks, which are applied to what comes back.
 
         Args:
-            data: A ``stable_retro.data.GameData`` that is bound to an emulator. The variables are defined in it,
-                whatever it called by these names before: it decodes all of its variables in one call, where a call for
-                each costs more than twice as much.
+            data: A ``stable_retro.data.GameData`` that is bound to an emulator. One layout can read it at a time.
+
+        Raises:
+            KartRewardsError: See ``check_addresses``.
         """
+        self.check_addresses(data.memory.blocks)
         for variable in self.variables:
             data.set_variable(variable.name, {"address": variable.address, "type": variable.core_type})
         build, lookup_all, names = self._build, data.lookup_all, self.names

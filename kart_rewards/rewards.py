@@ -103,10 +103,9 @@ class Checkpoint:
         self.best_progress = -1
 
     def __call__(self, ram: Any) -> float:
-        reached = progress(ram)
-        if reached <= self.best_progress or finished(ram):
+        if finished(ram) or progress(ram) <= self.best_progress:
             return 0.0
-        self.best_progress = reached
+        self.best_progress = progress(ram)
         return 1.0
 
 
@@ -119,7 +118,7 @@ def terrain(ram: Any) -> float:
 @reward_term(weight=-1)
 def time(ram: Any) -> float:
     """Charge time twice a second: 1, or half of that above speed 700."""
-    if not _on_pace_frame(ram) or finished(ram):
+    if finished(ram) or not _on_pace_frame(ram):
         return 0.0
     return 0.5 if ram.speed > BRISK_SPEED else 1.0
 
@@ -232,19 +231,16 @@ class EpisodeRewards:
         plain = size = 0.0
         try:
             for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
-                if value == 0:  # so is most terms' on most frames
-                    continue
                 weighted = float(weight * value)  # raises for what is no number
-                paid.append((name, weighted))
-                plain += weighted
-                size += abs(weighted)
+                if value:
+                    paid.append((name, weighted))
+                    plain += weighted
+                    size += abs(weighted)
             finite = math.isfinite(size)
         except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
             raise self._not_finite(values, ram)
-        if not paid:
-            return self._transform(0.0)
         if abs(plain) < ROUNDING * size:  # terms that cancel leave a rounding error, of which `sign` would make a unit
             plain = 0.0
         reward = self._transform(plain)

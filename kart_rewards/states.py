@@ -205,8 +205,6 @@ class Console:
             raise KartRewardsError(
                 f"{self.begins}: the emulator refuses it: it is damaged, or another console's or core's"
             )
-        if self.layout:
-            self.layout.check_addresses(self._data.memory.blocks)
         self.beginning = self.moment()
         if snapshot is not None:
             self.go_to(self.beginning)  # for its picture

@@ -155,6 +155,12 @@ def test_addresses_outside_memory_are_refused(tiny_emulator: Any, address: int) 
         layout_of(("speed", address, "<u2")).check_addresses(blocks)
 
 
+def test_live_memory_ends_where_the_console_says(tiny_emulator: Any) -> None:
+    for address in (0x7E0000 + 0x1FFFF, 2**64):
+        with pytest.raises(KartRewardsError, match=f"'speed' at address {address} .* lies outside memory"):
+            layout_of(("speed", address, "<u2")).reader(tiny_emulator[1])
+
+
 def test_a_state_file_decodes_as_the_live_core_does(tiny_emulator: Any, tmp_path: Path) -> None:
     emulator, data = tiny_emulator
     layout = layout_of(("speed", 0x7E10EA, "<s2"), ("backward", 0x010B, "|u1"))
