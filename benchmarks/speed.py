@@ -64,7 +64,10 @@ def endless_scenario() -> Iterator[str]:
 
 
 def environment(max_pool: int, turns: int) -> None:
-    """Frames/s of the bare core (set buttons, step, nothing else), and of a ``KartEnv`` around it."""
+    """Frames/s of the bare core (set buttons, step, nothing else), and of a ``KartEnv`` around it.
+
+    Prints where a step's time goes to standard error.
+    """
     from kart_rewards import KartEnv, ObservationConfig
 
     with endless_scenario() as scenario:
@@ -84,6 +87,8 @@ def environment(max_pool: int, turns: int) -> None:
     for _ in range(turns):
         print(frames_per_second(bare), frames_per_second(lambda number: env.step([steering(number)])))
     assert env.race and env.race.frames == turns * STEPS_A_TURN * FRAME_SKIP
+    for part, seconds in env.step_seconds.items():
+        print(f"{part} {seconds / (turns * STEPS_A_TURN) * 1e6:.0f} us a step", file=sys.stderr)
 
 
 def bare_stepper(emulator: Any) -> Callable[[int], None]:
@@ -343,11 +348,10 @@ def main() -> int:
 
     ratios: dict[str, float] = {}
     print("(a) one environment, frames/s")
-    plain, pooled = (
-        [turn for _ in range(3) for turn in call("environment", max_pool, args.turns)[0]] for max_pool in (0, 1)
-    )
-    ratios["environment"] = show(["bare core", "KartEnv"], plain)[1]
-    show(["bare core", "KartEnv with --max-pool"], pooled)
+    for max_pool, column in ((1, "KartEnv with --max-pool"), (0, "KartEnv")):
+        answers = [call("environment", max_pool, args.turns) for _ in range(3)]
+        [_, ratios["environment"]] = show(["bare core", column], [turn for turns, _ in answers for turn in turns])
+        print(f"    of which {', '.join(answers[-1][1].splitlines())}")
     for num_envs in (8, 16):
         print(f"(b) {num_envs} environments at once, frames/s")
         turns, _ = call("vector", num_envs, 3 * args.turns)

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,23 @@ def test_a_step_is_frame_skip_emulated_frames(make: Any, frame_skip: int) -> Non
         env.step(STRAIGHT)
         assert env.unwrapped.ram.current_frame == before + frame_skip
     assert env.unwrapped.metadata["render_fps"] == pytest.approx(60.1 / frame_skip, rel=0.01)
+
+
+def test_a_step_shows_its_last_frame_or_the_brighter_of_its_last_two(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    actions = [np.array([1, 0, 0, 0, 0, 0, *rng.integers(0, 2, 2), 0, 0, 0, 0]) for _ in range(40)]
+    whole = ObservationConfig.raw()
+
+    def screens(frame_skip: int, repeats: int, observation: ObservationConfig = whole) -> list[np.ndarray]:
+        env = make(action_mode="all", frame_skip=frame_skip, observation=observation)
+        env.reset(seed=1)
+        return [env.step(action)[0].copy() for action in actions for _ in range(repeats)]
+
+    frames = screens(1, repeats=4)
+    pooled = screens(4, repeats=1, observation=replace(whole, max_pool=True))
+    assert all(map(np.array_equal, screens(4, repeats=1), frames[3::4]))
+    assert all(map(np.array_equal, pooled, map(np.maximum, frames[2::4], frames[3::4])))
+    assert not all(map(np.array_equal, pooled, frames[3::4]))
 
 
 def test_ram_and_screen_are_those_of_plain_stable_retro(make: Any) -> None:
