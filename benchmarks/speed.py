@@ -4,7 +4,7 @@
 
 Everything is measured in one run, and what is compared takes turns, so that a change in the machine's load meets all:
 
-(a) one environment and the bare core, frames/s: turns of half a second on the same emulator, in three processes one
+(a) one environment and the bare core, frames/s: turns of half a second on the same emulator, in five processes one
     after the other (each has its own luck with the caches); then the same with ``--max-pool``;
 (b) the vector environment, in groups as the trainer plays it, and as many bare cores at once, frames/s: turns of half a
     second or more, with 8 and with 16; beside them Gymnasium's AsyncVectorEnv;
@@ -335,7 +335,7 @@ def show(columns: list[str], turns: list[list[float]], against: int = 0) -> list
 def main() -> int:
     """Measures, and compares with the goals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=9, help="a third of the turns of (a) and (b)")
+    parser.add_argument("--turns", type=int, default=9, help="turns a process of (a); (b) takes three times as many")
     parser.add_argument("--repeats", type=int, default=3, help="runs of (c) and (e)")
     parser.add_argument("--updates", type=int, default=8, help="updates a run of (c)")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="one function and what to call it with: vector 8 5")
@@ -349,7 +349,7 @@ def main() -> int:
     ratios: dict[str, float] = {}
     print("(a) one environment, frames/s")
     for max_pool, column in ((1, "KartEnv with --max-pool"), (0, "KartEnv")):
-        answers = [call("environment", max_pool, args.turns) for _ in range(3)]
+        answers = [call("environment", max_pool, args.turns) for _ in range(5)]
         [_, ratios["environment"]] = show(["bare core", column], [turn for turns, _ in answers for turn in turns])
         print(f"    of which {', '.join(answers[-1][1].splitlines())}")
     for num_envs in (8, 16):

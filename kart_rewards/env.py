@@ -231,7 +231,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self._try_state(state)
         self.em.set_state(self._loaded_states[state])
         self._actions.reset()
-        self._advance(self._released)
+        self.em.set_button_mask(self._released, 0)
+        self._advance()
         start_frames = self._drive_at_random(
             options.get("random_start_frames", self.random_start_steps * self.frame_skip)
         )
@@ -250,13 +251,16 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         """Holds an action for ``frame_skip`` emulated frames. See the class."""
         self._rewards.start_step()
         reward = emulator_seconds = scoring_seconds = 0.0
-        stopped_by = screen_before = None
+        stopped_by = screen_before = held = None
         began = perf_counter()
         self._emulator.take(self)
         for frame, buttons in enumerate(self._actions.frames(action, self.frame_skip), start=1):
             if frame == self._pooled_frame:
                 screen_before = self.em.get_screen()
-            self._advance(buttons)
+            if buttons is not held:
+                self.em.set_button_mask(buttons, 0)
+                held = buttons
+            self._advance()
             emulated = perf_counter()
             emulator_seconds += emulated - began
             self.ram = ram = self._read()
@@ -286,11 +290,11 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         frames = int(self.np_random.integers(most_frames + 1))
         for _ in range(frames):
             held = driver(self._read())
-            self._advance(np.array([button in held for button in self.buttons], np.uint8))
+            self.em.set_button_mask(np.array([button in held for button in self.buttons], np.uint8), 0)
+            self._advance()
         return frames
 
-    def _advance(self, buttons: np.ndarray) -> None:
-        self.em.set_button_mask(buttons, 0)
+    def _advance(self) -> None:
         self.em.step()
         self._screen = None
         if self.on_frame:

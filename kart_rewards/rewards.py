@@ -103,7 +103,7 @@ class Checkpoint:
         self.best_progress = -1
 
     def __call__(self, ram: Any) -> float:
-        if finished(ram) or progress(ram) <= self.best_progress:
+        if progress(ram) <= self.best_progress or finished(ram):
             return 0.0
         self.best_progress = progress(ram)
         return 1.0
@@ -118,7 +118,7 @@ def terrain(ram: Any) -> float:
 @reward_term(weight=-1)
 def time(ram: Any) -> float:
     """Charge time twice a second: 1, or half of that above speed 700."""
-    if finished(ram) or not _on_pace_frame(ram):
+    if not _on_pace_frame(ram) or finished(ram):
         return 0.0
     return 0.5 if ram.speed > BRISK_SPEED else 1.0
 
@@ -190,7 +190,7 @@ class EpisodeRewards:
 
     Args:
         terms: The terms; those that are classes are instantiated.
-        transform: What the agent is given of a frame's reward. By default all of it.
+        transform: What the agent is given of a frame's reward, a pure function. By default all of it.
 
     Attributes:
         step: Term -> weighted sum since ``start_step``, before the transform.
@@ -203,6 +203,8 @@ class EpisodeRewards:
         self._calls = ScriptCalls(terms)
         self._weights = {term.name: term.weight for term in terms}
         self._transform = transform
+        self._no_values = [0.0] * len(terms)  # what most frames are worth, and what the agent is given for that:
+        self._no_reward = transform(0.0)
         self.discard()
 
     def discard(self) -> None:
@@ -230,6 +232,8 @@ class EpisodeRewards:
         paid = []
         plain = size = 0.0
         try:
+            if values == self._no_values:
+                return self._no_reward
             for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
                 weighted = float(weight * value)  # raises for what is no number
                 if value:
