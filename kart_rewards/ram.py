@@ -32,6 +32,7 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -244,13 +245,14 @@ class RamLayout:
         for variable in self.variables:
             data.set_variable(variable.name, {"address": variable.address, "type": variable.core_type})
         build, lookup_all, names = self._build, data.lookup_all, self.names
+        values_of = itemgetter(*names) if len(names) > 1 else lambda values: map(values.__getitem__, names)
         masks = [(variable.name, variable.mask) for variable in self.variables if variable.mask is not None]
 
         def read() -> Any:
             values = lookup_all()
             for name, mask in masks:
                 values[name] &= mask
-            return build(map(values.__getitem__, names))
+            return build(values_of(values))
 
         return read
 
