@@ -70,11 +70,13 @@ def main() -> None:
     done = EpisodeDone(env.scoring.done)
     read = env.layout.reader(env.data)
     ram = env.ram
+    at_a_wall = ram._replace(collision=1, speed=0)
 
     parts: dict[str, Callable[[], Any]] = {
         "the emulated frame": env.em.step,
         f"decoding {len(env.layout.names)} variables": read,
         "the five reference terms": lambda: reference(ram),
+        "the same when one pays": lambda: reference(at_a_wall),
         "ten user terms": lambda: users(ram),
         "the two done rules": lambda: done(ram),
         "another environment's turn": lambda: env.em.set_state(env.em.get_state()),

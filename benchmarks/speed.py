@@ -5,7 +5,8 @@
 Everything is measured in one run, and what is compared takes turns, so that a change in the machine's load meets all:
 
 (a) one environment and the bare core, frames/s: turns of half a second on the same emulator, in five processes one
-    after the other (each has its own luck with the caches); then the same with ``--max-pool``;
+    after the other (each has its own luck with the caches); first with ``--max-pool``, then, as the goal has it, with
+    the defaults;
 (b) the vector environment, in groups as the trainer plays it, and as many bare cores at once, frames/s: turns of half a
     second or more, with 8 and with 16; beside them Gymnasium's AsyncVectorEnv;
 (c) training and Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions, batch and epochs: on
@@ -97,8 +98,8 @@ def bare_stepper(emulator: Any) -> Callable[[int], None]:
     masks[0][0] = masks[-1][0] = masks[-1][6] = 1  # B; B and LEFT
 
     def step(number: int) -> None:
+        emulator.set_button_mask(masks[steering(number)], 0)
         for _ in range(FRAME_SKIP):
-            emulator.set_button_mask(masks[steering(number)], 0)
             emulator.step()
 
     return step
@@ -351,7 +352,7 @@ def main() -> int:
     for max_pool, column in ((1, "KartEnv with --max-pool"), (0, "KartEnv")):
         answers = [call("environment", max_pool, args.turns) for _ in range(5)]
         [_, ratios["environment"]] = show(["bare core", column], [turn for turns, _ in answers for turn in turns])
-        print(f"    of which {', '.join(answers[-1][1].splitlines())}")
+        print(f"    of which, in the last process, {', '.join(answers[-1][1].splitlines())}")
     for num_envs in (8, 16):
         print(f"(b) {num_envs} environments at once, frames/s")
         turns, _ = call("vector", num_envs, 3 * args.turns)

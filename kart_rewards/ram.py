@@ -232,8 +232,8 @@ class RamLayout:
         """Returns a function that takes no arguments and returns a ``RamSnapshot`` of live memory.
 
         The function runs once per emulated frame, so all variables are decoded in one call of stable-retro's: a call
-        for each takes more than twice as long. For that the variables are defined in ``data``, in place of those of the
-        same names: with ``s`` as signed, and without masks, which are applied to what comes back.
+        for each takes longer. For that the variables are defined in ``data``, in place of those of the same names: with
+        ``s`` as signed, and without masks, which are applied to what comes back.
 
         Args:
             data: A ``stable_retro.data.GameData`` that is bound to an emulator. One layout can read it at a time.

@@ -203,7 +203,6 @@ class EpisodeRewards:
         self._calls = ScriptCalls(terms)
         self._weights = {term.name: term.weight for term in terms}
         self._transform = transform
-        self._no_values = [0.0] * len(terms)  # what most frames are worth, and what the agent is given for that:
         self._no_reward = transform(0.0)
         self.discard()
 
@@ -232,7 +231,7 @@ class EpisodeRewards:
         paid = []
         plain = size = 0.0
         try:
-            if values == self._no_values:
+            if not math.hypot(*values):  # all are 0, as on most frames; raises for what is no number
                 return self._no_reward
             for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
                 weighted = float(weight * value)  # raises for what is no number

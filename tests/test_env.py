@@ -126,6 +126,23 @@ def test_a_step_shows_its_last_frame_or_the_brighter_of_its_last_two(make: Any) 
     assert not all(map(np.array_equal, pooled, frames[3::4]))
 
 
+def test_steering_within_a_step_is_pressed_frame_by_frame(make: Any) -> None:
+    """A quarter of full right is right on one frame of four: the same as four steps of a frame each."""
+    right, straight = (np.array([1, 0, 0, 0, 0, 0, 0, right, 0, 0, 0, 0]) for right in (1, 0))
+    env = make(action_mode="all", frame_skip=1)
+    env.reset(seed=1)
+    for _ in range(60):
+        for action in (straight, right, straight, straight):
+            env.step(action)
+    frame_by_frame = env.unwrapped.ram
+    env = make(frame_skip=4)
+    env.reset(seed=1)
+    for _ in range(60):
+        env.step([0.25])
+    assert env.unwrapped.ram == frame_by_frame
+    assert env.unwrapped.ram.kart_x != drive(env, [STRAIGHT] * 60, seed=1)[-1][3].kart_x
+
+
 def test_ram_and_screen_are_those_of_plain_stable_retro(make: Any) -> None:
     """The same buttons through stable-retro's own environment lead to the same memory and picture, frame for frame."""
     env = make(action_mode="all", frame_skip=1, observation=ObservationConfig.raw())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kart_rewards import reward_term
@@ -203,7 +204,9 @@ def test_sums_after_the_transform_add_up_to_the_return() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), None, "5", "", [1.0], {}, 1j, 10**400], ids=lambda value: repr(value)[:20]
+    "value",
+    [float("nan"), float("inf"), None, "5", "", [], [1.0], {}, 0j, 1j, np.zeros(1), np.ones(1), np.zeros(2), 10**400],
+    ids=lambda value: repr(value)[:20],
 )
 def test_a_value_that_is_no_finite_number_names_term_place_and_snapshot(value: Any) -> None:
     def odd(ram: Any) -> Any:
