@@ -208,7 +208,7 @@ class PPOOptions:
     """How far the policy's probability ratio may move from 1."""
     clip_vloss: bool = True
     """Clip the value loss too."""
-    ent_coef: float = 0.01
+    ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     vf_coef: float = 0.5
     """Weight of the value loss."""

@@ -85,11 +85,14 @@ def environment(max_pool: int, turns: int) -> None:
             step(number)
         return STEPS_A_TURN * FRAME_SKIP / (time.perf_counter() - began)
 
-    for _ in range(turns):
-        print(frames_per_second(bare), frames_per_second(lambda number: env.step([steering(number)])))
-    assert env.race and env.race.frames == turns * STEPS_A_TURN * FRAME_SKIP
+    for turn in range(turns + 1):
+        rates = frames_per_second(bare), frames_per_second(lambda number: env.step([steering(number)]))
+        if turn:  # the first warms up
+            print(*rates)
+    steps = (turns + 1) * STEPS_A_TURN
+    assert env.race and env.race.frames == steps * FRAME_SKIP
     for part, seconds in env.step_seconds.items():
-        print(f"{part} {seconds / (turns * STEPS_A_TURN) * 1e6:.0f} us a step", file=sys.stderr)
+        print(f"{part} {seconds / steps * 1e6:.0f} us a step", file=sys.stderr)
 
 
 def bare_stepper(emulator: Any) -> Callable[[int], None]:

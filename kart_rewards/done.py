@@ -105,7 +105,7 @@ class EpisodeDone:
             KartRewardsError: A rule raised, or returned no truth value. Names the rule, its file and line, and the
                 snapshot.
         """
-        for i, stop in enumerate(self._calls(ram)):
+        for i, stop in enumerate(self._calls.values(ram)):
             if stop is False:
                 continue
             if stop is not True and not (

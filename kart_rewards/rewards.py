@@ -227,7 +227,7 @@ class EpisodeRewards:
             KartRewardsError: A term raised, or its value is no finite number. Names the term, its file and line, and
                 the snapshot.
         """
-        values = self._calls(ram)
+        values = self._calls.values(ram)
         paid = []
         plain = size = 0.0
         try:

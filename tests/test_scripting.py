@@ -90,7 +90,7 @@ def test_a_term_that_ends_the_program_is_told() -> None:
         raise SystemExit(0)
 
     with pytest.raises(KartRewardsError, match=r"'leaves' .* raised SystemExit"):
-        ScriptCalls([as_term(leaves)])(snapshot())
+        ScriptCalls([as_term(leaves)]).values(snapshot())
 
 
 def test_the_variables_that_a_term_reads() -> None:
