@@ -2,8 +2,9 @@
 
     python benchmarks/learning.py runs/* [--steps 61440] [--plot docs/images/learning_curves.png]
 
-A row of the table is one experiment, ``--exp-name`` in training, over its seeds. Lap times are the median lap of a
-deterministic evaluation. Needs matplotlib (in the ``dev`` extra) for the picture.
+A row of the table is one experiment, ``--exp-name`` in training, over its seeds. An evaluation's lap is its median lap,
+deterministically driven. Laps go up and down between evaluations, so that a run's lap is the mean of its last three;
+beside it stands its best evaluation. Needs matplotlib (in the ``dev`` extra) for the picture.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import re
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +52,9 @@ class Run:
         """Number of the first evaluation in which every race was finished."""
         return next((i for i, rate in enumerate(self.finish_rates) if rate == 1.0), None)
 
-    def lap_at(self, steps: int) -> float | None:
-        """The median lap of the last evaluation up to so many steps."""
-        reached = [lap for at, lap in zip(self.steps, self.lap_times_seconds, strict=True) if at <= steps]
-        return reached[-1] if reached else None
+    def laps_until(self, steps: int) -> list[float]:
+        """The median laps of the evaluations up to so many steps."""
+        return [lap for at, lap in zip(self.steps, self.lap_times_seconds, strict=True) if at <= steps and lap]
 
 
 def read_run(folder: Path) -> Run | None:
@@ -90,7 +91,7 @@ def print_table(runs: list[Run], steps: int) -> None:
     for run in runs:
         by_experiment[run.experiment].append(run)
 
-    def spread(values: list[float | None], form: str) -> str:
+    def spread(values: Sequence[float | None], form: str) -> str:
         """Median, and from lowest to highest."""
         known = [value for value in values if value is not None]
         if not known:
@@ -100,17 +101,20 @@ def print_table(runs: list[Run], steps: int) -> None:
             text += f" ({min(known):{form}}–{max(known):{form}})"
         return text + (f", {len(values) - len(known)} never" if len(known) < len(values) else "")
 
-    print(f"| experiment | seeds | steps/s | all races finished after, steps | minutes | lap at {steps:,} steps, s |")
-    print("|---|---|---|---|---|---|")
+    lap = f"lap at {steps:,} steps, s"
+    print(f"| experiment | seeds | steps/s | all races finished after, steps | minutes | {lap} | best |")
+    print("|---|---|---|---|---|---|---|")
     for experiment, group in by_experiment.items():
         first = [run.first_finish for run in group]
+        laps = [run.laps_until(steps) for run in group]
         cells = [
             experiment,
             ", ".join(str(run.seed) for run in sorted(group, key=lambda run: run.seed)),
             spread([run.steps_per_second for run in group], ",.0f"),
             spread([run.steps[i] if i is not None else None for run, i in zip(group, first, strict=True)], ",.0f"),
             spread([run.minutes[i] if i is not None else None for run, i in zip(group, first, strict=True)], ".1f"),
-            spread([run.lap_at(steps) for run in group], ".2f"),
+            spread([statistics.mean(run_laps[-3:]) if run_laps else None for run_laps in laps], ".2f"),
+            spread([min(run_laps, default=None) for run_laps in laps], ".2f"),
         ]
         print(f"| {' | '.join(cells)} |")
 
