@@ -1,4 +1,4 @@
-"""What scoring costs against the emulated frame: decoding, the reference terms, a user's; and a turn at the emulator.
+"""What scoring costs against the emulated frame: decoding, terms, rules; and the screen, and a turn at the emulator.
 
     python benchmarks/scoring.py
 
@@ -79,6 +79,7 @@ def main() -> None:
         "the same when one pays": lambda: reference(at_a_wall),
         "ten user terms": lambda: users(ram),
         "the two done rules": lambda: done(ram),
+        "the screen as RGB": env.em.get_screen,
         "another environment's turn": lambda: env.em.set_state(env.em.get_state()),
     }
     microseconds: dict[str, list[float]] = {name: [] for name in parts}

@@ -354,8 +354,9 @@ def main() -> int:
     print("(a) one environment, frames/s")
     for max_pool, column in ((1, "KartEnv with --max-pool"), (0, "KartEnv")):
         answers = [call("environment", max_pool, args.turns) for _ in range(5)]
-        [_, ratios["environment"]] = show(["bare core", column], [turn for turns, _ in answers for turn in turns])
+        ratio = show(["bare core", column], [turn for turns, _ in answers for turn in turns])[1]
         print(f"    of which, in the last process, {', '.join(answers[-1][1].splitlines())}")
+    ratios["environment"] = ratio  # with the defaults
     for num_envs in (8, 16):
         print(f"(b) {num_envs} environments at once, frames/s")
         turns, _ = call("vector", num_envs, 3 * args.turns)
