@@ -41,7 +41,10 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 from torch.utils.tensorboard import SummaryWriter
 
+from kart_rewards.defaults import default_max_episode_steps
 from kart_rewards.env import KartEnv
+from kart_rewards.env.observations import ObservationConfig
+from kart_rewards.env.video import to_gif
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import (
     Contestant,
@@ -57,14 +60,12 @@ from kart_rewards.evaluation import (
     table,
     write_json,
 )
-from kart_rewards.integrations import INTEGRATIONS, MissingRomError, default_max_episode_steps, find_game, list_games
-from kart_rewards.observations import ObservationConfig
-from kart_rewards.processes import core_by_core, processor_count
+from kart_rewards.integrations import INTEGRATIONS, MissingRomError, find_game, list_games
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
 from kart_rewards.scripting import Script
-from kart_rewards.vector import EnvGroups
-from kart_rewards.video import to_gif
+from kart_rewards.training.processes import core_by_core, processor_count
+from kart_rewards.training.vector import EnvGroups
 
 FREE_GAME = "HomebrewKart-Snes"  # what runs when the retail game's dump is not there
 RETAIL_GAME = "MarioKart-Snes"

@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from kart_rewards.games.states import make_state  # noqa: E402
 from kart_rewards.ram import load_json  # noqa: E402
-from kart_rewards.states import make_state  # noqa: E402
 
 GAME = "HomebrewKart-Snes"
 PATIENCE_FRAMES = 1260  # after which something is wrong

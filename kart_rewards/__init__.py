@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
 from kart_rewards.done import done_rule
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_FRAME_SKIP, default_max_episode_steps, list_games
+from kart_rewards.integrations import list_games
 from kart_rewards.ram import RamLayout, RamSnapshot
 from kart_rewards.rewards import reward_term
 
 if TYPE_CHECKING:
     from kart_rewards.env import KartEnv, make_env
-    from kart_rewards.observations import ObservationConfig
+    from kart_rewards.env.observations import ObservationConfig
 
 __all__ = [
     "KartEnv",
@@ -54,7 +55,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(env, name)
     if name == "ObservationConfig":
-        from kart_rewards.observations import ObservationConfig
+        from kart_rewards.env.observations import ObservationConfig
 
         return ObservationConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import INTEGRATIONS, import_roms, list_games
+from kart_rewards.games.roms import import_roms
+from kart_rewards.integrations import INTEGRATIONS, list_games
 from kart_rewards.ram import RamLayout, read_state_file
 from kart_rewards.rewards import parse_weights
 
@@ -93,7 +94,7 @@ def state(
         default: Make it the state that training starts from, in metadata.json.
         integrations_path: Folder of games, in stable-retro's layout.
     """
-    from kart_rewards.states import make_state  # the emulator, which other commands need not load
+    from kart_rewards.games.states import make_state  # the emulator, which other commands need not load
 
     make_state(
         game,
@@ -134,7 +135,7 @@ def play_(
         output: Folder for the recordings, two files an episode: NAME.csv.gz for load_trace, NAME.bk2 for stable-retro.
         scale: Pixels of the window, in each direction, for one of the game's; fewer where it would not fit the display.
     """
-    from kart_rewards.play import play  # the emulator, which other commands need not load
+    from kart_rewards.look.play import play  # the emulator, which other commands need not load
 
     play(
         game,
@@ -179,7 +180,7 @@ def search_(
         script: A file of commands, one a line; # begins a comment. It ends at the first that fails.
         integrations_path: Folder of games, in stable-retro's layout.
     """
-    from kart_rewards.search import search  # the emulator, which other commands need not load
+    from kart_rewards.games.search import search  # the emulator, which other commands need not load
 
     search(game, state=state, name=name, script=script, integrations=integrations_path)
 
@@ -198,7 +199,7 @@ def new(
         rom: The ROM, of any console that stable-retro emulates, or a zip file with one ROM in it.
         integrations_path: Folder of games, in stable-retro's layout.
     """
-    from kart_rewards.new import scaffold  # the emulator, which other commands need not load
+    from kart_rewards.games.new import scaffold  # the emulator, which other commands need not load
 
     print(scaffold(name, rom, integrations_path))
 
@@ -217,7 +218,7 @@ def doctor(
         game: Name of the game's folder. By default every game that has its ROM.
         integrations_path: Folder of games, in stable-retro's layout.
     """
-    from kart_rewards.doctor import diagnose  # the emulator, which other commands need not load
+    from kart_rewards.games.doctor import diagnose  # the emulator, which other commands need not load
 
     if not diagnose(game, integrations_path):
         sys.exit(1)
@@ -247,7 +248,7 @@ def watch_(
         random_start_frames: Drive 0 to this many emulated frames at random before each episode.
         scale: Pixels of the picture, in each direction, for one of the game's.
     """
-    from kart_rewards.watch import watch  # the emulator and PyTorch, which other commands need not load
+    from kart_rewards.look.watch import watch  # the emulator and PyTorch, which other commands need not load
 
     watch(
         agent,

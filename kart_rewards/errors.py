@@ -1,6 +1,13 @@
-"""The one exception that is meant for a person: its message is all there is to say."""
+"""Messages for a person.
+
+* ``KartRewardsError`` - bad input; its message is all that the user sees
+* ``did_you_mean``, ``counted`` - parts of messages
+"""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class KartRewardsError(Exception):
@@ -8,3 +15,24 @@ class KartRewardsError(Exception):
 
     Command lines print it without a traceback and exit with code 2.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns a hint to append to a message about an unknown name, or an empty string if no known name is similar.
+
+    Example:
+        >>> did_you_mean("sped", ["laps", "speed"])
+        " Did you mean 'speed'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """Returns a number with its noun. The plural is the singular with an ``s``, unless given.
+
+    Example:
+        >>> counted(1, "frame"), counted(2000, "frame"), counted(0, "address", "addresses")
+        ('1 frame', '2,000 frames', '0 addresses')
+    """
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

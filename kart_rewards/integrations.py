@@ -3,8 +3,7 @@
 * ``INTEGRATIONS`` - the folder of the games that come with the project
 * ``find_game``, ``list_games`` - games by name
 * ``Game`` - one game's folder: ROM, states, data and scenario files, each checked as it is asked for
-* ``import_roms`` - copies ROM dumps to the games they belong to
-* ``system_of``, ``rom_sha1``, ``copier_header``, ``UNREADABLE`` - ROMs, for whoever else handles them
+* ``system_of``, ``rom_sha1`` - the console that a game's name ends in; a ROM's checksum
 * ``command`` - what a person is to type
 
 A game's folder holds ``data.json`` (variables), ``scenario.json`` (what a run pays and when it ends), ``metadata.json``
@@ -16,23 +15,17 @@ stable-retro is imported only where a ROM is looked at, so that listing games st
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
-import lzma
 import os
 import re
 import shlex
-import shutil
-import zipfile
-import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.ram import load_json, read_snapshot
 
 _BESIDE_PACKAGE = Path(__file__).parent.parent / "integrations"
@@ -40,22 +33,8 @@ _INSIDE_PACKAGE = Path(__file__).parent / "integrations_data"
 INTEGRATIONS = _BESIDE_PACKAGE if _BESIDE_PACKAGE.is_dir() else _INSIDE_PACKAGE
 """The games that come with the project: beside the package in a checkout, inside it in an installed wheel."""
 
-DEFAULT_MAX_EPISODE_FRAMES = 12_000
-"""Emulated frames, of which 60 make a second: five laps of 40 seconds, thrice what a good driver takes."""
-DEFAULT_FRAME_SKIP = 4
-
-
-def default_max_episode_steps(frame_skip: int) -> int:
-    """Returns how many agent steps of so many frames make an episode of the default length."""
-    return max(DEFAULT_MAX_EPISODE_FRAMES // max(frame_skip, 1), 1)
-
-
 LARGEST_ROM_BYTES = 2**30  # a Saturn's compact disc is 700 MB
-COPIER_HEADER_BYTES = 512  # what old dumping devices put before a SNES ROM
-UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError)
-"""What reading a damaged, locked or encrypted file or zip raises."""
 _INES_HEADER_BYTES = 16  # of a NES ROM; kept, but no part of what stable-retro takes the SHA-1 of
-_UNOPENED_ARCHIVES = {".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"}  # .zip: inside another zip
 
 
 class MissingRomError(KartRewardsError):
@@ -82,9 +61,9 @@ def find_game(name: str, integrations: str | Path = INTEGRATIONS) -> Game:
             raise KartRewardsError(f"{folder}: may not be read: change its permissions")
         if (folder / name).is_dir():
             raise KartRewardsError(f"{folder / name}: is no game's folder: it has no data.json, or may not be read")
-        close = difflib.get_close_matches(name, games, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise KartRewardsError(f"unknown game {name!r}: {hint}{folder} holds {', '.join(games) or 'no games'}")
+        raise KartRewardsError(
+            f"unknown game {name!r}.{did_you_mean(name, games)} {folder} holds {', '.join(games) or 'no games'}"
+        )
     return Game(name, folder / name)
 
 
@@ -114,7 +93,7 @@ class Game:
             KartRewardsError: It is another ROM than ``rom.sha`` names.
         """
         path = self.rom_path()
-        if not _is_file(path):
+        if not is_file(path):
             raise MissingRomError(
                 f"{self.name} has no ROM: there is none ({path.name}) in {self.folder}. Import your own dump of the "
                 f"game: {self.command('import PATH')}"
@@ -154,7 +133,7 @@ class Game:
         own = [f".{extension}" for extension in retro_data.EMU_INFO.get(system_of(self.name), {}).get("ext", [])]
         first = suffix if suffix in retro_data.EMU_EXTENSIONS else ".sfc"
         paths = [self.folder / f"rom{suffix}" for suffix in own or (first, *retro_data.EMU_EXTENSIONS)]
-        return next((path for path in paths if _is_file(path)), paths[0])
+        return next((path for path in paths if is_file(path)), paths[0])
 
     def rom_hashes(self) -> list[str]:
         """Returns the SHA-1 sums that ``rom.sha`` allows.
@@ -256,173 +235,6 @@ def rom_sha1(file: IO[bytes], skip: int = 0) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def copier_header(size: int) -> int:
-    """Returns how many bytes of a SNES dump of this size are a copier's header: ROMs come in whole KiB."""
-    return COPIER_HEADER_BYTES if size % 1024 == COPIER_HEADER_BYTES else 0
-
-
-def import_roms(paths: list[Path], integrations: str | Path = INTEGRATIONS) -> Iterator[tuple[str, str, str | None]]:
-    """Copies ROM dumps to the games they belong to, recognised by their SHA-1.
-
-    Looks into folders, but not through links to folders, and into zip files, but not into archives inside them. A
-    512-byte copier header is removed. A ROM that is right stays; any other file in its place is replaced.
-
-    Args:
-        paths: Files, folders and zip files.
-        integrations: The games.
-
-    Yields:
-        For each file: what it is called, what became of it, and at which game's place it is now, if it is; a ROM of
-        several games once for each.
-
-    Raises:
-        KartRewardsError: A path does not exist, there are no games, or a ROM can't be written.
-    """
-    games: dict[str, list[Game]] = {}
-    for name in list_games(integrations):
-        game = find_game(name, integrations)
-        if (game.folder / "rom.sha").is_file():
-            for sha1 in dict.fromkeys(game.rom_hashes()):
-                games.setdefault(sha1, []).append(game)
-    if not games:
-        raise KartRewardsError(f"{integrations}: holds no games that may be read, so no ROM can be recognised")
-    for path in paths:
-        if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises in a locked folder
-            raise KartRewardsError(f"{path}: no such file or folder")
-    for path in paths:
-        for file, obstacle in _files(path):
-            if obstacle:
-                yield printable(file), f"skipped: {obstacle}", None
-                continue
-            for name, what, place in _import_file(file, games):
-                yield printable(name), what, place
-
-
-def printable(name: object) -> str:
-    """Returns a foreign name for a terminal: what can't be printed, or would steer the terminal, is escaped."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(name))
-
-
-def _files(path: Path) -> Iterator[tuple[Path, str]]:
-    """All files of a folder, or one file; and, if it can't be looked at, why."""
-    if not path.is_dir():
-        yield path, _obstacle(path)
-        return
-    locked: list[OSError] = []
-    for folder, subfolders, names in os.walk(path, onerror=locked.append):
-        subfolders.sort()
-        for name in sorted(names):
-            yield Path(folder, name), _obstacle(Path(folder, name))
-        for link in (Path(folder, name) for name in subfolders):
-            if link.is_symlink():
-                yield link, "a link to a folder; name it to have it looked into"
-    for error in locked:
-        yield Path(error.filename), f"the folder can't be read: {error.strerror}"
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises in a locked folder
-
-
-def _obstacle(path: Path) -> str:
-    if _is_file(path):
-        return ""
-    return "a link that leads nowhere" if path.is_symlink() else "not a plain file"
-
-
-def _import_file(path: Path, games: dict[str, list[Game]]) -> Iterator[tuple[str, str, str | None]]:
-    """Imports a file, or each file inside a zip. Yields as ``import_roms`` does."""
-    try:
-        with path.open("rb") as file:
-            if path.suffix.lower() != ".zip" or _is_arcade_rom(file, games):
-                yield from _import_content(str(path), file, games)
-                return
-            with zipfile.ZipFile(file) as archive:
-                for entry in archive.infolist():
-                    if not entry.is_dir():
-                        yield from _import_entry(f"{path}!{entry.filename}", archive, entry, games)
-    except UNREADABLE as error:
-        yield str(path), _unreadable(error), None
-
-
-def _is_arcade_rom(file: IO[bytes], games: dict[str, list[Game]]) -> bool:
-    """Whether a zip is itself a game's ROM."""
-    with suppress(OSError):  # it may be a large collection
-        return rom_sha1(file)[0] in games
-    return False
-
-
-def _import_entry(
-    name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, games: dict[str, list[Game]]
-) -> Iterator[tuple[str, str, str | None]]:
-    try:
-        with archive.open(entry) as content:
-            yield from _import_content(name, content, games)
-    except UNREADABLE as error:
-        yield name, _unreadable(error), None
-
-
-def _unreadable(error: Exception) -> str:
-    why = "it is encrypted" if "is encrypted" in str(error) else getattr(error, "strerror", None) or error
-    return f"skipped: can't be read: {why}"
-
-
-def _import_content(name: str, file: IO[bytes], games: dict[str, list[Game]]) -> Iterator[tuple[str, str, str | None]]:
-    sha1, size = rom_sha1(file)
-    header = 0
-    if sha1 not in games and copier_header(size):
-        header = copier_header(size)
-        sha1, _ = rom_sha1(file, header)
-    for game in games.get(sha1, []):
-        yield name, _place(name, file, header, sha1, game), game.name
-    if sha1 not in games:
-        yield name, f"skipped: {_foreign(name, file, header)} (SHA-1 {sha1})", None
-
-
-def _foreign(name: str, file: IO[bytes], header: int) -> str:
-    """What a file is that is no game's ROM."""
-    for start in (0x7FC0, 0xFFC0):  # a SNES ROM's own header: a title, and a checksum beside its complement
-        file.seek(header + start)
-        title = file.read(32)
-        if int.from_bytes(title[28:30], "little") ^ int.from_bytes(title[30:32], "little") == 0xFFFF:
-            shown = printable(title[:21].decode("ascii", "replace").strip())
-            return f"a SNES ROM, titled {shown!r}, but not one that a game here asks for"
-    if Path(name).suffix.lower() in _UNOPENED_ARCHIVES:
-        return "an archive, which is not looked into: unpack it first"
-    return "not the ROM of a known game"
-
-
-def _place(name: str, file: IO[bytes], header: int, sha1: str, game: Game) -> str:
-    """Copies a ROM to its game's place, unless a right one is there. Returns what became of it."""
-    target = game.rom_path(Path(name).suffix or ".sfc")
-    replaced = ""
-    if _is_file(target):
-        try:
-            with target.open("rb") as present:
-                other = rom_sha1(present)[0]
-        except OSError as error:
-            raise KartRewardsError(f"{target}: can't be read: {error.strerror}") from None
-        if other == sha1:
-            return f"is {game.name}'s ROM, which is there already: {target}"
-        if other in game.rom_hashes():
-            return f"is {game.name}'s ROM; another that its rom.sha allows stays in place: {target}"
-        replaced = f" in place of another file (SHA-1 {other})"
-    for path in {target, target.with_name(f"rom{target.suffix}")}:  # which are two for arcade games
-        _copy_rom(file, header, path)
-    note = " (512-byte copier header removed)" if header else ""
-    return f"imported as {game.name}'s ROM: {target}{replaced}{note}"
-
-
-def _copy_rom(file: IO[bytes], skip: int, target: Path) -> None:
-    """Copies an open ROM from where it begins, whole or not at all. What lies at the target is replaced."""
-    temporary = target.with_name(f".{target.name}.partial")
-    file.seek(skip)
-    try:
-        with temporary.open("wb") as copy:
-            shutil.copyfileobj(file, copy)
-        temporary.replace(target)
-    except OSError as error:
-        raise KartRewardsError(f"{target}: can't be written: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def is_file(path: Path) -> bool:
+    """Whether there is a plain file. Unlike ``Path.is_file`` it does not raise in a locked folder."""
+    return os.path.isfile(path)  # noqa: PTH113

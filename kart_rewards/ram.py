@@ -22,7 +22,6 @@ This module imports no emulator: memory reaches it as bytes, or through the ``Ga
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import json
 import keyword
@@ -36,7 +35,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, did_you_mean
 
 SNES_WORK_RAM = 0x7E0000
 SNES_WORK_RAM_SIZE = 0x20000
@@ -135,8 +134,7 @@ class RamSnapshot:
     def __getattr__(self, name: str) -> int:
         if name.startswith("__"):
             raise AttributeError(name)
-        close = difflib.get_close_matches(name, self._fields, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, self._fields)
         raise AttributeError(
             f"no RAM variable {name!r}.{hint} There are: {', '.join(self._fields)}", name=name, obj=self
         )

@@ -17,7 +17,7 @@ reference ones. ``rewards`` names the terms to use and their weights; null keeps
 ``done`` names the rules. A part that is left out stands for the reference terms or rules.
 
 ``checks`` tell ``python -m kart_rewards doctor`` whether the addresses in ``data.json`` are right: what is true of the
-variables from a start state on. ``expect`` is a condition (see ``kart_rewards.condition``), in which ``before.speed``
+variables from a start state on. ``expect`` is a condition (see ``kart_rewards.games.condition``), in which ``before.speed``
 is the speed in the start state. It must hold in the start state itself or, with ``within_frames``, after one of so many
 frames, all the while with the buttons of ``hold`` pressed (``B+LEFT``; none if it is left out).
 

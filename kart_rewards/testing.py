@@ -17,12 +17,10 @@ Example:
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import io
 import zlib
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,8 @@ from kart_rewards.drivers import (  # noqa: F401 - drivers are for tests, too
     full_throttle,
     reverse,
 )
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.files import atomic_write
 from kart_rewards.integrations import INTEGRATIONS
 from kart_rewards.ram import RamLayout, snapshot_class
 from kart_rewards.rewards import EpisodeRewards, as_term
@@ -73,8 +72,7 @@ def snapshot(**values: int) -> Any:
     for name, value in values.items():
         variable = _VARIABLES.get(name)
         if variable is None:
-            close = difflib.get_close_matches(name, _VARIABLES, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, _VARIABLES)
             raise KartRewardsError(f"no RAM variable {name!r}.{hint} There are: {', '.join(_VARIABLES)}")
         if not variable.lowest <= value <= variable.highest:
             raise KartRewardsError(
@@ -157,13 +155,5 @@ def save_trace(path: str | Path, trace: Iterable[Any]) -> None:
         if frame == 0:
             rows.writerow(ram._fields)
         rows.writerow(ram)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))  # the same drive, the same bytes
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise KartRewardsError(f"{path}: can't be written: {error.strerror}") from None
+    with atomic_write(path) as file:
+        file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))  # the same drive gives the same bytes

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import stable_retro
 
-from kart_rewards.actions import ACTION_MODES, Actions, make_actions
+from kart_rewards.env.actions import ACTION_MODES, Actions, make_actions
 from kart_rewards.errors import KartRewardsError
 
 BUTTONS = ["B", "Y", "SELECT", "START", "UP", "DOWN", "LEFT", "RIGHT", "A", "X", "L", "R"]

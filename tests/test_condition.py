@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kart_rewards.condition import Condition
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.games.condition import Condition
 from kart_rewards.testing import snapshot
 
 NAMES = snapshot()._fields

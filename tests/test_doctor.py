@@ -16,8 +16,8 @@ import stable_retro
 from conftest import tiny_rom
 
 from kart_rewards import doctor
-from kart_rewards.doctor import diagnose
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.games.doctor import diagnose
 from kart_rewards.integrations import INTEGRATIONS
 
 GAME, RETAIL_GAME = "HomebrewKart-Snes", "MarioKart-Snes"

@@ -19,7 +19,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv
 
 from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, make_env, reward_term
-from kart_rewards.actions import ACTION_MODES
+from kart_rewards.env.actions import ACTION_MODES
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError
 
 GAME = "HomebrewKart-Snes"

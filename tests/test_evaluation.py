@@ -23,6 +23,7 @@ import stable_retro
 
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.env import KartEnv
+from kart_rewards.env.observations import ObservationConfig
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import (
     Contestant,
@@ -39,7 +40,6 @@ from kart_rewards.evaluation import (
     table,
     write_json,
 )
-from kart_rewards.observations import ObservationConfig
 
 OPTIONS = {"game": "HomebrewKart-Snes"}
 

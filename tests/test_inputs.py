@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.inputs import button_masks, format_inputs, movie_start, parse_inputs, read_inputs
+from kart_rewards.games.inputs import button_masks, format_inputs, movie_start, parse_inputs, read_inputs
 from kart_rewards.integrations import INTEGRATIONS
 
 SNES = stable_retro.get_system_info("Snes")["buttons"]

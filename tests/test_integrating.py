@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from kart_rewards.condition import Condition
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.games.condition import Condition
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.testing import START_OF_RACE, snapshot
 

@@ -17,9 +17,9 @@ from conftest import tiny_rom
 from stable_retro.data import EMU_INFO, Integrations
 
 from kart_rewards import KartRewardsError, ObservationConfig, doctor, make_env
-from kart_rewards.doctor import diagnose
+from kart_rewards.games.doctor import diagnose
+from kart_rewards.games.new import scaffold
 from kart_rewards.integrations import find_game, import_roms
-from kart_rewards.new import scaffold
 
 ROM = tiny_rom()
 FILES = {".gitignore", "data.json", "metadata.json", "rewards.py", "rom.sha", "scenario.json", "test_rewards.py"}

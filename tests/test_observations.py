@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import SNES_SHAPE
 
+from kart_rewards.env.observations import ObservationConfig, ScreenObserver
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.observations import ObservationConfig, ScreenObserver
 
 
 def screen(seed: int) -> np.ndarray:

@@ -22,14 +22,14 @@ from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.env import KartEnv
+from kart_rewards.env.window import PANEL_LINES, Lit, compose
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import INTEGRATIONS, find_game
-from kart_rewards.play import Episode
+from kart_rewards.look.play import Episode
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import load_scoring
 from kart_rewards.testing import load_trace, score
-from kart_rewards.window import PANEL_LINES, Lit, compose
 
 GAME = "HomebrewKart-Snes"
 AIRSTRIKER = "Airstriker-Genesis-v0"

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ppo_continuous_single_file as ppo
 from kart_rewards.integrations import INTEGRATIONS
-from kart_rewards.vector import EnvGroups
+from kart_rewards.training.vector import EnvGroups
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "ppo_continuous_single_file.py"

@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env
 
 from kart_rewards import KartEnv, ObservationConfig
-from kart_rewards.actions import ACTION_MODES
+from kart_rewards.env.actions import ACTION_MODES
 
 GAME = "HomebrewKart-Snes"
 

@@ -26,10 +26,10 @@ from xvfb import Display, virtual_display, wait_until
 from kart_rewards import search as search_module
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.inputs import format_inputs
+from kart_rewards.games.inputs import format_inputs
+from kart_rewards.games.search import RamSearch, Reading, SearchPrompt, add_variable
 from kart_rewards.integrations import INTEGRATIONS, find_game
 from kart_rewards.ram import RamLayout, Variable
-from kart_rewards.search import RamSearch, Reading, SearchPrompt, add_variable
 
 GAME = "HomebrewKart-Snes"
 AIRSTRIKER = "Airstriker-Genesis-v0"

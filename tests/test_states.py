@@ -24,10 +24,10 @@ from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.inputs import read_inputs
+from kart_rewards.games.inputs import read_inputs
+from kart_rewards.games.states import Console, Moment, Rewind, make_state
 from kart_rewards.integrations import INTEGRATIONS, Game
 from kart_rewards.ram import read_snapshot, read_state_file
-from kart_rewards.states import Console, Moment, Rewind, make_state
 
 KART, AIR = "HomebrewKart-Snes", "Airstriker-Genesis-v0"
 TO_THE_RACE = "59  # the menu\n2 START\n"

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from kart_rewards import KartEnv, KartRewardsError, make_env
-from kart_rewards.processes import core_by_core
-from kart_rewards.vector import EnvGroups
+from kart_rewards.training.processes import core_by_core
+from kart_rewards.training.vector import EnvGroups
 
 GAME = "HomebrewKart-Snes"
 STEPS = 40

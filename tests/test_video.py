@@ -6,8 +6,8 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
+from kart_rewards.env.video import VideoWriter, to_gif
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.video import VideoWriter, to_gif
 
 
 def shades(path: Path, count: int) -> None:

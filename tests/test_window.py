@@ -14,8 +14,8 @@ import pytest
 from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.env import KartEnv
+from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Lit, Window, compose, key_help
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.window import PANEL_COLUMNS, PANEL_LINES, Lit, Window, compose, key_help
 
 SCREEN = np.random.default_rng(1).integers(0, 256, (224, 256, 3), np.uint8)
 LINE_HEIGHT = 24  # at scale 3
@@ -103,7 +103,7 @@ def test_a_lit_line_stands_out() -> None:
 
 def test_composing_needs_no_display_and_prints_nothing() -> None:
     code = (
-        "import sys, numpy as np, kart_rewards.window as window\n"
+        "import sys, numpy as np, kart_rewards.env.window as window\n"
         "assert 'pygame' not in sys.modules, 'training must not load it'\n"
         "assert window.compose(np.zeros((224, 256, 3), np.uint8), ['text']).any()"
     )
@@ -231,7 +231,7 @@ def test_the_environment_shows_itself_in_it(display: Display, monkeypatch: pytes
 
 def test_sigterm_ends_a_program_that_has_a_window(display: Display) -> None:
     code = (
-        "import os, signal, time, numpy as np, kart_rewards.window as window\n"
+        "import os, signal, time, numpy as np, kart_rewards.env.window as window\n"
         "window.Window('x').show(np.zeros((224, 256, 3), np.uint8))\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(60)"
@@ -242,7 +242,7 @@ def test_sigterm_ends_a_program_that_has_a_window(display: Display) -> None:
 # --------------------------------------------------------------------------------------------------------- without one
 @pytest.mark.parametrize(("where", "reason"), [("", "neither DISPLAY nor"), (":4242", "DISPLAY is :4242")])
 def test_without_a_display_it_says_so(where: str, reason: str) -> None:
-    result = run("import kart_rewards.window as window\nwindow.Window('x')", DISPLAY=where)
+    result = run("import kart_rewards.env.window as window\nwindow.Window('x')", DISPLAY=where)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("kart_rewards.errors.KartRewardsError: a window needs a display, and there is none")

@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 from kart_rewards.env import KartEnv
-from kart_rewards.window import PANEL_COLUMNS, PANEL_LINES, Lit
+from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Lit
 
 _SECONDS_LIT = 0.5  # after a term paid: on one frame alone, nobody would see it
 _MOST_VARIABLES = 8  # shown of a game without race metrics

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import stable_retro
 
-from kart_rewards.condition import Condition
-from kart_rewards.emulator import start_emulator
+from kart_rewards.env.core import start_emulator
+from kart_rewards.env.window import PANEL_COLUMNS, Lit, Window, key_help
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.inputs import Held, button_masks, format_inputs, movie_start, read_inputs
+from kart_rewards.games.condition import Condition
+from kart_rewards.games.inputs import Held, button_masks, format_inputs, movie_start, read_inputs
 from kart_rewards.integrations import Game, find_game
 from kart_rewards.ram import RamLayout, load_json, read_snapshot
-from kart_rewards.window import PANEL_COLUMNS, Lit, Window, key_help
 
 _FRAMES_TO_COUNT = 10  # in which current_frame must count up, as KartEnv asks of a state
 _FRAMES_TO_MOVE = 60  # in which something must change, in a game without current_frame
@@ -79,8 +79,8 @@ def make_state(
         integrations: The folder of games.
         max_frames: How many frames to wait for ``until``.
         play: Open a window, after the inputs if there are any, and keep the state when its key is pressed.
-        inputs: A script or movie of what to press: see ``kart_rewards.inputs``. After its end nothing is pressed.
-        until: A condition over the RAM: see ``kart_rewards.condition``. The inputs end on the first frame after which
+        inputs: A script or movie of what to press: see ``kart_rewards.games.inputs``. After its end nothing is pressed.
+        until: A condition over the RAM: see ``kart_rewards.games.condition``. The inputs end on the first frame after which
             it holds; without inputs, the player's game pauses there.
         start: The state to begin from: a name, or a path. By default the game is switched on, or begins where the movie
             does.

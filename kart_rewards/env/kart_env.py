@@ -30,21 +30,20 @@ import stable_retro
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle
 
-from kart_rewards.actions import make_actions
+from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
 from kart_rewards.done import EpisodeDone
 from kart_rewards.drivers import RandomDriver
-from kart_rewards.emulator import SharedEmulator
+from kart_rewards.env.actions import make_actions
+from kart_rewards.env.core import SharedEmulator, buttons_of, console_of, game_runs_on
+from kart_rewards.env.observations import ObservationConfig, ScreenObserver
+from kart_rewards.env.window import Window
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_FRAME_SKIP, INTEGRATIONS, default_max_episode_steps, find_game
-from kart_rewards.observations import ObservationConfig, ScreenObserver
+from kart_rewards.integrations import INTEGRATIONS, find_game
 from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import EpisodeRewards, make_transform
 from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, to_plain
-from kart_rewards.window import Window
-
-_FRAMES_TO_TRY_A_STATE = 10
 
 
 class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
@@ -80,7 +79,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         reward_weights: Term -> weight, over the scenario's.
         reward_transform: ``scale``, ``sign`` (as the original) or ``none``, applied to each emulated frame's reward.
         reward_scale: The factor of ``scale``.
-        action_mode: One of ``kart_rewards.actions.ACTION_MODES``.
+        action_mode: One of ``kart_rewards.env.actions.ACTION_MODES``.
         observation: What the agent sees.
         frame_skip: Emulated frames a step.
         random_start_steps: A reset plays 0 to this many steps of random driving before the episode begins.
@@ -188,9 +187,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.frames_per_second: float = self.em.get_screen_rate()
         self.metadata = self.metadata | {"render_fps": self.frames_per_second / self.frame_skip}
 
-        self.buttons: list[str | None] = stable_retro.get_system_info(stable_retro.get_romfile_system(str(rom)))[
-            "buttons"
-        ]
+        self.buttons = buttons_of(console_of(rom))
         self._released = np.zeros(len(self.buttons), np.uint8)
         self._actions = make_actions(action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action)
         self._observer = ScreenObserver(observation, self.em.get_screen().shape)
@@ -206,13 +203,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             raise KartRewardsError(
                 f"{path}: the emulator refuses this state: it is damaged, or another console's or core's"
             )
-        if "current_frame" not in self.layout.names:
-            return
-        before = self._read().current_frame
-        for _ in range(_FRAMES_TO_TRY_A_STATE):
-            self.em.step()
-        counted = (self._read().current_frame - before) % 2**16
-        if not 1 <= counted <= _FRAMES_TO_TRY_A_STATE:
+        if "current_frame" in self.layout.names and not game_runs_on(self.em, self.data, self._read, self.em.step):
             raise KartRewardsError(
                 f"{path}: the game does not run on from this state (its current_frame does not count up): the state "
                 f"was made with another ROM than {self.game.name}'s. Make a state of this game"

@@ -33,7 +33,7 @@ import gymnasium as gym
 import numpy as np
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.processes import Children, attempt, serve_parent
+from kart_rewards.training.processes import Children, attempt, serve_parent
 
 LastStep = tuple[np.ndarray, dict[str, Any]]
 """An episode's last observation and info."""

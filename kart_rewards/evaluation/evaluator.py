@@ -30,14 +30,15 @@ from typing import Any
 
 import numpy as np
 
+from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
 from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, centreline, full_throttle
 from kart_rewards.env import KartEnv
+from kart_rewards.env.observations import ObservationConfig
+from kart_rewards.env.video import VideoWriter
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import DEFAULT_MAX_EPISODE_FRAMES, INTEGRATIONS, find_game
-from kart_rewards.observations import ObservationConfig
-from kart_rewards.processes import Workers, processor_count
+from kart_rewards.integrations import INTEGRATIONS, find_game
 from kart_rewards.ram import load_json
-from kart_rewards.video import VideoWriter
+from kart_rewards.training.processes import Workers, processor_count
 
 COURSES_FILE = "courses.json"
 """In a game's folder: where the road runs on its courses."""

@@ -21,10 +21,10 @@ from typing import Any
 import stable_retro
 
 from kart_rewards.env import KartEnv
+from kart_rewards.env.window import Lit, Window, key_help
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.panel import Panel, fitting
+from kart_rewards.look.panel import Panel, fitting
 from kart_rewards.testing import save_trace
-from kart_rewards.window import Lit, Window, key_help
 
 _TRACE, _MOVIE = ".csv.gz", ".bk2"
 

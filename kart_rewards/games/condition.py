@@ -13,13 +13,12 @@ is Python's: variables, whole and decimal numbers (``0x40`` too), ``True`` and `
 from __future__ import annotations
 
 import ast
-import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, did_you_mean
 
 LONGEST_TEXT = 1000
 MOST_BITS_TO_SHIFT = 64  # what a variable holds; more would only fill memory
@@ -146,8 +145,7 @@ class Condition:
 
     def _read(self, shown: str, name: str, read: _Evaluate) -> _Evaluate:
         if name not in self._names:
-            close = difflib.get_close_matches(name, self._names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, self._names)
             raise self._error(f"names no RAM variable {name!r}.{hint} There are: {', '.join(self._names) or 'none'}")
         self._reads[shown] = read
         return read

@@ -1,6 +1,8 @@
 """stable-retro's emulator, of which a process can have one at a time.
 
 * ``start_emulator`` - starts it
+* ``console_of``, ``buttons_of`` - the console that a ROM is for, and its buttons
+* ``game_runs_on`` - whether a loaded state is one of a running game
 * ``SharedEmulator`` - the process's emulator, which several environments of one game take turns at
 
 A turn costs a fifth of a frame on the SNES, for putting one game aside and taking up the other (``python
@@ -12,9 +14,11 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import stable_retro
 
 from kart_rewards.errors import KartRewardsError
@@ -31,6 +35,44 @@ def start_emulator(rom: Path) -> Any:
         return stable_retro.RetroEmulator(str(rom))
     except RuntimeError as error:
         raise KartRewardsError(f"{rom}: the emulator did not start: {error}") from None
+
+
+def console_of(rom: Path) -> str:
+    """Returns the console that a ROM is for, by stable-retro's name: ``Snes``. The file's suffix decides."""
+    return str(stable_retro.get_romfile_system(str(rom)))
+
+
+def buttons_of(console: str) -> list[str | None]:
+    """Returns a console's buttons in the core's order; None where the core has no button at a place."""
+    return list(stable_retro.get_system_info(console)["buttons"])
+
+
+_FRAMES_TO_COUNT = 10  # in which current_frame must count up
+_FRAMES_TO_MOVE = 60  # in which something must change, in a game without current_frame
+
+
+def game_runs_on(em: Any, data: Any, read: Callable[[], Any] | None, step: Callable[[], object]) -> bool:
+    """Whether time passes in the game from here on. A state of another ROM may load, and then the game stands still.
+
+    ``current_frame`` must count up; in a game without this variable, RAM or picture must change.
+
+    Args:
+        em: stable-retro's emulator, with the state loaded. The check runs at most 61 frames.
+        data: The ``GameData`` that is bound to it.
+        read: Returns a ``RamSnapshot`` of now. None: the game has no known variables.
+        step: Runs one emulated frame with no buttons held.
+    """
+    before = read() if read else None
+    if hasattr(before, "current_frame"):
+        assert read
+        for _ in range(_FRAMES_TO_COUNT):
+            step()
+        return 1 <= (read().current_frame - before.current_frame) % 2**16 <= _FRAMES_TO_COUNT
+    step()  # the picture before is not this state's
+    memory, screen = dict(data.memory.blocks), em.get_screen()
+    for _ in range(_FRAMES_TO_MOVE):
+        step()
+    return dict(data.memory.blocks) != memory or not np.array_equal(em.get_screen(), screen)
 
 
 class Player(Protocol):

@@ -30,14 +30,14 @@ import numpy as np
 import psutil
 import stable_retro
 
-from kart_rewards.actions import LEFT, RIGHT, THROTTLE
-from kart_rewards.condition import Condition
-from kart_rewards.emulator import start_emulator
 from kart_rewards.env import make_env
+from kart_rewards.env.actions import LEFT, RIGHT, THROTTLE
+from kart_rewards.env.core import start_emulator
+from kart_rewards.env.observations import ObservationConfig, ScreenObserver
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.inputs import Held, button_masks, parse_inputs
+from kart_rewards.games.condition import Condition
+from kart_rewards.games.inputs import Held, button_masks, parse_inputs
 from kart_rewards.integrations import INTEGRATIONS, Game, MissingRomError, command, find_game, list_games, rom_sha1
-from kart_rewards.observations import ObservationConfig, ScreenObserver
 from kart_rewards.ram import RamLayout, Variable, load_json
 from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
 from kart_rewards.scripting import Script

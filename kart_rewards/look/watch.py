@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from kart_rewards.env import KartEnv
+from kart_rewards.env.video import VideoWriter, to_gif
+from kart_rewards.env.window import LARGEST_SCALE, Window, compose
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Episode, PolicyMaker, play_episode
-from kart_rewards.panel import Panel, fitting
-from kart_rewards.video import VideoWriter, to_gif
-from kart_rewards.window import LARGEST_SCALE, Window, compose
+from kart_rewards.look.panel import Panel, fitting
 
 _GIF_FRAMES_PER_SECOND, _GIF_WIDTH = 10, 600  # some 200 KB a second, for a web page
 _SECONDS_AFTER = 1.5  # for which the last picture stays

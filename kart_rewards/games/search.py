@@ -40,12 +40,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import stable_retro
 
-from kart_rewards.emulator import start_emulator
+from kart_rewards.env.core import start_emulator
+from kart_rewards.env.window import Window, key_help
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.inputs import Held, button_masks, movie_start, parse_inputs, read_inputs
+from kart_rewards.games.inputs import Held, button_masks, movie_start, parse_inputs, read_inputs
 from kart_rewards.integrations import INTEGRATIONS, Game, find_game
 from kart_rewards.ram import RamLayout, Variable, load_json
-from kart_rewards.window import Window, key_help
 
 MOST_READINGS_TO_RANK = 50_000
 FEW_ADDRESSES = 100  # are listed and watched without being asked for

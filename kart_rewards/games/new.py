@@ -19,7 +19,8 @@ from typing import IO, Any
 from stable_retro.data import EMU_EXTENSIONS, EMU_INFO
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import INTEGRATIONS, UNREADABLE, command, copier_header, printable, rom_sha1, system_of
+from kart_rewards.games.roms import UNREADABLE, copier_header, printable
+from kart_rewards.integrations import INTEGRATIONS, command, rom_sha1, system_of
 from kart_rewards.scenario import KEY
 
 _ARCADE = "FBNeo"  # whose ROMs are zip files, which the core knows by their names

@@ -1,0 +1,1 @@
+"""Whole episodes, and statistics of them."""

@@ -1,0 +1,1 @@
+"""Bringing a game: its ROM, start states, variables and checks."""

@@ -1,0 +1,1 @@
+"""Watching the game: the text panel, driving by hand, trained agents."""
