@@ -1,11 +1,11 @@
-# kart_rewards for machines that stable-retro has no wheel for; docs/integrating.md says how to use it.
+# For machines for which stable-retro has no wheel; docs/integrating.md explains how to use it.
 #   docker build --platform linux/amd64 -t kart_rewards .
 FROM python:3.11-slim-bookworm
 
 RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /app
 
-# First what seldom changes. uv knows where PyTorch's builds without CUDA are, which pip has to be told.
+# Dependencies come first, because they seldom change. uv finds PyTorch's builds without CUDA; pip does not.
 COPY pyproject.toml ./
 RUN uv pip install --system --no-cache --torch-backend=cpu -r pyproject.toml
 
@@ -16,7 +16,7 @@ RUN uv pip install --system --no-cache --no-deps --editable . \
     && chown -R kart /app
 
 USER kart
-# Whoever runs the container as another user (--user) has no home there.
+# A user that is set with --user has no home directory in the image.
 ENV HOME=/tmp PYTHONUNBUFFERED=1
 VOLUME ["/app/integrations", "/app/runs"]
 EXPOSE 6006

@@ -1,20 +1,21 @@
-"""The reference lap of each course: the best that a scripted driver and a search over its inputs have found.
+"""The reference lap of each course: the best lap that a scripted driver and a search over its inputs have found.
 
-Each course's ``reference_laps/Level1.json`` holds the best lap and the race in seconds, and the inputs that drive them.
+A file such as ``reference_laps/Level1.json`` contains the time of the best lap, the time of the race, and the inputs
+that drive them.
 
-    python benchmarks/reference_laps.py                                      # replay what is committed, print times
-    python benchmarks/reference_laps.py search --course Level1 --minutes 5   # look for better; keep it if it is
+    python benchmarks/reference_laps.py                                      # replays the committed races
+    python benchmarks/reference_laps.py search --course Level1 --minutes 5   # replaces a replay by a faster one
 
-The search sees the RAM and saves and loads the emulator's states; it writes no RAM and presses only what a player can.
-Its outcome is the inputs of a whole race from the start state, so anyone can replay it. How far it comes in its time
-depends on the machine: the replay reproduces exactly, the search does not.
+The search reads the RAM and saves and loads states of the emulator. It does not write RAM, and it uses only the buttons
+of a player. Its result is the inputs of a complete race from the start state, so anyone can replay it. A replay is
+deterministic. The result of a search depends on the speed of the machine.
 
-1. ``find_racing_line``: a driver follows the centreline at an offset that varies along the lap; offsets and look-ahead
-   are improved by random changes, each tried for a lap from a save state at the line.
-2. ``improve_inputs``: the race is driven by that driver, a few frames at a time. Before these are committed to, changes
-   of the inputs of the next second and a half are tried from save states; what leads further along the course stays.
+1. ``find_racing_line``: a driver follows the centreline at an offset that varies along the lap. Random changes improve
+   the offsets and the look-ahead. Each change is tried for more than a lap from a saved state.
+2. ``improve_inputs``: that driver drives the race, a few frames at a time. Before each of these strides, random changes
+   of the inputs of the next 1.5 seconds are tried from saved states. A change that leads further is kept.
 
-A lap counts as ``RaceMetrics`` counts it. The reference lap is the best lap of the replayed race, a flying lap.
+Laps are counted as in ``RaceMetrics``. The reference lap is the best lap of the replayed race, with a flying start.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ GAME = "HomebrewKart-Snes"
 COURSES = ("Level1", "Level2", "Level3", "Level4", "Level5")
 REPLAYS = Path(__file__).parent / "reference_laps"
 TIMES = ("lap_frames", "lap_time_seconds", "race_time_seconds")
-DRIVING = {"B", "Y", "LEFT", "RIGHT", "L", "R"}  # the buttons that do something in a race
-MOST_FRAMES = 10_000  # no race worth a replay takes longer
+DRIVING = {"B", "Y", "LEFT", "RIGHT", "L", "R"}  # the buttons that have an effect in a race
+MOST_FRAMES = 10_000  # longer than any race that is a useful reference
 
 SPACING = 8.0  # pixels between points of the line, as in courses.json
-KNOTS = 24  # offsets a lap
-STRIDE = 10  # frames committed to at a time, and between save states
-HORIZON = 90  # frames looked ahead
+KNOTS = 24  # number of offsets around a lap
+STRIDE = 10  # frames that are fixed at a time, and frames between saved states
+HORIZON = 90  # frames that the search looks ahead
 
-# A short cut replaces the part of the centreline between its ends. These are the dirt strips of homebrew/courses.py.
+# A short cut replaces the part of the centreline between its ends. These are the dirt strips in homebrew/courses.py.
 SHORT_CUTS: dict[str, list[list[tuple[float, float]]]] = {
     "Level4": [[(560, 152), (640, 250), (760, 340), (872, 470)], [(700, 872), (360, 872)]],
     "Level5": [[(864, 330), (760, 240), (640, 152)]],
@@ -61,34 +62,34 @@ SHORT_CUTS: dict[str, list[list[tuple[float, float]]]] = {
 
 
 def replay_path(course: str) -> Path:
-    """Returns where a course's replay lies."""
+    """Returns the path of a course's replay."""
     return REPLAYS / f"{course}.json"
 
 
 def load_replay(path: Path) -> dict[str, Any]:
-    """Returns a replay, with ``inputs`` unrolled to the buttons of each frame.
+    """Returns a replay. Its ``inputs`` are the buttons of each frame.
 
     Raises:
-        KartRewardsError: The file can't be read, or is no replay.
+        KartRewardsError: The file can't be read, or it is not a replay.
     """
     replay = load_json(path)
     try:
         if replay["state"] not in COURSES:
-            raise ValueError(f"no course {replay['state']!r}")
+            raise ValueError(f"there is no course {replay['state']!r}")
         counts = [count for count, _ in replay["inputs"]]
         if min(counts, default=0) < 1 or sum(counts) > MOST_FRAMES:
             raise ValueError(f"its inputs are not for 1 to {MOST_FRAMES} frames")
         if not set().union(*(held.split() for _, held in replay["inputs"])) <= DRIVING:
-            raise ValueError(f"buttons other than {' '.join(sorted(DRIVING))}")
+            raise ValueError(f"its inputs have buttons other than {' '.join(sorted(DRIVING))}")
         replay["inputs"] = [frozenset(held.split()) for count, held in replay["inputs"] for _ in range(count)]
         return {name: replay[name] for name in ("rom_sha1", "state", "found_with", *TIMES, "inputs")}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else error
-        raise KartRewardsError(f"{path}: is no replay of a race: {what}") from None
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise KartRewardsError(f"{path}: is not a replay of a race: {what}") from None
 
 
 def times(race: RaceMetrics) -> dict[str, Any]:
-    """Returns what a replay says of its race: the frames of each lap, and the best lap and the race in seconds."""
+    """Returns the times in a replay: the frames of each lap, and the best lap and the race in seconds."""
     return {
         "lap_frames": race.lap_frames,
         "lap_time_seconds": round(min(race.lap_frames, default=0) / race.frames_per_second, 3),
@@ -97,7 +98,7 @@ def times(race: RaceMetrics) -> dict[str, Any]:
 
 
 def save_replay(path: Path, facts: dict[str, Any], inputs: list[Buttons]) -> None:
-    """Writes a replay: facts, and the inputs as [frames, buttons held]."""
+    """Writes a replay: the facts, and the inputs as pairs [number of frames, buttons]."""
     runs = [f"[{len(list(run))}, {json.dumps(' '.join(held))}]" for held, run in groupby(map(sorted, inputs))]
     lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in facts.items()]
     rows = [f"  {', '.join(runs[start : start + 8])}" for start in range(0, len(runs), 8)]
@@ -106,7 +107,7 @@ def save_replay(path: Path, facts: dict[str, Any], inputs: list[Buttons]) -> Non
 
 
 def race_with(env: KartEnv, driver: Callable[[Any], Buttons], most_frames: int = MOST_FRAMES) -> RaceMetrics:
-    """Has a driver race from the start state, through the environment's own steps, and returns the race's metrics."""
+    """Drives a race from the start state with the steps of the environment. Returns the metrics of the race."""
     frames = drive(env, driver)
     race = RaceMetrics(next(frames), env.frames_per_second)
     while race.frames < most_frames and not race.summary()["finished"]:
@@ -115,28 +116,28 @@ def race_with(env: KartEnv, driver: Callable[[Any], Buttons], most_frames: int =
 
 
 def play_back(env: KartEnv, inputs: list[Buttons]) -> RaceMetrics:
-    """Races with these inputs, whatever happens, until they or the race are over."""
+    """Drives a race with these inputs, until the inputs or the race end."""
     following = iter(inputs)
     return race_with(env, lambda ram: next(following), len(inputs))
 
 
 def make_env(state: str) -> KartEnv:
-    """Makes the environment that races and searches run in: every button, every frame."""
+    """Makes the environment for races and searches: all buttons, one frame per step."""
     return KartEnv(GAME, state=state, action_mode="all", frame_skip=1)
 
 
 def verify(path: Path) -> RaceMetrics:
-    """Replays a file in the emulator and returns the race's metrics.
+    """Replays a file in the emulator. Returns the metrics of the race.
 
     Raises:
-        KartRewardsError: The file is no replay, is one of another ROM, or its inputs don't drive the times it claims.
+        KartRewardsError: The file is not a replay, it is for another ROM, or its inputs don't drive its times.
     """
     replay = load_replay(path)
     env = make_env(replay["state"])
     try:
         if replay["rom_sha1"] not in env.game.rom_hashes():
             raise KartRewardsError(
-                f"{path}: was driven with the ROM {replay['rom_sha1']}, and {GAME} is now "
+                f"{path}: was driven with the ROM {replay['rom_sha1']}, but {GAME} has the ROM "
                 f"{' or '.join(env.game.rom_hashes())}: search again (--minutes 0 tries the same inputs)"
             )
         race = play_back(env, replay["inputs"])
@@ -144,7 +145,7 @@ def verify(path: Path) -> RaceMetrics:
         env.close()
     claimed = {name: replay[name] for name in TIMES}
     if times(race) != claimed or not race.summary()["finished"]:
-        raise KartRewardsError(f"{path}: its inputs drive {times(race)}, and it claims {claimed}")
+        raise KartRewardsError(f"{path}: its inputs drive {times(race)}, but it contains {claimed}")
     return race
 
 
@@ -152,16 +153,16 @@ def verify(path: Path) -> RaceMetrics:
 
 
 class Course:
-    """The line that distances along a course are measured on, in pixels from the start line.
+    """The line of a course. It is the scale of distances along the course, in pixels from the start line.
 
     Args:
         state: The course's start state.
-        short_cuts: Numbers of the short cuts that the line takes.
+        short_cuts: The indices of the short cuts on the line.
     """
 
     def __init__(self, state: str, short_cuts: tuple[int, ...] = ()) -> None:
         corners = [np.array(point, float) for point in centreline(state)]
-        laps = list(np.arange(len(corners)) / len(corners))  # how much of the lap is done at each corner
+        laps = list(np.arange(len(corners)) / len(corners))  # the part of the lap that is done at each corner, 0 to 1
         for strip in (np.array(SHORT_CUTS[state][number], float) for number in sorted(short_cuts, reverse=True)):
             enter, leave = (int(np.argmin([math.dist(corner, end) for corner in corners])) for end in strip[[0, -1]])
             share = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(strip, axis=0).T))])
@@ -176,7 +177,7 @@ class Course:
         ahead = np.roll(points, -1, axis=0) - np.roll(points, 1, axis=0)
         tangents = ahead / np.hypot(ahead[:, 0], ahead[:, 1])[:, None]
         self.points, self.tangents = points.tolist(), tangents.tolist()
-        # How sharply the line bends at each knot, averaged over a knot's length: -1 (left) to 1 (right).
+        # The mean curvature of the line around each knot, scaled to -1 (left) to 1 (right).
         before = np.roll(tangents, 1, axis=0)
         turns = before[:, 0] * tangents[:, 1] - before[:, 1] * tangents[:, 0]
         bends = np.array([part.mean() for part in np.array_split(turns, KNOTS)])
@@ -184,7 +185,12 @@ class Course:
         self.length = self.count * SPACING
 
     def advance(self, distance: float, x: float, y: float) -> float:
-        """Returns the distance of a kart at (x, y) that was at ``distance`` a frame ago; it counts on over the line."""
+        """Returns the distance of a kart at (x, y).
+
+        Args:
+            distance: The distance on the previous frame. The result increases over the line.
+            x, y: The kart's position in pixels.
+        """
         near = int(distance // SPACING)
         best, nearest = 1e9, near
         for k in range(near - 4, near + 9):
@@ -197,25 +203,25 @@ class Course:
 
 
 class Kart(NamedTuple):
-    """What the RAM says of the kart."""
+    """The state of the kart in RAM."""
 
     x: float  # pixels
     y: float
-    direction: int  # 256 a turn, 0 north, clockwise
-    speed: int  # 256 = one pixel a frame
-    sectors: int  # passed since the first crossing of the line
+    direction: int  # 1/256 turn; 0 is north, clockwise
+    speed: int  # 256 is one pixel per frame
+    sectors: int  # number of sectors since the first crossing of the line
 
 
 class Place(NamedTuple):
-    """A moment to come back to."""
+    """A moment of a drive, to which the search can return."""
 
-    state: bytes
+    state: bytes  # of the emulator
     kart: Kart
     distance: float
 
 
 class Drive(NamedTuple):
-    """A stretch of driving: what was held on each frame; where the kart was every STRIDE frames, and at the end."""
+    """A part of a race: the buttons of each frame, and the place every STRIDE frames and at the end."""
 
     inputs: list[Buttons]
     places: list[Place]
@@ -230,12 +236,12 @@ class LineDriver(NamedTuple):
     look_ahead_per_speed: float
 
     def offset(self, distance: float) -> float:
-        """Returns the offset at a distance, between two knots."""
+        """Returns the offset at a distance, interpolated between two knots."""
         knot, part = divmod(distance / self.course.length * KNOTS, 1.0)
         return self.offsets[int(knot) % KNOTS] * (1 - part) + self.offsets[int(knot + 1) % KNOTS] * part
 
     def __call__(self, kart: Kart, distance: float, swerve: float = 0.0) -> Buttons:
-        """Returns the buttons for this frame. ``swerve`` is a further offset, in pixels."""
+        """Returns the buttons for this frame. ``swerve`` is an additional offset, in pixels."""
         aim = distance + self.look_ahead + self.look_ahead_per_speed * max(0, kart.speed)
         k, right = round(aim / SPACING) % self.course.count, self.offset(aim) + swerve
         (px, py), (tx, ty) = self.course.points[k], self.course.tangents[k]
@@ -251,11 +257,11 @@ class LineDriver(NamedTuple):
 
 
 class Search:
-    """Looks for a fast race on one course.
+    """Searches for a fast race on one course.
 
     Args:
-        env: The environment, whose emulator is used directly: no screen, no scoring.
-        course: The line to measure on.
+        env: The environment. The search uses its emulator directly, without screen and scoring.
+        course: The line of the course.
         seed: Seed of all random choices.
     """
 
@@ -274,7 +280,7 @@ class Search:
         return Kart(ram.kart_x / 4, ram.kart_y / 4, ram.kart_direction, ram.speed, progress(ram))
 
     def play(self, place: Place, choose: Callable[[int, Kart, float], Buttons], frames: int) -> Drive:
-        """Plays on from a place; ``choose(frame, kart, distance)`` says what to hold."""
+        """Plays some frames from a place. ``choose(frame, kart, distance)`` returns the buttons to hold."""
         em, buttons = self.env.em, self.env.buttons
         em.set_state(place.state)
         _, kart, distance = place
@@ -291,25 +297,26 @@ class Search:
         return drive
 
     def score(self, place: Place, driver: LineDriver) -> float:
-        """How far a place is along the course, in pixels; a lack of speed counts as lasting 50 frames."""
+        """Returns the distance of a place along the course in pixels, with a bonus for speed and some penalties."""
         (_, kart, distance), course = place, self.course
         laps, point = divmod(int(distance // SPACING), course.count)
         sectors_due = (laps + course.laps[point]) * self.env.ram.num_checkpoints
-        missed = max(0.0, sectors_due - 1.5 - kart.sectors)  # a sector left out: the lap would not count
-        # The inside of a bend looks further along than it is: what lies far off the driver's line counts for less.
+        missed = max(0.0, sectors_due - 1.5 - kart.sectors)  # without this sector the lap would not count
+        # On the inside of a bend, the distance is greater than the real progress. Therefore places far from the
+        # driver's line get a penalty.
         (px, py), (tx, ty) = course.points[point], course.tangents[point]
         astray = (kart.y - py) * tx - (kart.x - px) * ty - driver.offset(distance)
         return distance + 25 * kart.speed / 256 - 300 * missed - astray * astray / 30
 
     def find_racing_line(self, seconds: float, driver: LineDriver | None = None) -> tuple[float, LineDriver]:
-        """Stage 1: improves a driver's line by random changes, each tried for a lap and a quarter.
+        """Stage 1: improves a driver's line by random changes. Each change is tried for 1.25 laps.
 
         Args:
-            seconds: How long to try.
-            driver: Whom to improve; by default one that follows the course's line.
+            seconds: The time of the search.
+            driver: The driver to improve. The default follows the course's line.
 
         Returns:
-            Laps a frame, to compare lines of different courses; and the driver.
+            The pace in laps per frame, which is comparable between lines of different length, and the driver.
         """
         begin = time.monotonic()
         driver = driver or LineDriver(self.course, [0.0] * KNOTS, 50.0, 0.045)
@@ -329,7 +336,7 @@ class Search:
         return pace, driver
 
     def change(self, driver: LineDriver) -> LineDriver:
-        """Returns the driver with a bump in its line, a line that leans into bends, or another look-ahead."""
+        """Returns the driver with a random change of its offsets at one place or in bends, or of its look-ahead."""
         kind, size = self.random.random(), self.random.gauss(0, 20)
         if kind < 0.15:
             return driver._replace(
@@ -345,7 +352,7 @@ class Search:
         return driver._replace(offsets=[old + bump for old, bump in zip(driver.offsets, bumps, strict=True)])
 
     def propose(self, driver: LineDriver) -> Callable[[int, Kart, float], Buttons]:
-        """Returns a change of the next frames' inputs, after which the driver takes over again."""
+        """Returns a random change of the next frames' inputs. After these frames, the driver continues."""
         kind, frames = self.random.random(), self.random.randint(2, 20)
         if kind < 0.5:
             held = frozenset(self.random.choice(("B", "B LEFT", "B LEFT", "B RIGHT", "B RIGHT", "")).split())
@@ -355,19 +362,19 @@ class Search:
         return lambda t, *now: driver(*now, swerve) if t < 2 * frames else driver(*now)
 
     def improve_inputs(self, driver: LineDriver, seconds: float) -> list[Buttons]:
-        """Stage 2: drives the race; tries changes of the inputs ahead before each stride."""
+        """Stage 2: drives the race. Before each stride, it tries random changes of the inputs ahead."""
         begin = time.monotonic()
         first = self.grid.distance
         inputs: list[Buttons] = []
-        strides: list[float] = []  # the distance at which each began
+        strides: list[float] = []  # the distance at the beginning of each stride
         plan = self.play(self.grid, lambda _, *now: driver(*now), HORIZON)
         last = LAPS_IN_A_RACE * self.course.length
         while plan.places[0].distance < last and len(inputs) < MOST_FRAMES:
             here = plan.places[0].distance
-            # Time is shared out by distance, so that the last lap gets as much as the first.
+            # The time is divided by distance, so that each lap gets the same time.
             while time.monotonic() - begin < seconds * (here - first) / (last - first):
                 plan = self.better(plan, driver)
-            ago = here - self.course.length  # try what was pressed here a lap ago, too
+            ago = here - self.course.length  # also try the inputs of the previous lap at this distance
             at = int(np.argmin(np.abs(np.array(strides) - ago))) * STRIDE if ago > first else len(inputs)
             ghost = inputs[at : at + HORIZON]
             if len(ghost) == HORIZON:
@@ -380,8 +387,8 @@ class Search:
         return inputs + plan.inputs[:STRIDE]
 
     def better(self, plan: Drive, driver: LineDriver) -> Drive:
-        """Tries one change of a plan and returns the better of the two."""
-        k = self.random.randrange(HORIZON // STRIDE // 2 + 1)  # so that the driver has the last word
+        """Tries one random change of a plan. Returns the better of the two plans."""
+        k = self.random.randrange(HORIZON // STRIDE // 2 + 1)  # the driver drives the last part of each plan
         new = self.play(plan.places[k], self.propose(driver), HORIZON - k * STRIDE)
         if self.score(new.places[-1], driver) <= self.score(plan.places[-1], driver):
             return plan
@@ -394,19 +401,19 @@ app = tyro.extras.SubcommandApp()
 
 
 def check_course(course: str) -> None:
-    """Raises KartRewardsError if there is no such course."""
+    """Raises KartRewardsError if the course does not exist."""
     if course not in COURSES:
         raise KartRewardsError(f"unknown course {course!r}: it is one of {', '.join(COURSES)}")
 
 
 @app.command
 def search(course: str = "Level1", minutes: float = 5.0, seed: int = 1) -> None:
-    """Searches for a faster race than the one known and writes the better one's replay.
+    """Searches for a faster race than the committed one, and writes the replay of the faster one.
 
     Args:
         course: The course's start state.
-        minutes: How long to search. 0: only take the known replay over to a rebuilt ROM, if it still finishes there.
-        seed: Seed of the search. Its outcome depends on the machine's speed too.
+        minutes: Time of the search. 0: only try the committed inputs with a rebuilt ROM, and keep them if they finish.
+        seed: Seed of the search. The result also depends on the speed of the machine.
     """
     check_course(course)
     if not 0 <= minutes < 10_000:
@@ -427,20 +434,20 @@ def search(course: str = "Level1", minutes: float = 5.0, seed: int = 1) -> None:
             if race.summary()["finished"] and (best is None or value(race.lap_frames) < value(best[1]["lap_frames"])):
                 best = inputs[: race.frames], {"found_with": found_with, **times(race)}
         if best is None:
-            raise KartRewardsError(f"{course}: no race found is finished: search longer, or with another --seed")
+            raise KartRewardsError(f"{course}: found no finished race: search longer, or with another --seed")
         save_replay(path, {"game": GAME, "state": course, "rom_sha1": rom_sha1, **best[1]}, best[0])
-        print(f"written: {path}")
+        print(f"wrote {path}")
     finally:
         env.close()
 
 
 def search_races(env: KartEnv, course: str, seconds: float, seed: int) -> list[list[Buttons]]:
-    """Returns the inputs of two races: the driver's on its racing line, and the improved one."""
+    """Returns the inputs of two races: the driver's race on its racing line, and the improved race."""
     cuts = range(len(SHORT_CUTS.get(course, [])))
     ways = [tuple(k for k in cuts if number >> k & 1) for number in range(2 ** len(cuts))]
     lines = []
     for way in ways:
-        print(f"{course}, short cuts taken: {way or 'none'}", flush=True)
+        print(f"{course}, with short cuts: {way or 'none'}", flush=True)
         one = Search(env, Course(course, way), seed)
         lines.append((*one.find_racing_line(seconds * 0.1 / len(ways)), one))
     _, driver, one = max(lines, key=lambda line: line[0])
@@ -449,13 +456,13 @@ def search_races(env: KartEnv, course: str, seconds: float, seed: int) -> list[l
 
 
 def value(lap_frames: list[int]) -> int:
-    """What a search minimises: the race and, as much again, the reference lap. In frames."""
+    """Returns the number that the search minimises, in frames: the race plus five times its best lap."""
     return sum(lap_frames) + LAPS_IN_A_RACE * min(lap_frames)
 
 
 @app.command(name="verify")
 def verify_all(courses: Annotated[tuple[str, ...], tyro.conf.Positional] = COURSES, /) -> None:
-    """Replays what is committed in the emulator and prints its times beside the CentrelineDriver's.
+    """Replays the committed races in the emulator, and prints their times and those of the CentrelineDriver.
 
     Args:
         courses: The courses' start states.
@@ -469,16 +476,16 @@ def verify_all(courses: Annotated[tuple[str, ...], tyro.conf.Positional] = COURS
         races["reference"] = verify(replay_path(course))
         for name, race in races.items():
             seen = race.summary()
-            lap, whole = seen["best_lap_time_seconds"], seen["race_time_seconds"]
+            lap, total = seen["best_lap_time_seconds"], seen["race_time_seconds"]
             print(
-                f"{course:<8} {name:<18} {lap:>7.2f} s {whole:>7.2f} s {seen['off_road_seconds']:>7.2f} s "
+                f"{course:<8} {name:<18} {lap:>7.2f} s {total:>7.2f} s {seen['off_road_seconds']:>7.2f} s "
                 f"{seen['wall_hits']:>9}   {' '.join(map(str, race.lap_frames))}",
                 flush=True,
             )
 
 
 def main() -> None:
-    """Runs a command, ``verify`` if none is named; a mistake of the user's ends it with one message and exit code 2."""
+    """Runs a command; the default is ``verify``. An error of the user ends it with one message and exit code 2."""
     try:
         app.cli(args=sys.argv[1:] or ["verify"], description=__doc__)
     except KartRewardsError as error:

@@ -1,8 +1,8 @@
 """Make the start states: boot the ROM, choose a course on the menu, wait for GO, save.
 
-Run ``python homebrew/make_states.py`` after ``python homebrew/build.py``. It needs stable-retro. It writes
-``Level1.state`` ... to ``integrations/HomebrewKart-Snes/``, one a course, at the first frame in which the kart can
-drive, and ``metadata.json`` with Level1 as the default. The files depend on the ROM and the core only.
+Run ``python homebrew/make_states.py`` after ``python homebrew/build.py``. It needs stable-retro. It writes one state
+per course, ``Level1.state`` and so on, to ``integrations/HomebrewKart-Snes/``: the first frame on which the kart can
+drive. It also writes ``metadata.json``, with Level1 as the default. The files depend on the ROM and the core only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kart_rewards.games.states import make_state  # noqa: E402
+from kart_rewards.games.states import command as make_state  # noqa: E402
 from kart_rewards.ram import load_json  # noqa: E402
 
 GAME = "HomebrewKart-Snes"
-PATIENCE_FRAMES = 1260  # after which something is wrong
+MAX_FRAMES = 1260  # a race that has not begun by then never begins
 
 
 def menu_inputs(course: int) -> str:
@@ -39,12 +39,12 @@ def main() -> None:
             make_state(
                 GAME,
                 course["state"],
-                integrations=args.integrations,
                 inputs=inputs,
                 until="game_mode == 0x1c",
-                max_frames=PATIENCE_FRAMES,
+                max_frames=MAX_FRAMES,
                 overwrite=True,
                 default=course["index"] == 0,
+                integrations_path=args.integrations,
             )
 
 

@@ -1,11 +1,13 @@
 """Rewards scripted in Python for emulated games.
 
-* ``reward_term``, ``done_rule`` - mark a function or class of yours
-* ``make_env`` - a Gymnasium environment that scores with them
+* ``reward_term``, ``done_rule`` - mark a function or class as a reward term or a done rule
+* ``make_env``, ``KartEnv`` - Gymnasium environments that score with reward terms and done rules
+* ``ObservationConfig`` - the options of an environment's observations
 * ``RamLayout``, ``RamSnapshot`` - typed RAM
-* ``KartRewardsError`` - bad input, told in one message
+* ``KartRewardsError`` - the exception for bad input
 
-Importing this package registers every game under ``integrations/`` with Gymnasium. It imports no emulator.
+Importing this package registers all games that ``kart_rewards.integrations`` finds with Gymnasium, under the names of
+their folders. It does not import the emulator.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 for _name in list_games():
-    with suppress(gym.error.Error):  # a folder whose name Gymnasium refuses must not spoil the import of all others
+    with suppress(gym.error.Error):  # Gymnasium refuses the names of some folders; the other games are still registered
         if _name not in gym.registry:
             gym.register(
                 _name,
@@ -49,7 +51,7 @@ for _name in list_games():
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs the emulator only when it is asked for."""
+    """Imports the names that need the emulator only when they are used."""
     if name in ("KartEnv", "make_env"):
         from kart_rewards import env
 

@@ -1,11 +1,13 @@
-"""Done rules: when an episode terminates.
+"""Done rules: they decide when an episode terminates.
 
 * ``done_rule`` - marks a function or class as a done rule
 * ``race_finished``, ``WallHits`` - the reference rules
-* ``EpisodeDone`` - the rules at work on one episode
+* ``DoneRule`` - a rule with its name
+* ``EpisodeDone`` - applies a list of rules to one episode
+* ``as_rule`` - returns the ``DoneRule`` of a function or class
 
-A rule is called once per emulated frame, after that frame was scored, and returns whether the episode is over. This
-module knows nothing of emulators.
+A rule is called once per emulated frame, after the frame is scored, and returns whether the episode is over. This
+module imports no emulator.
 
 Example:
     >>> @done_rule()
@@ -25,14 +27,17 @@ from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of
 
 @dataclass(frozen=True)
 class DoneRule(Script):
-    """A rule that may end an episode."""
+    """A rule that ends an episode when its value is true. See ``Script`` for the arguments."""
 
 
 def done_rule(name: Any = None) -> Any:
-    """Marks a function or class as a done rule; it stays callable as it is.
+    """Marks a function or class as a done rule. This decorator returns it unchanged.
 
     Args:
-        name: How to call the rule. By default the function's name, or the class's in snake case.
+        name: The rule's name. By default it is the function's name, or the class's name in snake case.
+
+    Raises:
+        KartRewardsError: See ``Script``.
     """
 
     if callable(name):  # @done_rule, without parentheses
@@ -52,10 +57,10 @@ def race_finished(ram: Any) -> bool:
 
 @done_rule()
 class WallHits:
-    """Early stop: the seventh frame at a wall.
+    """Early stop: the seventh frame with a wall hit.
 
-    The original's rule: frames are counted, and the count is forgotten on every 601st call. A hit on that very call is
-    counted first, so it can be the seventh.
+    This is the original's rule. The count of hits returns to 0 after every 601st call. A hit on the 601st call counts
+    before the reset, so it can be the seventh.
     """
 
     MOST_HITS = 6
@@ -78,19 +83,22 @@ REFERENCE_RULES = (race_finished, WallHits)
 
 
 def as_rule(definition: Any) -> DoneRule:
-    """Returns the ``DoneRule`` of a function or class, marked by ``done_rule`` or plain.
+    """Returns the ``DoneRule`` of a function or class, with or without a mark.
 
     Raises:
-        KartRewardsError: It is neither.
+        KartRewardsError: The definition is not a function or class, or it is not a valid rule.
     """
     return as_script(definition, DoneRule, "done rule")
 
 
 class EpisodeDone:
-    """The done rules at work on one episode.
+    """Applies a list of done rules to one episode.
 
     Args:
-        rules: The rules; those that are classes are instantiated.
+        rules: The rules. Each class is instantiated.
+
+    Raises:
+        KartRewardsError: A class can't be instantiated.
     """
 
     def __init__(self, rules: list[DoneRule]) -> None:
@@ -99,11 +107,17 @@ class EpisodeDone:
         self.set_state = self._calls.set_state
 
     def __call__(self, ram: Any) -> str | None:
-        """Returns the name of the first rule that ends the episode on this frame, or None.
+        """Applies the rules to one emulated frame.
+
+        Args:
+            ram: The frame's ``RamSnapshot``.
+
+        Returns:
+            The name of the first rule that ends the episode on this frame, or None.
 
         Raises:
-            KartRewardsError: A rule raised, or returned no truth value. Names the rule, its file and line, and the
-                snapshot.
+            KartRewardsError: A rule raised an exception, or its value is not a bool or an integer. The message names
+                the rule, its file and line, and the snapshot.
         """
         for i, stop in enumerate(self._calls.values(ram)):
             if stop is False:

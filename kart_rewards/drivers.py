@@ -1,15 +1,15 @@
-"""Scripted drivers: what to press, given what the RAM says.
+"""Scripted drivers: they choose the buttons to hold from the values in RAM.
 
-A driver is a callable that takes a snapshot of the game's RAM once a frame and returns the SNES buttons to hold for
-that frame, as a frozenset of names. The snapshot needs the attributes ``kart_x`` and ``kart_y`` (quarter pixels,
-0-4095), ``kart_direction`` (256 a turn, 0 north, clockwise), ``speed`` (256 = one pixel a frame) and ``surface``; our
-:class:`~kart_rewards.ram.RamSnapshot` has them, and so does any object made by hand.
+* ``CentrelineDriver`` - follows a line around the course
+* ``full_throttle``, ``reverse``, ``coast`` - always hold the same buttons
+* ``WallHugger``, ``TurnAround``, ``RandomDriver`` - drive badly in different ways
+* ``centreline`` - the line in the middle of the road of a HomebrewKart course
+* ``drive`` - runs a driver in an environment
 
-Drivers test courses and give a learned driver something to be compared with. They import no emulator.
+A driver is a callable. It takes the RAM snapshot of a frame and returns the SNES buttons to hold on the next frame, as
+a frozenset of names. The snapshot can be any object with the attributes of ``KartState``.
 
-Contents: :class:`CentrelineDriver`, :func:`full_throttle`, :func:`reverse`, :func:`coast`, :class:`WallHugger`,
-:class:`TurnAround`, :class:`RandomDriver`; :func:`centreline` of HomebrewKart's courses; :func:`drive`, which puts a
-driver into an environment.
+Drivers test courses and are the baseline of a trained agent. This module imports no emulator.
 
 Example:
     >>> from types import SimpleNamespace
@@ -36,7 +36,14 @@ Buttons = frozenset[str]
 
 
 class KartState(Protocol):
-    """What a driver looks at. Units: quarter pixels, 256 a turn, 256 = one pixel a frame, retail surface codes."""
+    """The attributes that a driver reads.
+
+    Attributes:
+        kart_x, kart_y: Position in quarter pixels, 0 to 4095.
+        kart_direction: Heading in 1/256 turn; 0 is north, and it grows clockwise.
+        speed: 256 is one pixel per frame.
+        surface: The ground under the kart; a code of ``kart_rewards.race``.
+    """
 
     @property
     def kart_x(self) -> int: ...
@@ -56,14 +63,17 @@ Driver = Callable[[KartState], Buttons]
 def centreline(
     state: str, courses: str | Path = INTEGRATIONS / "HomebrewKart-Snes" / "courses.json"
 ) -> list[list[float]]:
-    """Return the points [x, y], in world pixels and driving order, of the middle of a course's road.
+    """Returns the middle of a course's road as a list of points.
 
     Args:
         state: The course's start state, such as ``Level1``.
-        courses: The file that describes the courses; HomebrewKart's is written by its build.
+        courses: The file that describes the courses. HomebrewKart's build writes it.
+
+    Returns:
+        Points [x, y] in world pixels, in driving order.
 
     Raises:
-        KartRewardsError: The file can't be read, or has no such course.
+        KartRewardsError: The file can't be read, or it has no such course.
     """
     lines = {course["state"]: course["centreline"] for course in load_json(courses)["courses"]}
     if state not in lines:
@@ -72,15 +82,15 @@ def centreline(
 
 
 def drive(env: Any, driver: Driver, seed: int = 1) -> Iterator[Any]:
-    """Let a driver play an environment, one emulated frame after the other, without end.
+    """Runs a driver in an environment, frame by frame. The iterator has no end: the caller decides when to stop.
 
     Args:
         env: A ``KartEnv`` with ``action_mode="all"`` and ``frame_skip=1``.
-        driver: Who drives.
+        driver: The driver.
         seed: Seed of the reset.
 
     Yields:
-        The RAM snapshot after the reset, then after each frame.
+        The RAM snapshot after the reset, then the snapshot after each frame.
     """
     env.reset(seed=seed)
     while True:
@@ -90,38 +100,42 @@ def drive(env: Any, driver: Driver, seed: int = 1) -> Iterator[Any]:
 
 
 def full_throttle(ram: KartState) -> Buttons:
-    """Hold B and never steer."""
+    """Holds B and never steers."""
     return frozenset({"B"})
 
 
 def reverse(ram: KartState) -> Buttons:
-    """Hold Y: brake, then roll backwards."""
+    """Holds Y: the kart brakes, then drives backwards."""
     return frozenset({"Y"})
 
 
 def coast(ram: KartState) -> Buttons:
-    """Touch nothing."""
+    """Holds no button."""
     return frozenset()
 
 
 def turn_difference(wanted: float, direction: float) -> float:
-    """Return the turn from ``direction`` to ``wanted``, both 256 a turn, as -128 (left) to 128 (right)."""
+    """Returns the shorter turn from ``direction`` to ``wanted``, in 1/256 turn: -128 (left) to 128 (right)."""
     return (wanted - direction + 128.0) % 256.0 - 128.0
 
 
 class CentrelineDriver:
-    """Follow a closed line by steering at a point some way ahead on it (pure pursuit).
+    """Follows a closed line: it steers towards a point ahead on the line (pure pursuit).
 
-    It holds B, lets go of it when the line ahead bends more than the kart can turn at its speed, and hops into a drift
-    when even that is not enough. With ``backward=True`` it drives the course the wrong way round.
+    The driver holds B. It releases B when the line ahead bends more than the kart can turn at its speed. If that is not
+    enough, it hops and starts a drift.
 
     Args:
-        centreline: Points of the line in world pixels, in driving order; the last joins the first.
-        lookahead: Distance to the point aimed at, in pixels, at standstill.
-        lookahead_per_speed: Growth of that distance, in pixels per unit of speed.
-        offset: Distance kept to the right of the line, in pixels (negative: left).
-        backward: Drive against the course.
+        centreline: Points [x, y] of the line in world pixels, in driving order. The last point is connected to the
+            first.
+        lookahead: Distance to the point ahead at speed 0, in pixels.
+        lookahead_per_speed: Increase of that distance, in pixels per unit of speed.
+        offset: Distance from the line in pixels; positive is right, negative is left.
+        backward: Whether to drive the course in the wrong direction.
         hop: Whether the driver may hop.
+
+    Raises:
+        ValueError: The line has fewer than three points.
     """
 
     def __init__(
@@ -156,7 +170,7 @@ class CentrelineDriver:
         return x - (by - ay) / length * offset, y + (bx - ax) / length * offset
 
     def _locate(self, x: float, y: float) -> int:
-        """Return the nearest point's number; search near the last one first, so that parallel straights do not swap."""
+        """Returns the index of the nearest point. It searches near the last one first: straights may be parallel."""
         count = len(self._points)
         if self._nearest is not None:
             window = [(self._nearest + step) % count for step in range(-6, 13)]
@@ -168,26 +182,26 @@ class CentrelineDriver:
         return self._nearest
 
     def _error(self, x: float, y: float, direction: float, distance: float) -> float:
-        """Return the turn (256 a turn) towards the line's point ``distance`` pixels ahead."""
+        """Returns the turn towards the point of the line ``distance`` pixels ahead, in 1/256 turn."""
         assert self._nearest is not None
         px, py = self._points[(self._nearest + max(1, round(distance / self._spacing))) % len(self._points)]
         wanted = math.atan2(px - x, y - py) / (2 * math.pi) * 256.0
         return turn_difference(wanted, direction)
 
     def __call__(self, ram: KartState) -> Buttons:
-        """Return the buttons for this frame."""
+        """Returns the buttons to hold on the next frame."""
         x, y = ram.kart_x / 4.0, ram.kart_y / 4.0
         self._locate(x, y)
         speed = max(0, ram.speed)
         error = self._error(x, y, ram.kart_direction, self._lookahead + speed * self._per_speed)
         far = self._error(x, y, ram.kart_direction, self._lookahead + speed * self._per_speed * 2)
         held = set()
-        # Off by more than a sixth of a turn: slow is fast. 256 a turn.
+        # A turn of more than 40/256 is shorter without throttle.
         if abs(error) < 40.0 or speed < 300:
             held.add("B")
         if speed > 700 and abs(far) > 36.0 and abs(error) > 20.0:
             held.discard("B")
-        # The D-pad knows no half lock: a small error is left alone, a medium one is steered off.
+        # A D-pad steers fully or not at all, so a small error is ignored.
         if error > 2.0:
             held.add("RIGHT")
         elif error < -2.0:
@@ -200,13 +214,13 @@ class CentrelineDriver:
 
 
 class TurnAround:
-    """Drive in a circle until the kart faces against its first direction, then straight on."""
+    """Turns until the kart faces the opposite of its first direction, then drives straight on."""
 
     def __init__(self) -> None:
         self._first: int | None = None
 
     def __call__(self, ram: KartState) -> Buttons:
-        """Return the buttons for this frame."""
+        """Returns the buttons to hold on the next frame."""
         if self._first is None:
             self._first = ram.kart_direction
         if abs(turn_difference(self._first + 128, ram.kart_direction)) > 16:
@@ -215,10 +229,13 @@ class TurnAround:
 
 
 class WallHugger:
-    """Drive straight into a wall and keep scraping along it.
+    """Drives straight into a wall and then along the wall, in contact with it.
 
     Args:
-        side: Side on which the wall is kept, "LEFT" or "RIGHT".
+        side: The side of the kart on which the wall is, ``LEFT`` or ``RIGHT``.
+
+    Raises:
+        ValueError: The side is neither.
     """
 
     def __init__(self, side: str = "LEFT") -> None:
@@ -229,21 +246,24 @@ class WallHugger:
         self._frame = 0
 
     def __call__(self, ram: KartState) -> Buttons:
-        """Return the buttons for this frame."""
+        """Returns the buttons to hold on the next frame."""
         self._frame += 1
         self._hit = self._hit or ram.surface == WALL
-        # Before the first contact straight on; after it, keep leaning to the wall every other quarter second.
+        # After the first contact, steer towards the wall during every other quarter of a second.
         if self._hit and self._frame // 15 % 2:
             return frozenset({"B", self._side})
         return frozenset({"B"})
 
 
 class RandomDriver:
-    """Press at random: B mostly, a direction now and then, held for a few frames.
+    """Holds B alone or with one random button: LEFT, RIGHT or L.
 
     Args:
-        seed: Two drivers with the same seed press the same.
-        hold: Frames for which a choice is kept.
+        seed: Drivers with the same seed hold the same buttons.
+        hold: Number of frames until the next random choice.
+
+    Raises:
+        ValueError: ``hold`` is less than 1.
     """
 
     CHOICES: tuple[Buttons, ...] = (
@@ -262,7 +282,7 @@ class RandomDriver:
         self._held: Buttons = frozenset()
 
     def __call__(self, ram: KartState) -> Buttons:
-        """Return the buttons for this frame."""
+        """Returns the buttons to hold on the next frame."""
         if self._left == 0:
             self._held = self._random.choice(self.CHOICES)
             self._left = self._hold

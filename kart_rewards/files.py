@@ -1,6 +1,7 @@
-"""Files that are complete at every moment.
+"""Atomic writes: a file has its old content or its new content, never a part of it.
 
-* ``atomic_write`` - writes a file under another name, and gives it its own when it is complete
+* ``atomic_write`` - writes a temporary file, and renames it when it is complete
+* ``UnwritableError`` - the error of a file that can't be written
 """
 
 from __future__ import annotations
@@ -14,23 +15,29 @@ from kart_rewards.errors import KartRewardsError
 
 
 class UnwritableError(KartRewardsError):
-    """A file can't be written: the disk is full, or the folder may not be written to."""
+    """A file can't be written: the disk is full, or the folder may not be written to.
+
+    Attributes:
+        strerror: The operating system's reason.
+    """
 
     def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"{path}: can't be written: {error.strerror or error}")
+        self.strerror = error.strerror or str(error)
+        super().__init__(f"{path}: can't be written: {self.strerror}")
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Writes a file atomically: whoever reads ``path`` finds the old file or the new one, never a part of one.
+    """Writes a file atomically.
 
-    The body of the ``with`` statement writes to the temporary file. If it raises, ``path`` stays as it was.
+    The body of the ``with`` statement writes to the temporary file. If the body raises an exception, ``path`` is not
+    changed.
 
     Args:
-        path: The file. A missing folder is made.
+        path: The file. Missing folders are created.
 
     Yields:
-        The temporary file's path: in the same folder, with the same suffix.
+        The path of the temporary file. It is in the same folder and has the same suffix.
 
     Raises:
         UnwritableError: The file can't be written.
@@ -42,10 +49,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # if a file has the folder's name, the write reports "Not a directory"
+            path.parent.mkdir(parents=True)
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # else a power failure could leave an empty file under the final name
+            os.fsync(file.fileno())  # otherwise a power failure could leave an empty file at path
         temporary.replace(path)
     except OSError as error:
         raise UnwritableError(path, error) from None

@@ -1,16 +1,22 @@
-"""Games on disk, in stable-retro's own layout: one folder a game.
+"""Games on disk, in stable-retro's own layout: one folder per game.
 
-* ``INTEGRATIONS`` - the folder of the games that come with the project
 * ``find_game``, ``list_games`` - games by name
-* ``Game`` - one game's folder: ROM, states, data and scenario files, each checked as it is asked for
+* ``find_folder`` - the folder of a game that may be incomplete
+* ``integration_folders`` - where games are looked for
+* ``writable_folder``, ``writable`` - where games are written to
+* ``Game`` - one game's folder: ROM, states, data and scenario files, each checked when it is needed
+* ``command`` - a command line for a message
 * ``system_of``, ``rom_sha1`` - the console that a game's name ends in; a ROM's checksum
-* ``command`` - what a person is to type
+* ``INTEGRATIONS`` - the folder of the games that come with the project
 
-A game's folder holds ``data.json`` (variables), ``scenario.json`` (what a run pays and when it ends), ``metadata.json``
-(the default state), ``rom.sha`` (SHA-1 of the ROM), the ROM itself (``rom.sfc`` and the like) and start states
-(``*.state``).
+The standard lookup of games is: ``./integrations``, then the user's data folder, then ``INTEGRATIONS``. If several
+folders have a game of one name, the first folder counts. The environment variable ``KART_REWARDS_INTEGRATIONS`` sets
+another path for the user's data folder.
 
-stable-retro is imported only where a ROM is looked at, so that listing games stays cheap.
+A game's folder holds ``data.json`` (variables), ``scenario.json`` (reward terms and done rules), ``metadata.json``
+(the default state), ``rom.sha`` (SHA-1 of the ROM), the ROM (``rom.sfc`` and the like) and start states (``*.state``).
+
+stable-retro is imported only when a ROM is looked at, so listing games is cheap.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,49 +35,174 @@ from typing import IO
 from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.ram import load_json, read_snapshot
 
-_BESIDE_PACKAGE = Path(__file__).parent.parent / "integrations"
 _INSIDE_PACKAGE = Path(__file__).parent / "integrations_data"
-INTEGRATIONS = _BESIDE_PACKAGE if _BESIDE_PACKAGE.is_dir() else _INSIDE_PACKAGE
-"""The games that come with the project: beside the package in a checkout, inside it in an installed wheel."""
+_BESIDE_PACKAGE = Path(__file__).parent.parent / "integrations"
+INTEGRATIONS = _INSIDE_PACKAGE if _INSIDE_PACKAGE.is_dir() else _BESIDE_PACKAGE
+"""The games that come with the project: inside the package in an installed wheel, beside it in a checkout."""
+
+FOLDER_VARIABLE = "KART_REWARDS_INTEGRATIONS"
+"""Environment variable with the path of the user's data folder of games."""
 
 LARGEST_ROM_BYTES = 2**30  # a Saturn's compact disc is 700 MB
-_INES_HEADER_BYTES = 16  # of a NES ROM; kept, but no part of what stable-retro takes the SHA-1 of
+_INES_HEADER_BYTES = 16  # a NES ROM keeps this header, but stable-retro's SHA-1 does not include it
 
 
 class MissingRomError(KartRewardsError):
-    """The game is known, but its ROM is not there."""
+    """The game is known, but its ROM is missing."""
 
 
-def list_games(integrations: str | Path = INTEGRATIONS) -> list[str]:
-    """Returns the names of the games in a folder of integrations, sorted."""
-    return sorted(path.parent.name for path in Path(integrations).glob("*/data.json"))
+def integration_folders(integrations: str | Path | None = None) -> list[Path]:
+    """Returns the folders in which games are looked for, in order.
+
+    Args:
+        integrations: The only folder to look in. None: the existing folders of the standard lookup.
+    """
+    if integrations is not None:
+        return [Path(integrations)]
+    folders: dict[Path, Path] = {}
+    for folder in (_current_folder(), _user_folder(), INTEGRATIONS):
+        with suppress(OSError):  # the current folder may have been deleted, or links may form a loop
+            if folder.is_dir():
+                folders.setdefault(folder.resolve(), folder.absolute())
+    return list(folders.values())
 
 
-def find_game(name: str, integrations: str | Path = INTEGRATIONS) -> Game:
+def list_games(integrations: str | Path | None = None) -> list[str]:
+    """Returns the names of the games in a folder or, by default, in all folders of the standard lookup, sorted."""
+    return sorted({name for folder in integration_folders(integrations) for name in _games_in(folder)})
+
+
+def find_game(name: str, integrations: str | Path | None = None) -> Game:
     """Returns the game called ``name``.
 
+    Args:
+        name: The name of the game's folder.
+        integrations: The only folder to look in. None: the standard lookup.
+
     Raises:
-        KartRewardsError: There is none of that name, or no such folder of integrations.
+        KartRewardsError: No game has that name, or the folder ``integrations`` does not exist.
     """
-    folder = Path(integrations)
-    if not folder.is_dir():
-        raise KartRewardsError(f"{folder}: no such folder of integrations")
-    games = list_games(folder)
-    if name not in games:
+    folders = integration_folders(integrations)
+    for folder in folders:
+        if name in _games_in(folder):
+            return Game(name, folder / name)
+    if integrations is not None and not folders[0].is_dir():
+        raise KartRewardsError(f"{integrations}: no such folder of integrations")
+    for folder in folders:
         if not os.access(folder, os.R_OK | os.X_OK):
             raise KartRewardsError(f"{folder}: may not be read: change its permissions")
-        if (folder / name).is_dir():
-            raise KartRewardsError(f"{folder / name}: is no game's folder: it has no data.json, or may not be read")
-        raise KartRewardsError(
-            f"unknown game {name!r}.{did_you_mean(name, games)} {folder} holds {', '.join(games) or 'no games'}"
-        )
-    return Game(name, folder / name)
+    incomplete = find_folder(name, integrations)
+    if incomplete:
+        raise KartRewardsError(f"{incomplete.folder}: is not a game's folder: it has no data.json, or may not be read")
+    games = list_games(integrations)
+    raise KartRewardsError(
+        f"unknown game {name!r}.{did_you_mean(name, games)} Known games: {', '.join(games) or 'none'}. "
+        f"Looked in: {', '.join(map(str, folders))}"
+    )
 
 
-def command(words: str, integrations: Path) -> str:
-    """Returns a command of this package, for a person to type, about a folder of games."""
-    where = "" if integrations == INTEGRATIONS else f" --integrations-path {shlex.quote(str(integrations))}"
-    return f"python -m kart_rewards {words}{where}"
+def find_folder(name: str, integrations: str | Path | None = None) -> Game | None:
+    """Returns the first game whose folder exists, even if the folder is incomplete; None if there is no such folder.
+
+    Args:
+        name: The name of the game's folder.
+        integrations: The only folder to look in. None: the standard lookup.
+    """
+    folders = integration_folders(integrations)
+    return next((Game(name, folder / name) for folder in folders if os.path.isdir(folder / name)), None)  # noqa: PTH112
+
+
+def writable_folder() -> Path:
+    """Returns the first folder of the standard lookup that may be written to.
+
+    ``./integrations`` counts only if it exists. The user's data folder is created if necessary. Games inside an
+    installed package are never written to: they are lost with the package.
+
+    Raises:
+        KartRewardsError: None of the folders may be written to.
+    """
+    user_folder = _user_folder()
+    folders = (_current_folder(), user_folder, INTEGRATIONS)
+    for folder in folders:
+        if folder == user_folder:
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+        if _may_be_written(folder):
+            return folder.absolute()
+    raise KartRewardsError(
+        f"no folder of games may be written to: {', '.join(map(str, folders))}. Set {FOLDER_VARIABLE} to a folder "
+        "that you may write to"
+    )
+
+
+def writable(game: Game) -> Game:
+    """Returns the game in a folder that may be written to: call this before writing into a game's folder.
+
+    If the game's own folder may not be written to, the complete folder is copied to ``writable_folder()``, and a
+    message says so. The standard lookup finds the copy before the original. If it would find the original first, or if
+    the game is not one of the standard lookup, the game itself is returned, and writing fails with its own message.
+
+    Raises:
+        KartRewardsError: No folder may be written to, or the copy can't be made.
+    """
+    if _may_be_written(game.folder):
+        return game
+    lookup = [folder.resolve() for folder in (_current_folder(), _user_folder(), INTEGRATIONS)]
+    own = game.folder.parent.resolve()
+    if own not in lookup:
+        return game
+    target = writable_folder()
+    if lookup.index(target.resolve()) > lookup.index(own):
+        return game
+    copy, temporary = target / game.name, target / f".{game.name}.partial"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
+        shutil.copytree(game.folder, temporary, ignore=shutil.ignore_patterns("__pycache__"))
+        temporary.chmod(0o755)  # the original's permissions were copied, too
+        temporary.rename(copy)
+    except OSError as error:
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror  # the first file's error
+        raise KartRewardsError(f"{copy}: can't be written: {why}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"copied {game.name} to {copy}; the original, {game.folder}, is not changed")
+    return Game(game.name, copy)
+
+
+def command(words: str, integrations: str | Path | None = None) -> str:
+    """Returns a command line of this package, for messages.
+
+    Args:
+        words: The command and its arguments.
+        integrations: The folder of games. It is part of the command line if the standard lookup does not include it.
+    """
+    if integrations is None or Path(integrations).resolve() in [folder.resolve() for folder in integration_folders()]:
+        return f"kart-rewards {words}"
+    return f"kart-rewards {words} --integrations-path {shlex.quote(str(integrations))}"
+
+
+def _current_folder() -> Path:
+    return Path("integrations")
+
+
+def _user_folder() -> Path:
+    import platformdirs
+
+    return Path(os.environ.get(FOLDER_VARIABLE) or platformdirs.user_data_path("kart_rewards") / "integrations")
+
+
+def _games_in(folder: Path) -> list[str]:
+    """The games of a folder; none if the folder can't be read."""
+    try:
+        return [name for name in os.listdir(folder) if is_file(folder / name / "data.json")]  # noqa: PTH208
+    except OSError:
+        return []
+
+
+def _may_be_written(folder: Path) -> bool:
+    """Whether files may be made in a folder. In an installed package they would be lost with it, so they may not."""
+    inside_package = folder.resolve().is_relative_to(_INSIDE_PACKAGE.resolve())
+    return not inside_package and os.access(folder, os.W_OK | os.X_OK)
 
 
 @dataclass(frozen=True)
@@ -79,7 +211,7 @@ class Game:
 
     Args:
         name: The folder's name, and the environment's id.
-        folder: Where it lies.
+        folder: The path of the folder.
     """
 
     name: str
@@ -90,13 +222,13 @@ class Game:
 
         Raises:
             MissingRomError: There is no ROM.
-            KartRewardsError: It is another ROM than ``rom.sha`` names.
+            KartRewardsError: The SHA-1 of the ROM is not in ``rom.sha``, or a file can't be read.
         """
         path = self.rom_path()
         if not is_file(path):
             raise MissingRomError(
-                f"{self.name} has no ROM: there is none ({path.name}) in {self.folder}. Import your own dump of the "
-                f"game: {self.command('import PATH')}"
+                f"{self.name} has no ROM: {path} is missing. Import your own dump of the game: "
+                f"{self.command('import PATH')}"
             )
         wanted = self.rom_hashes()
         try:
@@ -106,23 +238,26 @@ class Game:
             raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
         if sha1 not in wanted:
             raise KartRewardsError(
-                f"{path}: is not the ROM that {self.name} needs: its SHA-1 is {sha1}, and {self.folder / 'rom.sha'} "
-                f"names {' or '.join(wanted) or 'none'}. Import the right dump: {self.command('import PATH')}"
+                f"{path}: is not the ROM that {self.name} needs: its SHA-1 is {sha1}, but {self.folder / 'rom.sha'} "
+                f"allows {' or '.join(wanted) or 'none'}. Import the right dump: {self.command('import PATH')}"
             )
         return path.resolve()
 
     def command(self, words: str) -> str:
-        """Returns a command of this package, for a person to type, that finds the game where it is."""
-        return command(words, self.folder.parent)
+        """Returns a command line of this package that finds this game, for messages."""
+        found = find_folder(self.name)
+        if found and found.folder.resolve() == self.folder.resolve():
+            return f"kart-rewards {words}"
+        return f"kart-rewards {words} --integrations-path {shlex.quote(str(self.folder.parent))}"
 
     def rom_path(self, suffix: str = ".sfc") -> Path:
-        """Returns where the ROM lies, or is to lie: ``rom.sfc`` and the like, as stable-retro looks for it.
+        """Returns the path of the ROM, which may be missing: ``rom.sfc`` and the like, as stable-retro expects it.
 
-        An arcade game's has the name that ``metadata.json`` gives as ``original_rom_name``: its core goes by that,
-        while stable-retro wants a ``rom.zip`` beside it.
+        The ROM of an arcade game has the name that ``metadata.json`` gives as ``original_rom_name``, because the core
+        needs it. stable-retro needs a ``rom.zip`` beside it.
 
         Args:
-            suffix: What the name ends in, if neither a ROM that is there nor the game's own name tells.
+            suffix: The suffix, if it follows neither from an existing ROM nor from the console in the game's name.
         """
         from stable_retro import data as retro_data
 
@@ -139,7 +274,7 @@ class Game:
         """Returns the SHA-1 sums that ``rom.sha`` allows.
 
         Raises:
-            KartRewardsError: The file is missing.
+            KartRewardsError: The file is missing or can't be read.
         """
         path = self.folder / "rom.sha"
         try:
@@ -152,27 +287,30 @@ class Game:
         return sorted(path.stem for path in self.folder.glob("*.state"))
 
     def default_state(self) -> str:
-        """Returns the name of the state that ``metadata.json`` starts from.
+        """Returns the name of the default start state, from ``metadata.json``.
 
         Raises:
-            KartRewardsError: It names none.
+            KartRewardsError: The file does not name one, or can't be read.
         """
         path = self.folder / "metadata.json"
         name = load_json(path).get("default_state")
         if not isinstance(name, str):
-            raise KartRewardsError(f'{path}: names no "default_state": {self._how_to_make_a_state(default=True)}')
+            raise KartRewardsError(f'{path}: has no "default_state": {self._how_to_make_a_state(default=True)}')
         return name
 
     def state_path(self, state: str | Path) -> Path:
-        """Returns where a start state lies: ``Level1`` is the folder's ``Level1.state``; or any ``.state`` by its path.
+        """Returns the path of a start state.
+
+        Args:
+            state: ``Level1`` for ``Level1.state`` in the game's folder, or the path of any ``.state`` file.
 
         Raises:
-            KartRewardsError: There is none.
+            KartRewardsError: The file does not exist.
         """
         path = self._file(state, ".state")
         if not path.is_file():
             states = ", ".join(self.states())
-            remedy = f"it has {states}" if states else f"it has none yet: {self._how_to_make_a_state()}"
+            remedy = f"it has {states}" if states else f"it has no states yet: {self._how_to_make_a_state()}"
             raise KartRewardsError(f"{path}: no such start state of {self.name}; {remedy}")
         return path
 
@@ -180,27 +318,33 @@ class Game:
         return f"make one: {self.command(f'state {self.name} start --play')}{' --default' if default else ''}"
 
     def load_state(self, state: str | Path) -> bytes:
-        """Returns the emulator's snapshot that a start state holds.
+        """Returns the emulator's snapshot inside a start state.
+
+        Args:
+            state: As for ``state_path``.
 
         Raises:
-            KartRewardsError: There is no such state, or the file is damaged.
+            KartRewardsError: The file does not exist, or is damaged.
         """
         return read_snapshot(self.state_path(state))
 
     def json_path(self, name: str | Path) -> Path:
-        """Returns where a data or scenario file lies: ``sprint`` is the folder's ``sprint.json``, or a path.
+        """Returns the path of a data or scenario file.
+
+        Args:
+            name: ``sprint`` for ``sprint.json`` in the game's folder, or the path of any ``.json`` file.
 
         Raises:
-            KartRewardsError: There is none.
+            KartRewardsError: The file does not exist.
         """
         path = self._file(name, ".json")
         if not path.is_file():
             files = ", ".join(sorted(file.name for file in self.folder.glob("*.json")))
-            raise KartRewardsError(f"{path}: no such file; {self.folder} holds {files or 'no .json file'}")
+            raise KartRewardsError(f"{path}: no such file; {self.folder} has {files or 'no .json file'}")
         return path.resolve()
 
     def _file(self, name: str | Path, suffix: str) -> Path:
-        """A file by its name in the folder, with or without its suffix, or by its path."""
+        """Returns the path of a file from its name in the folder, with or without suffix, or from its path."""
         if not str(name).endswith(suffix):
             return self.folder / f"{name}{suffix}"
         own = self.folder / name
@@ -208,7 +352,7 @@ class Game:
 
 
 def system_of(name: str) -> str | None:
-    """Returns the console that a game's name ends in, as stable-retro calls it (``Snes``); None if it names none."""
+    """Returns stable-retro's name of the console that a game's name ends in, such as ``Snes``; None without one."""
     from stable_retro import data as retro_data
 
     console = re.sub(r"-v\d+$", "", name).rpartition("-")[2]
@@ -216,14 +360,14 @@ def system_of(name: str) -> str | None:
 
 
 def rom_sha1(file: IO[bytes], skip: int = 0) -> tuple[str, int]:
-    """Returns a ROM's SHA-1 as ``rom.sha`` holds it, and how many bytes it has.
+    """Returns a ROM's SHA-1, in the form of ``rom.sha``, and its size in bytes.
 
     Args:
-        file: The ROM, open.
-        skip: How many bytes lie before it.
+        file: The open file.
+        skip: Number of bytes before the ROM.
 
     Raises:
-        OSError: It can't be read, or is larger than any ROM.
+        OSError: The file can't be read, or is larger than any ROM.
     """
     digest, size = hashlib.sha1(usedforsecurity=False), 0
     file.seek(skip)
@@ -236,5 +380,5 @@ def rom_sha1(file: IO[bytes], skip: int = 0) -> tuple[str, int]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a plain file. Unlike ``Path.is_file`` it does not raise in a locked folder."""
+    """Whether the path is a file. ``Path.is_file`` does the same, but raises an exception in a locked folder."""
     return os.path.isfile(path)  # noqa: PTH113

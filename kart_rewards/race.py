@@ -1,9 +1,10 @@
-"""What the RAM says of a race: codes, lap, progress, and the metrics that no reward setting changes.
+"""Facts about a race that do not depend on the reward settings: codes in RAM, laps, progress, metrics.
 
-* ``lap``, ``progress``, ``finished`` - derived from one snapshot
+* ``ROAD`` and the other surface codes, ``COURSE_SURFACES``, ``FACING_BACKWARD`` - values of RAM variables
+* ``lap``, ``progress``, ``finished`` - computed from one snapshot
 * ``RaceMetrics`` - lap times, off-road time and wall hits of one episode
 
-The codes are those of the public integrations of the retail game; HomebrewKart keeps to them.
+The codes are from the public integrations of the retail game. HomebrewKart uses the same codes.
 """
 
 from __future__ import annotations
@@ -21,45 +22,51 @@ WALL = 0x80
 PIT = 0x20
 DEEP_WATER = 0x22
 COURSE_SURFACES = frozenset({ROAD, BOOST, OIL, START_LINE})
-"""What lies on the course itself; everything else is off the road."""
+"""The surfaces of the course itself. All other surfaces are off the road."""
 
-FACING_BACKWARD = 0x10  # `backward` while the kart faces the wrong way
-LAPS_AT_FIRST_CROSSING = 128  # `laps` reads one less on the grid
+FACING_BACKWARD = 0x10  # value of `backward` while the kart faces the wrong way
+LAPS_AT_FIRST_CROSSING = 128  # value of `laps` after the first crossing of the line; 127 on the grid
 LAPS_IN_A_RACE = 5
 
 METRIC_VARIABLES = frozenset({"laps", "surface", "collision"})
-"""The variables that ``RaceMetrics`` reads: a game without them has no race metrics."""
+"""The variables that ``RaceMetrics`` reads. A game without them has no race metrics."""
 
 
 def lap(ram: Any) -> int:
-    """Laps completed; -1 until the kart first crosses the line."""
+    """Returns the number of completed laps; -1 before the first crossing of the line."""
     return ram.laps - LAPS_AT_FIRST_CROSSING
 
 
 def progress(ram: Any) -> int:
-    """Checkpoints passed since the first crossing of the line; -1 on the grid, negative when driving away from it."""
+    """Returns the number of checkpoints since the first crossing of the line; negative before it, -1 on the grid."""
     return ram.checkpoint + lap(ram) * ram.num_checkpoints
 
 
 def finished(ram: Any) -> bool:
-    """Whether all laps are done."""
+    """Returns whether all laps of the race are done."""
     return ram.laps >= LAPS_AT_FIRST_CROSSING + LAPS_IN_A_RACE
 
 
 class RaceMetrics:
-    """Objective metrics of one episode, so that runs with different reward terms compare.
+    """Metrics of one episode. They do not depend on the reward terms, so they make runs comparable.
 
-    The first lap is timed from the start state, as a race clock does. A lap counts once: driving back over
-    the line and forward again completes none.
+    The first lap starts at the start state, like the race clock. Each lap counts once: the kart completes no lap when
+    it drives back over the line and forward again.
 
     Args:
-        ram: The snapshot the episode starts from.
+        ram: The first snapshot of the episode.
         frames_per_second: The console's frame rate.
+
+    Attributes:
+        frames: Number of frames so far, including the frames of a random start.
+        lap_frames: Number of frames of each completed lap.
+        off_road_frames: Number of frames on a surface that is not in ``COURSE_SURFACES``.
+        wall_hits: Number of contacts with a wall. A contact of several frames counts once.
     """
 
     def __init__(self, ram: Any, frames_per_second: float) -> None:
         self.frames_per_second = frames_per_second
-        self.frames = 0  # after a random start the environment adds its frames
+        self.frames = 0
         self.off_road_frames = 0
         self.wall_hits = 0
         self.lap_frames: list[int] = []
@@ -68,7 +75,7 @@ class RaceMetrics:
         self._touching_wall = bool(ram.collision)
 
     def update(self, ram: Any) -> None:
-        """Takes in the next emulated frame."""
+        """Adds the next emulated frame."""
         self.frames += 1
         if ram.surface not in COURSE_SURFACES:
             self.off_road_frames += 1
@@ -81,7 +88,13 @@ class RaceMetrics:
             self._lap_started_at = self.frames
 
     def summary(self) -> dict[str, Any]:
-        """The metrics so far: counts, and times in seconds. A time that there is none of yet is left out."""
+        """Returns the metrics so far.
+
+        Returns:
+            ``laps_completed`` (int), ``finished`` (bool), ``off_road_seconds`` (float), ``wall_hits`` (int). After the
+            first lap also ``lap_time_seconds``, the mean, and ``best_lap_time_seconds``. After the finish also
+            ``race_time_seconds``.
+        """
         summary = {
             "laps_completed": len(self.lap_frames),
             "finished": self._most_laps >= LAPS_AT_FIRST_CROSSING + LAPS_IN_A_RACE,

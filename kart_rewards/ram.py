@@ -1,23 +1,25 @@
-"""Typed RAM: ``data.json`` says where each variable lies and how to decode it; a snapshot holds one frame's values.
+"""Typed RAM: decodes the variables that a ``data.json`` defines.
 
 * ``Variable`` - a name, an address and a type such as ``<s2``; decodes raw bytes
-* ``RamLayout`` - all variables of one ``data.json``; reads snapshots, of live memory or recorded
-* ``RamSnapshot`` - the values of one frame: immutable, by attribute
-* ``read_state_file`` - the work RAM inside a snes9x ``.state`` file, no emulator needed
+* ``RamLayout`` - all variables of one ``data.json``; reads snapshots from live or recorded memory
+* ``RamSnapshot`` - the values of one frame, as attributes; immutable
+* ``read_state_file`` - returns the work RAM inside a snes9x ``.state`` file, without an emulator
+* ``read_snapshot`` - returns the content of any core's ``.state`` file
+* ``load_json`` - returns the object in a JSON file
 
-The types are stable-retro's, byte order, representation, width in bytes:
+A type is a byte order, a representation and a width in bytes, as in stable-retro:
 
-* byte order: ``|``, ``<``, ``=`` and ``<=`` little-endian, ``>`` big-endian; ``><`` and ``>=`` two little-endian
-  halves, the high half first; ``<>`` two big-endian halves, the low half first. Of an odd width, the first half is the
-  shorter
-* representation: ``u`` unsigned, ``i`` signed, ``d`` binary-coded decimal, ``n`` one decimal digit a byte (the low
-  nibble). ``s`` means signed too: stable-retro reads it as unsigned, and this module does not
+* byte order: ``|``, ``<``, ``=`` and ``<=`` are little-endian. ``>`` is big-endian. ``><`` and ``>=`` are two
+  little-endian halves, the high half first. ``<>`` is two big-endian halves, the low half first. If the width is odd,
+  the first half is one byte shorter
+* representation: ``u`` is unsigned, ``i`` is signed, ``d`` is binary-coded decimal, ``n`` is one decimal digit per byte
+  (the low nibble). ``s`` is signed, too; stable-retro itself reads it as unsigned
 * width: 1 to 8 bytes
 
-Values are held in a signed 64-bit integer, as stable-retro holds them: an unsigned 8-byte value of 2**63 or more reads
-as negative. A ``mask`` is applied to the decoded value.
+Values are signed 64-bit integers, as in stable-retro: an unsigned 8-byte value of 2**63 or more reads as negative. A
+``mask`` is applied to the decoded value.
 
-This module imports no emulator: memory reaches it as bytes, or through the ``GameData`` that it is given.
+This module imports no emulator. Its callers pass memory as bytes, or as a ``GameData`` object.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import keyword
 import re
 import zlib
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from operator import itemgetter
@@ -39,7 +41,7 @@ from kart_rewards.errors import KartRewardsError, did_you_mean
 
 SNES_WORK_RAM = 0x7E0000
 SNES_WORK_RAM_SIZE = 0x20000
-SNES_LOW_PAGE_SIZE = 0x2000  # addresses below this mirror the start of work RAM
+SNES_LOW_PAGE_SIZE = 0x2000  # addresses below this one are a mirror of the start of work RAM
 
 _TYPE = re.compile(r"(?P<order>\||<|>|=|><|<>|>=|<=)(?P<representation>[uisdn])(?P<width>[1-8])")
 
@@ -49,13 +51,13 @@ class Variable:
     """One entry of ``data.json``.
 
     Args:
-        name: The attribute under which a snapshot shows the value.
-        address: Where the first byte lies, as the core maps it (SNES work RAM starts at 0x7E0000).
+        name: The name of the snapshot's attribute.
+        address: The address of the first byte in the core's memory map (SNES work RAM starts at 0x7E0000).
         type: Byte order, representation and width, such as ``<s2``. See the module's docstring.
-        mask: Bits of the decoded value to keep. None keeps all.
+        mask: The bits of the decoded value to keep. None keeps all.
 
     Raises:
-        KartRewardsError: The type is not one of stable-retro's.
+        KartRewardsError: The type is not valid.
 
     Example:
         >>> Variable("speed", 0x7E10EA, "<s2").decode(b"\\xfb\\xff")
@@ -76,28 +78,35 @@ class Variable:
 
     @property
     def width(self) -> int:
-        """How many bytes the value takes."""
+        """The size of the value, in bytes."""
         return int(self.type[-1])
 
     @property
     def lowest(self) -> int:
-        """The least value that the type holds."""
+        """The smallest value of the type."""
         return -(2 ** (8 * self.width - 1)) if self.type[-2] in "is" else 0
 
     @property
     def highest(self) -> int:
-        """The greatest value that the type holds."""
+        """The largest value of the type."""
         if self.type[-2] in "dn":
             return 10 ** (self.width * (2 if self.type[-2] == "d" else 1)) - 1
         return int(2 ** (8 * self.width - (self.type[-2] in "is"))) - 1
 
     @property
     def core_type(self) -> str:
-        """The type under which stable-retro's own decoder reads the same value."""
+        """The type with which stable-retro's own decoder returns the same value."""
         return self.type.replace("s", "i")
 
     def decode(self, raw: bytes) -> int:
-        """Returns the value of ``raw``, the ``width`` bytes that start at ``address``."""
+        """Decodes the value.
+
+        Args:
+            raw: The ``width`` bytes that start at ``address``.
+
+        Returns:
+            The value, with the mask applied.
+        """
         ordered = _little_endian(raw, self.type[:-2])
         representation = self.type[-2]
         if representation == "n":
@@ -105,7 +114,7 @@ class Variable:
         elif representation == "d":
             value = sum(((byte >> 4) % 10 * 10 + (byte & 0xF) % 10) * 100**place for place, byte in enumerate(ordered))
         else:
-            # An 8-byte unsigned value overflows stable-retro's 64-bit integer; reading it as signed does the same.
+            # stable-retro stores unsigned 8-byte values in a signed 64-bit integer, so they read as signed.
             signed = representation in "is" or len(raw) == 8
             value = int.from_bytes(ordered, "little", signed=signed)
         return value if self.mask is None else value & self.mask
@@ -123,9 +132,9 @@ def _little_endian(raw: bytes, order: str) -> bytes:
 
 
 class RamSnapshot:
-    """The values of one emulated frame, by name: ``ram.speed``. Immutable; a tuple underneath.
+    """The values of one emulated frame: ``ram.speed``. It is an immutable named tuple.
 
-    Each ``RamLayout`` has a subclass of its own, with that layout's variables as attributes.
+    Each set of variables has its own subclass, with the variables as attributes. See ``RamLayout.snapshot_class``.
     """
 
     __slots__ = ()
@@ -134,15 +143,21 @@ class RamSnapshot:
     def __getattr__(self, name: str) -> int:
         if name.startswith("__"):
             raise AttributeError(name)
-        hint = did_you_mean(name, self._fields)
-        raise AttributeError(
-            f"no RAM variable {name!r}.{hint} There are: {', '.join(self._fields)}", name=name, obj=self
-        )
+        raise AttributeError(unknown_variable(name, self._fields), name=name, obj=self)
+
+
+def unknown_variable(name: str, known: Iterable[str]) -> str:
+    """Returns the message for a variable name that is not one of the ``known`` names."""
+    known = tuple(known)
+    return f"no RAM variable {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}"
 
 
 @lru_cache
 def snapshot_class(names: tuple[str, ...]) -> Any:
-    """Returns the subclass of ``RamSnapshot`` with these variables: ``cls(*values)`` or ``cls(**values)``."""
+    """Returns the subclass of ``RamSnapshot`` with these variables.
+
+    Its constructor takes one int per variable: ``cls(*values)`` or ``cls(**values)``.
+    """
     namespace = {"__slots__": (), "__reduce__": lambda self: (_rebuild_snapshot, (names, tuple(self)))}
     return type("RamSnapshot", (namedtuple("RamSnapshot", names), RamSnapshot), namespace)
 
@@ -155,11 +170,14 @@ class RamLayout:
     """All variables of one ``data.json``.
 
     Args:
-        variables: What to read, in the order in which snapshots hold it.
-        source: Where the variables come from, for error messages.
+        variables: The variables, in the order of a snapshot's values.
+        source: The file that defines the variables, for error messages.
+
+    Attributes:
+        snapshot_class: The subclass of ``RamSnapshot`` with these variables.
 
     Raises:
-        KartRewardsError: Two variables share a name, or a name can't be a Python attribute.
+        KartRewardsError: Two variables have the same name, or a name can't be a Python attribute.
     """
 
     def __init__(self, variables: list[Variable], source: str = "data.json") -> None:
@@ -168,24 +186,25 @@ class RamLayout:
         for name in self.names:
             if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
                 raise KartRewardsError(
-                    f"{source}: {name!r} can't be a variable's name: rename it to a plain Python name"
+                    f"{source}: {name!r} can't be a variable's name: rename it to a valid Python name without a "
+                    "leading underscore"
                 )
         if len(set(self.names)) != len(self.names):
-            raise KartRewardsError(f"{source}: two variables share a name")
+            raise KartRewardsError(f"{source}: two variables have the same name: rename one of them")
         self.snapshot_class = snapshot_class(self.names)
         self._build = partial(tuple.__new__, self.snapshot_class)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The variables' names, in order."""
+        """The names of the variables, in the order of a snapshot's values."""
         return tuple(variable.name for variable in self.variables)
 
     @classmethod
     def from_file(cls, path: str | Path) -> RamLayout:
-        """Reads a ``data.json``: ``{"info": {name: {"address": int, "type": str, "mask": int (optional)}}}``.
+        """Reads a ``data.json``: ``{"info": {name: {"address": int, "type": str, "mask": int}}}``; mask is optional.
 
         Raises:
-            KartRewardsError: The file can't be read, is not JSON, or an entry is not as above.
+            KartRewardsError: The file can't be read, it is not JSON, or an entry is not valid.
         """
         info = load_json(path).get("info")
         if not isinstance(info, dict):
@@ -208,13 +227,14 @@ class RamLayout:
         return cls(variables, source=str(path))
 
     def check_addresses(self, blocks: Mapping[int, bytes]) -> None:
-        """Checks that every variable lies in memory.
+        """Checks that each variable lies inside one memory block.
 
         Args:
-            blocks: Start address -> content of each memory block, as ``stable_retro``'s ``data.memory.blocks`` has it.
+            blocks: Start address -> content of each memory block, in the format of stable-retro's
+                ``data.memory.blocks``.
 
         Raises:
-            KartRewardsError: A variable lies, in part or whole, outside all blocks.
+            KartRewardsError: A variable does not lie inside one block.
         """
         for variable in self.variables:
             if _find_block(variable, blocks) is None:
@@ -227,17 +247,18 @@ class RamLayout:
                 )
 
     def reader(self, data: Any) -> Callable[[], Any]:
-        """Returns a function that takes no arguments and returns a ``RamSnapshot`` of live memory.
+        """Returns a function without arguments that reads a ``RamSnapshot`` from live memory.
 
-        The function runs once per emulated frame, so all variables are decoded in one call of stable-retro's: a call
-        for each takes longer. For that the variables are defined in ``data``, in place of those of the same names: with
-        ``s`` as signed, and without masks, which are applied to what comes back.
+        The function runs once per emulated frame. It therefore decodes all variables in one call of stable-retro,
+        which is faster than one call per variable. To make that possible, this method defines the variables in
+        ``data`` and replaces those of the same names. It defines ``s`` as signed and leaves masks out: the function
+        applies them to the decoded values.
 
         Args:
-            data: A ``stable_retro.data.GameData`` that is bound to an emulator. One layout can read it at a time.
+            data: A ``stable_retro.data.GameData`` that is bound to an emulator. One layout at a time can read it.
 
         Raises:
-            KartRewardsError: See ``check_addresses``.
+            KartRewardsError: A variable does not lie inside one memory block.
         """
         self.check_addresses(data.memory.blocks)
         for variable in self.variables:
@@ -255,13 +276,13 @@ class RamLayout:
         return read
 
     def decode(self, blocks: Mapping[int, bytes]) -> Any:
-        """Returns a ``RamSnapshot`` of recorded memory, with no emulator.
+        """Returns a ``RamSnapshot`` of recorded memory, without an emulator.
 
         Args:
             blocks: Start address -> content of each memory block, in the console's byte order.
 
         Raises:
-            KartRewardsError: A variable lies outside all blocks.
+            KartRewardsError: A variable does not lie inside one block.
         """
         self.check_addresses(blocks)
         values = []
@@ -281,10 +302,10 @@ def _find_block(variable: Variable, blocks: Mapping[int, bytes]) -> int | None:
 
 
 def load_json(path: str | Path) -> dict[str, Any]:
-    """Returns the object that a JSON file holds.
+    """Returns the object in a JSON file.
 
     Raises:
-        KartRewardsError: The file is missing, unreadable, not JSON, or holds something else than an object.
+        KartRewardsError: The file can't be read, it is not JSON, or its value is not an object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -298,35 +319,35 @@ def load_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_snapshot(path: str | Path) -> bytes:
-    """Returns the emulator's snapshot that a ``.state`` file holds, gzip'd.
+    """Returns the emulator state that a ``.state`` file contains, uncompressed.
 
     Raises:
-        KartRewardsError: The file can't be read, or is damaged.
+        KartRewardsError: The file can't be read, or it is damaged.
     """
     try:
         return gzip.decompress(Path(path).read_bytes())
     except FileNotFoundError:
         raise KartRewardsError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise KartRewardsError(f"{path}: is not a save state (a gzip'd snapshot): {error}") from None
+        raise KartRewardsError(f"{path}: is not a save state (a gzip-compressed file): {error}") from None
 
 
 def read_state_file(path: str | Path) -> dict[int, bytes]:
-    """Returns the SNES work RAM that a ``.state`` file holds, with its mirror in the low page.
+    """Returns the SNES work RAM that a ``.state`` file contains, and its mirror at address 0.
 
-    A snes9x snapshot is a row of blocks, three letters, a size of six digits and the content each; the block
-    ``RAM:131072:`` is work RAM.
+    A snes9x state is a sequence of blocks. Each has a name of three letters, a size of six digits, and the content. The
+    block ``RAM:131072:`` is work RAM.
 
     Returns:
-        Start address -> bytes, ready for ``RamLayout.decode``.
+        Start address -> bytes, the argument of ``RamLayout.decode``.
 
     Raises:
-        KartRewardsError: The file can't be read or holds no snes9x snapshot.
+        KartRewardsError: The file can't be read, or it contains no snes9x state.
     """
     content = read_snapshot(path)
     marker = f"RAM:{SNES_WORK_RAM_SIZE:06d}:".encode()
     start = content.find(marker) + len(marker)
     work_ram = content[start : start + SNES_WORK_RAM_SIZE]
     if marker not in content or len(work_ram) < SNES_WORK_RAM_SIZE:
-        raise KartRewardsError(f"{path}: holds no snes9x work RAM: not a SNES save state, or a damaged one")
+        raise KartRewardsError(f"{path}: holds no snes9x work RAM: it is not a SNES save state, or it is damaged")
     return {SNES_WORK_RAM: work_ram, 0: work_ram[:SNES_LOW_PAGE_SIZE]}

@@ -1,12 +1,13 @@
-"""Reward terms, their weights, and their sum.
+"""Reward terms: their weights, their weighted sum, and the transform of the sum.
 
 * ``reward_term`` - marks a function or class as a reward term
 * ``wall``, ``Checkpoint``, ``terrain``, ``time``, ``backwards`` - the reference terms
 * ``RewardTerm`` - a term with its weight
-* ``EpisodeRewards`` - the terms at work on one episode
-* ``make_transform`` - what the agent is given of a frame's reward
+* ``EpisodeRewards`` - scores one episode with a list of terms
+* ``make_transform`` - returns the function that converts a frame's weighted sum to the agent's reward
+* ``as_term``, ``with_weights``, ``parse_weights`` - terms and weights from the user's input
 
-A term is called once per emulated frame and returns its unweighted value. This module knows nothing of emulators.
+A term is called once per emulated frame and returns its unweighted value. This module imports no emulator.
 
 Example:
     >>> @reward_term(weight=0.02)
@@ -35,7 +36,15 @@ def _is_finite_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class RewardTerm(Script):
-    """A reward term and what one unit of it is worth."""
+    """A reward term.
+
+    Args:
+        name, definition: See ``Script``.
+        weight: The factor of the term's value in a frame's reward.
+
+    Raises:
+        KartRewardsError: See ``Script``; or the weight is not a finite number.
+    """
 
     weight: float = 1.0
 
@@ -46,19 +55,22 @@ class RewardTerm(Script):
                 f"{self.where}: the weight of {self.name!r} must be a finite number, not {self.weight!r}"
             )
 
-    def weighing(self, weight: float) -> RewardTerm:
-        """Returns the same term with another weight; where it is defined, and its fingerprint, are not read again."""
+    def with_weight(self, weight: float) -> RewardTerm:
+        """Returns a copy with another weight. It keeps ``where`` and ``fingerprint``: the file may have changed."""
         term = copy.copy(self)
         object.__setattr__(term, "weight", weight)
         return term
 
 
 def reward_term(weight: Any = 1.0, name: str | None = None) -> Any:
-    """Marks a function or class as a reward term; it stays callable as it is.
+    """Marks a function or class as a reward term. This decorator returns it unchanged.
 
     Args:
-        weight: What the term's value is multiplied by, unless a scenario or the command line says otherwise.
-        name: How to call the term. By default the function's name, or the class's in snake case.
+        weight: The factor of the term's value. A scenario or the command line can replace it.
+        name: The term's name. By default it is the function's name, or the class's name in snake case.
+
+    Raises:
+        KartRewardsError: See ``RewardTerm``.
     """
 
     if callable(weight):  # @reward_term, without parentheses
@@ -70,18 +82,18 @@ def reward_term(weight: Any = 1.0, name: str | None = None) -> Any:
     return decorate
 
 
-# The reference terms: the rules of the original system, which scored every emulated frame. After the finish they pay 0.
+# The reference terms: the rules of the original system, which scored each emulated frame. After the finish they pay 0.
 
-WALL_HIT_BELOW_SPEED = 600  # a touch at more than this is a graze
-PACE_PERIOD_FRAMES = 30  # terrain and time are paid on every 30th value of current_frame
+WALL_HIT_BELOW_SPEED = 600  # the original ignores a touch at this speed or more
+PACE_PERIOD_FRAMES = 30  # terrain and time pay on every 30th value of current_frame
 BRISK_SPEED = 700
 BACKWARDS_PERIOD_FRAMES = 6
 
-ROUNDING = 1e-12  # a sum this small beside its parts is what is left of parts that cancel
+ROUNDING = 1e-12  # the largest rounding error of a sum, relative to the sum of the absolute values
 
 
 def hits_wall(ram: Any) -> bool:
-    """Whether the kart touches a wall at less than 600: what the wall term charges and the early stop counts."""
+    """Whether the kart touches a wall at a speed below 600. The wall term and the early stop use this condition."""
     return ram.collision != 0 and ram.speed < WALL_HIT_BELOW_SPEED
 
 
@@ -97,7 +109,7 @@ def wall(ram: Any) -> float:
 
 @reward_term(weight=300)
 class Checkpoint:
-    """Pay each checkpoint once, when progress exceeds the best so far."""
+    """Pay each checkpoint once, when progress exceeds the best progress so far."""
 
     def __init__(self) -> None:
         self.best_progress = -1
@@ -111,13 +123,13 @@ class Checkpoint:
 
 @reward_term(weight=-15)
 def terrain(ram: Any) -> float:
-    """Charge being on anything but road, twice a second."""
+    """Charge any surface except road, twice per second."""
     return float(ram.surface != ROAD and _on_pace_frame(ram) and not finished(ram))
 
 
 @reward_term(weight=-1)
 def time(ram: Any) -> float:
-    """Charge time twice a second: 1, or half of that above speed 700."""
+    """Charge time twice per second: 1, or 0.5 at a speed above 700."""
     if not _on_pace_frame(ram) or finished(ram):
         return 0.0
     return 0.5 if ram.speed > BRISK_SPEED else 1.0
@@ -125,7 +137,7 @@ def time(ram: Any) -> float:
 
 @reward_term(weight=-2)
 def backwards(ram: Any) -> float:
-    """Charge facing the wrong way, ten times a second."""
+    """Charge facing the wrong way, ten times per second."""
     return float(
         ram.backward == FACING_BACKWARD and ram.current_frame % BACKWARDS_PERIOD_FRAMES == 0 and not finished(ram)
     )
@@ -135,10 +147,10 @@ REFERENCE_TERMS = (wall, Checkpoint, terrain, time, backwards)
 
 
 def as_term(definition: Any) -> RewardTerm:
-    """Returns the ``RewardTerm`` of a function or class that ``reward_term`` marked, or of a plain one, with weight 1.
+    """Returns the ``RewardTerm`` of a function or class. A function or class without a mark gets weight 1.
 
     Raises:
-        KartRewardsError: It is neither.
+        KartRewardsError: The definition is not a function or class, or it is not a valid term.
     """
     return as_script(definition, RewardTerm, "reward term")
 
@@ -147,12 +159,12 @@ def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None
     """Returns the terms with some weights replaced.
 
     Args:
-        terms: All terms there are.
-        weights: Name -> weight; None keeps the term's own.
-        source: Who asks, for the error message.
+        terms: All terms of the run.
+        weights: Name -> weight. None keeps the term's own weight.
+        source: The origin of the weights, for error messages.
 
     Raises:
-        KartRewardsError: A name is no term's, or a weight is no finite number.
+        KartRewardsError: A name is not the name of a term, or a weight is not a finite number.
     """
     terms = list(terms)
     unknown = sorted(set(weights) - {term.name for term in terms})
@@ -163,11 +175,14 @@ def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None
         if weight is not None and not _is_finite_number(weight):
             raise KartRewardsError(f"{source}: the weight of {name!r} must be a finite number, not {weight!r}")
     chosen = {name: float(weight) for name, weight in weights.items() if weight is not None}
-    return [term.weighing(chosen.get(term.name, term.weight)) for term in terms]
+    return [term.with_weight(chosen.get(term.name, term.weight)) for term in terms]
 
 
 def parse_weights(arguments: Iterable[str]) -> dict[str, float]:
-    """Parses ``wall=-5 top_speed=0.02`` as the command line has it.
+    """Parses the values of ``--reward-weights``, such as ``["wall=-5", "top_speed=0.02"]``.
+
+    Returns:
+        Name -> weight.
 
     Raises:
         KartRewardsError: An argument is not NAME=NUMBER.
@@ -183,20 +198,24 @@ def parse_weights(arguments: Iterable[str]) -> dict[str, float]:
 
 
 class EpisodeRewards:
-    """The reward terms at work on one episode.
+    """Scores one episode with a list of reward terms.
 
-    What the transform makes of a frame's reward is put down to the terms in proportion to what they paid, so that the
-    sums after the transform add up to the episode's return, as the sums before it add up to the plain reward.
+    The transformed reward of a frame is divided among the terms in proportion to their weighted values. Therefore
+    ``transformed`` sums to the episode's return, and ``sums`` sums to the return before the transform.
 
     Args:
-        terms: The terms; those that are classes are instantiated.
-        transform: What the agent is given of a frame's reward, a pure function. By default all of it.
+        terms: The terms. Each class is instantiated.
+        transform: Converts a frame's weighted sum to the agent's reward. It must be a pure function. The default keeps
+            the weighted sum.
 
     Attributes:
         step: Term -> weighted sum since ``start_step``, before the transform.
         sums: Term -> weighted sum over the episode, before the transform.
-        transformed: The same, after the transform.
-        counts: Term -> frames of the episode on which its value was not 0.
+        transformed: Term -> weighted sum over the episode, after the transform.
+        counts: Term -> number of the episode's frames on which its value was not 0.
+
+    Raises:
+        KartRewardsError: A class can't be instantiated.
     """
 
     def __init__(self, terms: list[RewardTerm], transform: Callable[[float], float] = float) -> None:
@@ -207,34 +226,37 @@ class EpisodeRewards:
         self.discard()
 
     def discard(self) -> None:
-        """Throws away what was scored so far; the terms keep what they saw."""
+        """Resets all sums and counts to 0. The terms keep their memory."""
         self.sums = dict.fromkeys(self._weights, 0.0)
         self.transformed = dict.fromkeys(self._weights, 0.0)
         self.counts = dict.fromkeys(self._weights, 0)
         self.start_step()
 
     def start_step(self) -> None:
-        """Begins the next agent step."""
+        """Begins the next agent step: resets ``step`` to 0."""
         self.step = dict.fromkeys(self._weights, 0.0)
 
     def __call__(self, ram: Any) -> float:
         """Scores one emulated frame.
 
+        Args:
+            ram: The frame's ``RamSnapshot``.
+
         Returns:
-            What the transform makes of the weighted sum of all terms.
+            The weighted sum of all terms, transformed.
 
         Raises:
-            KartRewardsError: A term raised, or its value is no finite number. Names the term, its file and line, and
-                the snapshot.
+            KartRewardsError: A term raised an exception, or its value is not a finite number. The message names the
+                term, its file and line, and the snapshot.
         """
         values = self._calls.values(ram)
         paid = []
         plain = size = 0.0
         try:
-            if not math.hypot(*values):  # all are 0, as on most frames; raises for what is no number
+            if not math.hypot(*values):  # all are 0, as on most frames; raises if one is not a number
                 return self._no_reward
             for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
-                weighted = float(weight * value)  # raises for what is no number
+                weighted = float(weight * value)  # raises if it is not a real number
                 if value:
                     paid.append((name, weighted))
                     plain += weighted
@@ -244,7 +266,7 @@ class EpisodeRewards:
             finite = False
         if not finite:
             raise self._not_finite(values, ram)
-        if abs(plain) < ROUNDING * size:  # terms that cancel leave a rounding error, of which `sign` would make a unit
+        if abs(plain) < ROUNDING * size:  # the terms cancel: the transform `sign` must not turn a rounding error into 1
             plain = 0.0
         reward = self._transform(plain)
         factor = reward / plain if plain else 0.0
@@ -266,7 +288,11 @@ class EpisodeRewards:
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what the episode's rewards depend on and have come to, as plain values for ``set_state``."""
+        """Returns the memory of all terms and all sums and counts, as plain values for ``set_state``.
+
+        Raises:
+            KartRewardsError: See ``ScriptCalls.get_state``.
+        """
         return {
             "calls": self._calls.get_state(),
             "step": dict(self.step),
@@ -276,10 +302,10 @@ class EpisodeRewards:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes back what ``get_state`` returned.
+        """Restores a state that ``get_state`` returned.
 
         Raises:
-            KartRewardsError: It is of another version of this package.
+            KartRewardsError: Another version of this package saved the state.
         """
         self._calls.set_state(state["calls"])
         try:
@@ -287,15 +313,16 @@ class EpisodeRewards:
             self.transformed, self.counts = dict(state["transformed"]), dict(state["counts"])
         except TypeError:
             raise KartRewardsError(
-                "the saved rewards are of another version of kart_rewards: go on with that one, or begin anew"
+                "another version of kart_rewards saved these rewards: continue with that version, or start a new run"
             ) from None
 
     def episode_summary(self) -> dict[str, dict[str, float]]:
-        """What each term did over the episode: four tables by term.
+        """Returns four tables of the episode so far. Each table maps a term to a number.
 
         Returns:
-            ``sum`` and ``transformed`` as above; ``share``: what the term gave or took (negative) as a part of all that
-            the terms gave and took, after the transform; ``count``: the frames on which it paid.
+            ``sum``: weighted sum before the transform. ``transformed``: weighted sum after the transform. ``share``:
+            the transformed sum, divided by the sum of the absolute transformed sums of all terms; -1 to 1. ``count``:
+            number of frames on which the term's value was not 0.
         """
         everything = sum(map(abs, self.transformed.values())) or 1.0
         return {
@@ -307,14 +334,14 @@ class EpisodeRewards:
 
 
 def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:
-    """Returns what turns one emulated frame's reward into what the agent is given of it.
+    """Returns the function that converts one emulated frame's weighted sum to the agent's reward.
 
     Args:
-        kind: ``sign`` (-1, 0 or 1, as the original), ``scale`` (times ``scale``) or ``none``.
-        scale: The factor of ``scale``.
+        kind: ``sign`` (-1, 0 or 1, as in the original), ``scale`` (multiplies by ``scale``) or ``none``.
+        scale: The factor of the kind ``scale``.
 
     Raises:
-        KartRewardsError: The kind is none of these, or the scale no finite number.
+        KartRewardsError: The kind is unknown, or the scale is not a finite number.
     """
     if not _is_finite_number(scale):
         raise KartRewardsError(f"the reward scale must be a finite number, not {scale!r}")

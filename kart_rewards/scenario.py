@@ -1,6 +1,10 @@
-"""Which reward terms and done rules a run uses, and what a game's variables should read.
+"""Scenario files: the reward terms and done rules of a run, and checks of a game's variables.
 
-``scenario.json`` holds, beside what stable-retro reads of it, a key of our own, which stable-retro ignores::
+* ``Scoring`` - the terms and rules of a run
+* ``load_scoring`` - reads a scenario file and applies the user's additions and weights
+* ``Check``, ``load_checks`` - conditions on the variables' values
+
+A ``scenario.json`` has keys that stable-retro reads, and the key ``kart_rewards``, which stable-retro ignores::
 
     "kart_rewards": {
         "modules": ["my_rewards.py"],
@@ -12,24 +16,21 @@
         ]
     }
 
-``modules`` are files (relative to the scenario's folder) or importable modules to take terms and rules from, beside the
-reference ones. ``rewards`` names the terms to use and their weights; null keeps the weight the term was marked with.
-``done`` names the rules. A part that is left out stands for the reference terms or rules.
+``modules`` lists files (relative to the scenario's folder) or importable modules. Their terms and rules are available
+in addition to the reference terms and rules. ``rewards`` lists the terms to use, with their weights; null keeps the
+weight of the decorator. ``done`` lists the rules to use. Without ``rewards`` or ``done``, the reference terms or rules
+and those of ``modules`` are used.
 
-``checks`` tell ``python -m kart_rewards doctor`` whether the addresses in ``data.json`` are right: what is true of the
-variables from a start state on. ``expect`` is a condition (see ``kart_rewards.games.condition``), in which ``before.speed``
-is the speed in the start state. It must hold in the start state itself or, with ``within_frames``, after one of so many
-frames, all the while with the buttons of ``hold`` pressed (``B+LEFT``; none if it is left out).
-
-* ``Scoring`` - the terms and rules of a run
-* ``load_scoring`` - a scenario, plus what the user adds and reweighs
-* ``Check``, ``load_checks`` - what the variables should read
+``checks`` lists conditions that are true if the addresses in ``data.json`` are right; ``kart-rewards doctor`` checks
+them. ``expect`` is a condition (see ``kart_rewards.games.condition``). In it, ``before.speed`` is the speed in the
+start state. Without ``within_frames``, the condition must be true in the start state. With it, the condition must be
+true after at least one of the next ``within_frames`` frames, during which the buttons of ``hold`` are held.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,22 @@ from kart_rewards.done import REFERENCE_RULES, DoneRule, as_rule
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.ram import RamLayout, load_json
 from kart_rewards.rewards import REFERENCE_TERMS, RewardTerm, as_term, with_weights
-from kart_rewards.scripting import SomeScript, marked_scripts, script_of, unique_by_name
+from kart_rewards.scripting import Script, SomeScript, marked_scripts, script_of, unique_by_name
 
 KEY = "kart_rewards"
 MOST_CHECK_FRAMES = 36_000  # ten minutes of the console's time
 _PARTS = ("modules", "rewards", "done", "checks")
 
+_FILES_OF_0_1 = {"kart_rewards.rewards": "bec35897d035e772", "kart_rewards.done": "fc6ae876b0a537fe"}
+"""The hashes of the files of version 0.1 that defined the reference terms and rules, which compute the same today."""
+
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a run pays and when its episodes end.
+    """The reward terms and done rules of a run.
 
     Args:
-        terms: The reward terms, with the weights in force.
+        terms: The reward terms, with their final weights.
         done: The done rules.
     """
 
@@ -58,17 +62,32 @@ class Scoring:
     done: list[DoneRule]
 
     def check(self, layout: RamLayout) -> None:
-        """Raises KartRewardsError if a term or rule reads a variable that the game's ``data.json`` lacks."""
+        """Checks that the layout has all variables that the terms and rules read.
+
+        Raises:
+            KartRewardsError: The game's ``data.json`` does not define one of them.
+        """
         for script in (*self.terms, *self.done):
             script.check_reads(layout)
 
     def fingerprints(self) -> dict[str, str]:
-        """Each term and rule -> its weight and the hash of its file, as text, to compare runs by."""
-        terms = {f"term {term.name}": f"weight {term.weight!r}, source {term.fingerprint}" for term in self.terms}
-        return terms | {f"rule {rule.name}": f"source {rule.fingerprint}" for rule in self.done}
+        """Returns the weight and the code's hash of each term and rule, as text. Equal runs have equal fingerprints."""
+        return self._described(lambda script: f"code {script.fingerprint}")
+
+    def fingerprints_of_0_1(self) -> dict[str, str]:
+        """Returns the same as checkpoints of version 0.1 hold it: with a hash of each file."""
+
+        def of_file(script: Script) -> str:
+            return f"source {_FILES_OF_0_1.get(script.definition.__module__, script.file_fingerprint)}"
+
+        return self._described(of_file)
+
+    def _described(self, describe: Callable[[Script], str]) -> dict[str, str]:
+        terms = {f"term {term.name}": f"weight {term.weight!r}, {describe(term)}" for term in self.terms}
+        return terms | {f"rule {rule.name}": describe(rule) for rule in self.done}
 
     def table(self) -> str:
-        """The terms, weights and rules in force, as text for a person."""
+        """Returns the terms, weights and rules as a text table for a person."""
         rows = [(term.name, f"{term.weight:g}", term.summary) for term in self.terms]
         rows += [(rule.name, "ends", rule.summary) for rule in self.done]
         width = max((len(name) for name, _, _ in rows), default=0)
@@ -78,15 +97,17 @@ class Scoring:
 def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, float] | None = None) -> Scoring:
     """Returns the terms and rules of a scenario file, with additions.
 
-    Weights come from the mark, overridden by the scenario, overridden by ``weights``.
+    The weight of a term comes from ``weights``, else from the scenario, else from the term's decorator.
 
     Args:
         path: The scenario file.
-        extra: Terms and rules to add: functions and classes, or files and modules of which all are added.
+        extra: Terms and rules to add: functions and classes; or files and modules, of which all terms and rules are
+            added.
         weights: Term name -> weight.
 
     Raises:
-        KartRewardsError: The scenario is malformed, or names or weighs what does not exist; a file fails to import.
+        KartRewardsError: The scenario is not valid; a term or rule that it names does not exist; a weight is not a
+            finite number or is for a term that does not exist; or the import of a file fails.
     """
     own = _own_part(path)
     modules, chosen_terms, chosen_rules = own.get("modules", []), own.get("rewards"), own.get("done")
@@ -116,12 +137,12 @@ def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, fl
 
 @dataclass(frozen=True)
 class Check:
-    """What is true of a game's variables from a start state on.
+    """A condition on a game's variables that is true if their addresses are right.
 
     Args:
         expect: The condition. ``before.NAME`` is a variable's value in the start state.
-        hold: Buttons to hold meanwhile, joined by ``+``.
-        within_frames: After one of how many frames it holds; 0: in the start state itself.
+        hold: The buttons to hold, joined by ``+``.
+        within_frames: The condition must be true after at least one of this many frames. 0: in the start state.
     """
 
     expect: str
@@ -133,10 +154,10 @@ class Check:
 
 
 def load_checks(path: Path) -> list[Check]:
-    """Returns the checks that a scenario file declares.
+    """Returns the checks of a scenario file.
 
     Raises:
-        KartRewardsError: The file can't be read, or a check is malformed.
+        KartRewardsError: The file can't be read, or a check is not valid.
     """
     entries = _own_part(path).get("checks", [])
     if not isinstance(entries, list):
@@ -152,7 +173,7 @@ def load_checks(path: Path) -> list[Check]:
         if not well_formed:
             raise KartRewardsError(
                 f'{path}: the check {json.dumps(entry)} is not {{"expect": CONDITION, "hold": BUTTONS, '
-                f'"within_frames": NUMBER}}, the last two optional, the number 0 to {MOST_CHECK_FRAMES}'
+                f'"within_frames": NUMBER}}; hold and within_frames are optional, NUMBER is 0 to {MOST_CHECK_FRAMES}'
             )
         checks.append(check)
     return checks
@@ -179,12 +200,12 @@ def _named(scripts: Mapping[str, SomeScript], names: Iterable[str], path: Path) 
 
 
 def _from(source: Any) -> tuple[list[RewardTerm], list[DoneRule]]:
-    """The terms and rules of a file or module, or the one that a function or class is."""
+    """Returns the terms and rules of a file or module, or the term or rule of a function or class."""
     if isinstance(source, (str, Path)):
         terms, rules = marked_scripts(source, RewardTerm), marked_scripts(source, DoneRule)
         if not terms and not rules:
             raise KartRewardsError(
-                f"{source}: defines no reward term and no done rule: mark them @reward_term(weight=…)"
+                f"{source}: defines no reward term and no done rule: mark them with @reward_term or @done_rule"
             )
         return terms, rules
     if isinstance(source, DoneRule) or script_of(source, DoneRule):

@@ -1,12 +1,14 @@
-"""Python in place of Lua: what reward terms and done rules have in common.
-
-A script is a function of the frame's snapshot, or a class whose instances are such functions and live for one episode:
-a class has a memory, a function has none. Either may take a second argument, the snapshot of the frame before; on an
-episode's first frame that is the same snapshot again.
+"""Scripts: the common part of reward terms and done rules.
 
 * ``Script`` - a named function or class, with its source
-* ``ScriptCalls`` - a set of scripts at work on one episode; what they remember can be saved
-* ``marked_scripts`` - the scripts that a file or module defines
+* ``ScriptCalls`` - calls a list of scripts on each frame of one episode; saves and restores their memory
+* ``mark``, ``script_of``, ``as_script``, ``name_of`` - the scripts of functions and classes
+* ``marked_scripts``, ``import_source``, ``unique_by_name`` - the scripts of files and modules
+* ``to_plain``, ``from_plain`` - values in a form that any file format can store
+
+A script is a function that takes the frame's snapshot, or a class whose instances are such functions. A class has a
+memory: each episode has its own instance. A script may take a second argument, the snapshot of the previous frame. On
+an episode's first frame, both arguments are the same snapshot.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import inspect
 import re
 import sys
 import textwrap
-import tokenize
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +29,7 @@ from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.fingerprint import NO_SOURCE, file_fingerprint, fingerprint
 from kart_rewards.ram import RamLayout, RamSnapshot, snapshot_class
 
 SomeScript = TypeVar("SomeScript", bound="Script")
@@ -38,42 +40,48 @@ class Script:
     """A reward term or a done rule.
 
     Args:
-        name: How scenarios, the command line and TensorBoard call it: a plain Python name.
-        definition: The function, or the class.
+        name: The name in scenarios, on the command line and in TensorBoard. It must be a valid Python name without a
+            leading underscore.
+        definition: The function or class.
 
     Attributes:
         where: File and line of the definition.
-        fingerprint: A hash of the file's text when the script was made, to tell whether a resumed run scores as before.
+        fingerprint: A hash of the code that decides the script's values; see ``kart_rewards.fingerprint``. A resumed
+            run compares it with the checkpoint's.
+        file_fingerprint: A hash of the file's text, by which checkpoints of version 0.1 compare.
 
     Raises:
-        KartRewardsError: The name is no plain one, or the definition does not take one snapshot, or two.
+        KartRewardsError: The name is not valid, or the definition does not take one or two snapshots.
     """
 
     name: str
     definition: Callable[..., Any]
     where: str = field(init=False, compare=False)
     fingerprint: str = field(init=False, compare=False)
+    file_fingerprint: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Now, not when it is asked for: the file may change while the run goes on under the code it had.
+        # Computed now and not on access: the file may change while the run continues with the old code.
         object.__setattr__(self, "where", _where(self.definition))
-        object.__setattr__(self, "fingerprint", _fingerprint(self.definition))
+        object.__setattr__(self, "fingerprint", fingerprint(self.definition))
+        object.__setattr__(self, "file_fingerprint", file_fingerprint(self.definition))
         if not self.name.isidentifier() or self.name.startswith("_"):
             raise KartRewardsError(
-                f"{self.where}: {self.name!r} can't be a script's name: mark it with name='…', a plain Python name"
+                f"{self.where}: {self.name!r} can't be a script's name: mark it with name='…', a valid Python name "
+                "without a leading underscore"
             )
         callable_instances = not self.is_class or any(
             "__call__" in vars(base) for base in inspect.getmro(cast(type, self.definition))
         )
         if not callable_instances or not 1 <= len(self._arguments()) <= 2:
             raise KartRewardsError(
-                f"{self.where}: {self.name!r} must take the RAM snapshot, and may take the one before it: "
+                f"{self.where}: {self.name!r} must take the RAM snapshot, and may take the previous one: "
                 f"def {'__call__(self, ' if self.is_class else self.name + '('}ram[, previous])"
             )
 
     @property
     def is_class(self) -> bool:
-        """Whether it has a memory of one episode."""
+        """Whether the script is a class, which has a memory."""
         return inspect.isclass(self.definition)
 
     @property
@@ -81,7 +89,7 @@ class Script:
         return getattr(self.definition, "__call__") if self.is_class else self.definition  # noqa: B004, B009
 
     def _arguments(self) -> list[str]:
-        """The arguments that a call must give, by position. One with a default is the script's own business."""
+        """The names of the required positional arguments. Arguments with a default are not for the snapshots."""
         try:
             parameters = list(inspect.signature(self._function).parameters.values())[1 if self.is_class else 0 :]
         except (TypeError, ValueError):  # built-in functions may have no signature
@@ -93,7 +101,7 @@ class Script:
 
     @property
     def wants_previous(self) -> bool:
-        """Whether it also takes the snapshot of the frame before."""
+        """Whether the script also takes the snapshot of the previous frame."""
         return len(self._arguments()) == 2
 
     @property
@@ -102,48 +110,45 @@ class Script:
         return (inspect.getdoc(self.definition) or "").partition("\n")[0]
 
     def reads(self) -> set[str]:
-        """The variables that the source text reads off its snapshots, helper functions of one's own included."""
+        """Returns the names of the RAM variables that the source code reads, including in helper functions."""
         return _attributes_read(self._function, self._arguments(), set())
 
     def check_reads(self, layout: RamLayout) -> None:
-        """Raises KartRewardsError if the script reads a variable that the game's ``data.json`` lacks."""
+        """Checks that the layout has all variables that the script reads.
+
+        Raises:
+            KartRewardsError: The game's ``data.json`` does not define one of them.
+        """
         for name in sorted(self.reads() - set(dir(layout.snapshot_class))):
             raise KartRewardsError(
                 f"{self.name!r} ({self.where}) reads {name!r}, which {layout.source} does not define; "
-                f"it defines {', '.join(layout.names)}. Add the variable there, or leave {self.name!r} out"
+                f"it defines {', '.join(layout.names)}. Add the variable to that file, or leave {self.name!r} out"
             )
-
-
-# What inspect raises for what was defined interactively, is built in, or stands in a file that was edited since.
-_NO_SOURCE = (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError)
 
 
 def _where(definition: Callable[..., Any]) -> str:
     try:
         return f"{inspect.getsourcefile(definition)}:{inspect.getsourcelines(definition)[1]}"
-    except _NO_SOURCE:
+    except NO_SOURCE:
         return "defined interactively"
 
 
-def _fingerprint(definition: Callable[..., Any]) -> str:
-    try:
-        module = inspect.getmodule(definition)
-        source = inspect.getsource(definition if module is None else module)
-    except _NO_SOURCE:
-        source = ""
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
-
-
 def name_of(definition: Any) -> str:
-    """Returns the name of a script that was given none: ``top_speed``, and ``left_the_road`` for ``LeftTheRoad``."""
+    """Returns the default name of a script: ``top_speed``, and ``left_the_road`` for the class ``LeftTheRoad``."""
     return snake_case(getattr(definition, "__name__", type(definition).__name__))
 
 
 def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: set[Any]) -> set[str]:
-    """The attributes that a function reads off these of its arguments, and passes to functions that read them."""
+    """Returns the attributes of the arguments that a function reads, itself or in helper functions.
+
+    Args:
+        function: The function.
+        arguments: The names of those of its arguments that are snapshots.
+        seen: The functions that were searched before; this function is added.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except _NO_SOURCE:
+    except NO_SOURCE:
         return set()
     seen.add(function)
     read = set()
@@ -160,10 +165,16 @@ def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: s
 
 
 class ScriptCalls:
-    """A set of scripts at work on one episode: fresh instances of the classes, and the frame before.
+    """Calls a list of scripts on each frame of one episode.
 
     Args:
-        scripts: In the order in which ``values`` returns their values.
+        scripts: The scripts, in the order of the list that ``values`` returns. Each class is instantiated.
+
+    Attributes:
+        previous: The snapshot of the previous frame; None before the first frame.
+
+    Raises:
+        KartRewardsError: A class can't be instantiated.
     """
 
     def __init__(self, scripts: Sequence[Script]) -> None:
@@ -176,18 +187,17 @@ class ScriptCalls:
         try:
             return script.definition() if script.is_class else script.definition
         except Exception as error:
-            raise KartRewardsError(f"{script.name!r} ({script.where}) can't be constructed: {error!r}") from error
+            raise KartRewardsError(f"{script.name!r} ({script.where}) can't be instantiated: {error!r}") from error
 
     def _call(self, script: Script, instance: Any) -> Callable[[Any], Any]:
-        call = instance.__call__ if script.is_class else instance  # a bound method is quicker to call than an instance
+        call = instance.__call__ if script.is_class else instance  # a bound method is faster than an instance
         return (lambda ram: call(ram, self.previous)) if script.wants_previous else call
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what the scripts remember, as plain values that ``set_state`` takes back.
+        """Returns the memory of all scripts as plain values, for ``set_state``.
 
         Raises:
-            KartRewardsError: A script's instance holds something else than numbers, text, snapshots, and lists, tuples,
-                sets, deques and dicts of these.
+            KartRewardsError: An instance has an attribute that ``to_plain`` does not support.
         """
         memories = {}
         for script, instance in zip(self.scripts, self._instances, strict=True):
@@ -200,7 +210,7 @@ class ScriptCalls:
         return {"memories": memories, "previous": to_plain(self.previous)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes back what ``get_state`` returned."""
+        """Restores a state that ``get_state`` returned."""
         for script, instance in zip(self.scripts, self._instances, strict=True):
             if script.is_class:
                 vars(instance).clear()
@@ -208,20 +218,34 @@ class ScriptCalls:
         self.previous = from_plain(state["previous"])
 
     def values(self, ram: Any) -> list[Any]:
-        """Returns each script's value for this frame. This runs once per emulated frame."""
+        """Returns each script's value for one frame. This method runs once per emulated frame.
+
+        Args:
+            ram: The frame's ``RamSnapshot``.
+
+        Raises:
+            KartRewardsError: A script raised an exception. The message names the script, its file and line, and the
+                snapshot.
+        """
         if self.previous is None:
             self.previous = ram
         values: list[Any] = []
         try:
             for call in self._calls:
-                values.append(call(ram))  # their number tells below which one raised
+                values.append(call(ram))  # one by one: the length below is the index of the script that raised
         except (Exception, SystemExit) as error:
             raise self.failure(len(values), ram, _describe(error)) from error
         self.previous = ram
         return values
 
     def failure(self, i: int, ram: Any, what: str) -> KartRewardsError:
-        """The error that script number ``i`` went wrong on this snapshot."""
+        """Returns the error for a fault of one script.
+
+        Args:
+            i: The script's index.
+            ram: The snapshot.
+            what: The fault, such as ``returned None, not a finite number``.
+        """
         script = self.scripts[i]
         return KartRewardsError(f"{script.name!r} ({script.where}) {what}\n  on {ram!r}")
 
@@ -232,16 +256,19 @@ def _describe(error: BaseException) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Returns a value as text, numbers, lists and dicts, which any file format holds and no loader runs as code.
+    """Converts a value to text, numbers, lists and dicts. Any file format can store these, and no loader runs them.
+
+    Args:
+        value: None, a number, text or a RAM snapshot; or a list, tuple, set, deque or dict of these.
 
     Raises:
-        TypeError: It is, or holds, something else than numbers, text, snapshots, lists, tuples, sets, deques and dicts.
+        TypeError: The value, or a part of it, has another type.
     """
     if value is None:
         return None
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
-            return plain(value)  # of a subclass, such as NumPy's float64, the plain value
+            return plain(value)  # also for a subclass, such as NumPy's float64
     if isinstance(value, RamSnapshot):
         return {"snapshot": list(value._fields), "values": list(value)}  # type: ignore[call-overload]
     if type(value) is dict:
@@ -253,11 +280,11 @@ def to_plain(value: Any) -> Any:
             return {kind.__name__: [to_plain(item) for item in value]}
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy number
         return value.item()
-    raise TypeError(f"a {type(value).__name__}, {value!r}")
+    raise TypeError(f"a value of type {type(value).__name__}, {value!r}")
 
 
 def from_plain(plain: Any) -> Any:
-    """Returns the value that ``to_plain`` was given."""
+    """Converts a value that ``to_plain`` returned back to the original value."""
     if not isinstance(plain, dict):
         return plain
     if "snapshot" in plain:
@@ -271,32 +298,37 @@ def from_plain(plain: Any) -> Any:
 
 
 def snake_case(name: str) -> str:
-    """``LeftTheRoad`` -> ``left_the_road``."""
+    """Converts a name to snake case: ``LeftTheRoad`` -> ``left_the_road``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def mark(definition: Any, script: Script) -> Any:
-    """Notes on a function or class that it is a script; the function or class itself stays what it was."""
+    """Stores the script on its function or class, and returns the function or class."""
     definition.__kart_script__ = script
     return definition
 
 
 def script_of(definition: Any, kind: type[SomeScript]) -> SomeScript | None:
-    """Returns the mark that ``mark`` left on a function or class, if it left one of this kind."""
+    """Returns the script that ``mark`` stored on a function or class, or None if there is none of this kind."""
     script = getattr(definition, "__dict__", {}).get("__kart_script__")
     return script if isinstance(script, kind) else None
 
 
 def as_script(definition: Any, kind: type[SomeScript], what: str) -> SomeScript:
-    """Returns the script of one kind that a function or class was marked as, or makes one of it.
+    """Returns the script of a function or class.
+
+    Args:
+        definition: A script of this kind, or a function or class with or without a mark.
+        kind: ``RewardTerm`` or ``DoneRule``.
+        what: The name of the kind, for error messages.
 
     Raises:
-        KartRewardsError: It can't be called, so it is no ``what``.
+        KartRewardsError: The definition can't be called, or it is not a valid script.
     """
     if isinstance(definition, kind):
         return definition
     if not callable(definition):
-        raise KartRewardsError(f"{definition!r} is no {what}: pass a function or a class")
+        raise KartRewardsError(f"{definition!r} is not a {what}: pass a function or a class")
     return script_of(definition, kind) or kind(name_of(definition), definition)
 
 
@@ -308,7 +340,7 @@ def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> l
         kind: ``RewardTerm`` or ``DoneRule``.
 
     Raises:
-        KartRewardsError: The file is missing or fails to import.
+        KartRewardsError: The file or module does not exist, or its import fails.
     """
     module = source if isinstance(source, ModuleType) else import_source(source)
     scripts = (script_of(value, kind) for value in vars(module).values())
@@ -318,10 +350,13 @@ def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> l
 def import_source(source: str | Path) -> ModuleType:
     """Imports a ``.py`` file by path, or a module by its dotted name.
 
-    A file is run once per process, however often it is asked for, unless it was changed.
+    The file runs once per process. It runs again only after a change of its content.
+
+    Args:
+        source: A path that ends in ``.py``, or the dotted name of an importable module.
 
     Raises:
-        KartRewardsError: It is missing or fails to import.
+        KartRewardsError: The file or module does not exist, or its import fails.
     """
     path = Path(source)
     try:
@@ -330,15 +365,15 @@ def import_source(source: str | Path) -> ModuleType:
             return importlib.import_module(str(source))
         path = path.resolve()
         source_text = path.read_bytes()
-        name = f"{path.stem}_{hashlib.sha256(bytes(path) + source_text).hexdigest()[:8]}"  # edited: another module
+        name = f"{path.stem}_{hashlib.sha256(bytes(path) + source_text).hexdigest()[:8]}"  # new if edited
         if name in sys.modules:
             return sys.modules[name]
         _make_importable(path.parent)
         module = ModuleType(name)
         module.__file__ = str(path)
-        sys.modules[name] = module  # before it runs, as `import` does: dataclasses and pickle look their module up
+        sys.modules[name] = module  # before it runs, like `import`: dataclasses and pickle look up their module
         try:
-            exec(compile(source_text, path, "exec"), vars(module))  # noqa: S102 - not from a stale .pyc
+            exec(compile(source_text, path, "exec"), vars(module))  # noqa: S102 - `import` could use an old .pyc
         except BaseException:
             del sys.modules[name]
             raise
@@ -346,7 +381,7 @@ def import_source(source: str | Path) -> ModuleType:
     except KartRewardsError:
         raise
     except FileNotFoundError as error:
-        raise KartRewardsError(f"{error.filename}: no such file (asked for as {str(source)!r})") from None
+        raise KartRewardsError(f"{error.filename}: no such file (given as {str(source)!r})") from None
     except ModuleNotFoundError as error:
         if error.name == str(source):
             raise KartRewardsError(f"{source}: no such module; a file's name must end in .py") from None
@@ -356,22 +391,22 @@ def import_source(source: str | Path) -> ModuleType:
 
 
 def _make_importable(folder: Path) -> None:
-    """Lets a rewards file import what lies beside it, after everything that is importable anyway."""
+    """Appends a folder to ``sys.path``, so that a rewards file can import other files of its folder."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
 def unique_by_name(scripts: Iterable[SomeScript]) -> dict[str, SomeScript]:
-    """Returns name -> script.
+    """Returns name -> script, in the given order.
 
     Raises:
-        KartRewardsError: Two different scripts share a name.
+        KartRewardsError: Two different scripts have the same name.
     """
     named: dict[str, SomeScript] = {}
     for script in scripts:
         other = named.setdefault(script.name, script)
         if other.definition is not script.definition:
             raise KartRewardsError(
-                f"two terms or rules are called {script.name!r}: {other.where} and {script.where}: rename one"
+                f"two terms or rules have the name {script.name!r}: {other.where} and {script.where}: rename one"
             )
     return named

@@ -1,10 +1,12 @@
-"""What a unit test of a reward term needs: snapshots typed by hand, and what terms make of a trace.
+"""Unit tests of reward terms and done rules, without an emulator.
 
-* ``snapshot`` - one frame's RAM, in microseconds and without an emulator
-* ``score`` - what reward terms pay over a sequence of snapshots
-* ``ends_at`` - where done rules end a sequence of snapshots
-* ``load_trace``, ``save_trace`` - a recorded drive, frame by frame; some come with the package
+* ``snapshot`` - returns the RAM of one frame, with the values that a test sets
+* ``score`` - returns the sum of each reward term over a trace
+* ``ends_at`` - returns the frame on which done rules end a trace
+* ``load_trace``, ``save_trace`` - read and write recorded traces; some are part of the package
 * ``drive`` and the drivers of ``kart_rewards.drivers``
+
+A trace is a sequence of snapshots, one per emulated frame. The first is the snapshot after an episode's reset.
 
 Example:
     >>> from kart_rewards.rewards import wall
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from kart_rewards.done import EpisodeDone, as_rule
-from kart_rewards.drivers import (  # noqa: F401 - drivers are for tests, too
+from kart_rewards.drivers import (  # noqa: F401 - public here, too
     CentrelineDriver,
     RandomDriver,
     TurnAround,
@@ -34,15 +36,15 @@ from kart_rewards.drivers import (  # noqa: F401 - drivers are for tests, too
     full_throttle,
     reverse,
 )
-from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
 from kart_rewards.integrations import INTEGRATIONS
-from kart_rewards.ram import RamLayout, snapshot_class
+from kart_rewards.ram import RamLayout, snapshot_class, unknown_variable
 from kart_rewards.rewards import EpisodeRewards, as_term
 from kart_rewards.scripting import unique_by_name
 
 TRACES = Path(__file__).parent / "traces"
-"""The drives that come with the package, on HomebrewKart: see ``homebrew/record_traces.py`` for who drove them."""
+"""The traces of the package, all of HomebrewKart. ``homebrew/record_traces.py`` records them."""
 
 START_OF_RACE = {
     "laps": 127,
@@ -54,8 +56,7 @@ START_OF_RACE = {
     "backward": 0,
     "current_frame": 360,
 }
-"""What the variables read at the retail game's start of Mario Circuit 1, time trial; the others read 0 here."""
-
+"""Values in the retail game at the start of a time trial on Mario Circuit 1. ``snapshot`` sets other variables to 0."""
 
 _LAYOUT = RamLayout.from_file(INTEGRATIONS / "HomebrewKart-Snes" / "data.json")
 _VARIABLES = {variable.name: variable for variable in _LAYOUT.variables}
@@ -63,17 +64,20 @@ _NOTHING = dict.fromkeys(_VARIABLES, 0)
 
 
 def snapshot(**values: int) -> Any:
-    """Returns a ``RamSnapshot`` of the start of a race, with some values changed.
+    """Returns a ``RamSnapshot`` of the start of a race, with some values replaced.
+
+    It has the variables of HomebrewKart. For another game, use ``RamLayout.from_file(…).snapshot_class``.
+
+    Args:
+        values: Variable -> value.
 
     Raises:
-        KartRewardsError: The games of this project have no such variable, or a value does not fit its type. For another
-            game's variables use ``RamLayout.from_file(…).snapshot_class``.
+        KartRewardsError: A variable is unknown, or a value is outside the range of its type.
     """
     for name, value in values.items():
         variable = _VARIABLES.get(name)
         if variable is None:
-            hint = did_you_mean(name, _VARIABLES)
-            raise KartRewardsError(f"no RAM variable {name!r}.{hint} There are: {', '.join(_VARIABLES)}")
+            raise KartRewardsError(unknown_variable(name, _VARIABLES))
         if not variable.lowest <= value <= variable.highest:
             raise KartRewardsError(
                 f"{name}={value} does not fit its type {variable.type}, {variable.lowest} to {variable.highest}"
@@ -82,14 +86,18 @@ def snapshot(**values: int) -> Any:
 
 
 def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
-    """Returns what each term pays over a trace, weighted.
+    """Returns the weighted sum of each term over a trace.
 
     Args:
-        trace: Snapshots, a frame each. The first is an episode's reset frame: the terms see it, and it pays nothing.
-        terms: Functions and classes, marked ``@reward_term`` or plain.
+        trace: One snapshot per frame. The first is from an episode's reset: the terms are called with it, but it is
+            not paid.
+        terms: Functions and classes, with or without ``@reward_term``.
+
+    Returns:
+        Term -> weighted sum.
 
     Raises:
-        KartRewardsError: A term raised, its value is no finite number, or two terms share a name.
+        KartRewardsError: A term raised an exception, its value is not a finite number, or two terms have the same name.
     """
     rewards = EpisodeRewards(list(unique_by_name(map(as_term, terms)).values()))
     for frame, ram in enumerate(trace):
@@ -100,14 +108,18 @@ def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
 
 
 def ends_at(trace: Iterable[Any], rules: Iterable[Any]) -> tuple[int, str] | None:
-    """Returns the frame on which done rules end a trace, counted from 0, and the rule's name; None if they do not.
+    """Returns the frame on which done rules end a trace.
 
     Args:
-        trace: Snapshots, a frame each. The first is an episode's reset frame: the rules see it, and it ends nothing.
-        rules: Functions and classes, marked ``@done_rule`` or plain.
+        trace: One snapshot per frame. The first is from an episode's reset: the rules are called with it, but it does
+            not end the episode.
+        rules: Functions and classes, with or without ``@done_rule``.
+
+    Returns:
+        The index of the frame in the trace and the name of the rule. None if no rule ends the trace.
 
     Raises:
-        KartRewardsError: A rule raised, or returned no truth value.
+        KartRewardsError: A rule raised an exception, or its value is not a bool or an integer.
     """
     done = EpisodeDone([as_rule(rule) for rule in rules])
     for frame, ram in enumerate(trace):
@@ -118,14 +130,14 @@ def ends_at(trace: Iterable[Any], rules: Iterable[Any]) -> tuple[int, str] | Non
 
 
 def load_trace(name: str | Path) -> list[Any]:
-    """Returns the snapshots of a recorded drive, one a frame; the first is an episode's reset frame.
+    """Returns a recorded trace: one snapshot per frame. The first is from an episode's reset.
 
     Args:
-        name: ``race`` (five laps driven well), ``walls``, ``reverse`` or ``wander``, or the path of a ``.csv.gz`` file
-            whose first row names the variables.
+        name: ``race`` (a good drive of five laps), ``walls``, ``reverse`` or ``wander``; or the path of a ``.csv.gz``
+            file. The first row of the file is the names of the variables.
 
     Raises:
-        KartRewardsError: There is no such trace, or the file is damaged.
+        KartRewardsError: The trace does not exist, or the file is damaged.
     """
     path = Path(name) if str(name).endswith(".csv.gz") else TRACES / f"{name}.csv.gz"
     try:
@@ -134,17 +146,17 @@ def load_trace(name: str | Path) -> list[Any]:
         return [make(*map(int, row)) for row in rows]
     except FileNotFoundError:
         shipped = ", ".join(sorted(file.name.removesuffix(".csv.gz") for file in TRACES.glob("*.csv.gz")))
-        raise KartRewardsError(f"{path}: no such trace; the package brings {shipped}") from None
+        raise KartRewardsError(f"{path}: no such trace; the package has {shipped}") from None
     except (OSError, EOFError, zlib.error, ValueError, TypeError, StopIteration) as error:
         raise KartRewardsError(f"{path}: is not a trace: {error!r}") from None
 
 
 def save_trace(path: str | Path, trace: Iterable[Any]) -> None:
-    """Writes a drive as a file that ``load_trace`` reads.
+    """Writes a trace to a file that ``load_trace`` reads. The write is atomic.
 
     Args:
-        path: The file, ``NAME.csv.gz``. It appears when it is complete.
-        trace: Snapshots, a frame each; the first is an episode's reset frame.
+        path: The file, ``NAME.csv.gz``.
+        trace: One snapshot per frame. The first is from an episode's reset.
 
     Raises:
         KartRewardsError: The file can't be written.
@@ -156,4 +168,4 @@ def save_trace(path: str | Path, trace: Iterable[Any]) -> None:
             rows.writerow(ram._fields)
         rows.writerow(ram)
     with atomic_write(path) as file:
-        file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))  # the same drive gives the same bytes
+        file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))  # equal traces give equal bytes

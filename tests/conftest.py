@@ -1,27 +1,39 @@
-"""Fixtures that several test files share."""
+"""Fixtures and helpers that several test files use."""
 
 from __future__ import annotations
 
 import gc
-import json
+import importlib.util
+import os
+import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stable_retro
+from training_runs import SMALL, TERM_OF_SPEED, TrainedRun, only_run, train
 
+from kart_rewards.integrations import INTEGRATIONS
+
+GAME = "HomebrewKart-Snes"
 SNES_SHAPE = (224, 256, 3)
 
-# A shell starts its background jobs deaf to Ctrl-C, and every process below them is, too: tests send it to some.
+# Two test processes share the processor cores. PyTorch reads this in each process: with more threads, they would wait
+# for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The background jobs of a shell ignore Ctrl-C, and so do their child processes. Some tests send Ctrl-C to a process.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_rom() -> bytes:
-    """A SNES ROM that does nothing, made here: a LoROM header and a branch to itself at the reset vector."""
+    """A SNES ROM that does nothing: a LoROM header, and an endless loop at the reset vector."""
     rom = bytearray(b"\xea" * 0x8000)
     rom[0:2] = b"\x80\xfe"  # bra *-2
     rom[0x7FC0:0x7FD5] = b"TINY".ljust(21)
@@ -32,7 +44,7 @@ def tiny_rom() -> bytes:
 
 @pytest.fixture(scope="session")
 def tiny_rom_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The do-nothing ROM on disk."""
+    """The file of ``tiny_rom``."""
     path = tmp_path_factory.mktemp("tiny") / "rom.sfc"
     path.write_bytes(tiny_rom())
     return path
@@ -40,23 +52,72 @@ def tiny_rom_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_state(tiny_rom_path: Path) -> bytes:
-    """A snapshot of the do-nothing ROM; its emulator is gone again."""
+    """An emulator state of ``tiny_rom``. No emulator is left in this process."""
     emulator = stable_retro.RetroEmulator(str(tiny_rom_path))
     emulator.step()
     return emulator.get_state()
 
 
+@contextmanager
+def emulator(rom: Path, folder: Path) -> Iterator[tuple[Any, Any]]:
+    """stable-retro's emulator one frame after the start of a ROM, and its game data for the JSON files of a folder."""
+    gc.collect()
+    em, data = stable_retro.RetroEmulator(str(rom)), stable_retro.data.GameData()
+    em.configure_data(data)
+    em.step()
+    assert data.load(str(folder / "data.json"), str(folder / "scenario.json"))
+    yield em, data
+    del em, data
+    gc.collect()
+
+
 @pytest.fixture
-def tiny_emulator(tiny_rom_path: Path) -> Iterator[Any]:
-    """The real snes9x core running the do-nothing ROM, and stable-retro's game data bound to it."""
-    gc.collect()
-    emulator = stable_retro.RetroEmulator(str(tiny_rom_path))
-    data = stable_retro.data.GameData()
-    emulator.configure_data(data)
-    emulator.step()
-    for name, content in (("data.json", {"info": {}}), ("scenario.json", {})):
-        (tiny_rom_path.parent / name).write_text(json.dumps(content))
-    assert data.load(str(tiny_rom_path.parent / "data.json"), str(tiny_rom_path.parent / "scenario.json"))
-    yield emulator, data
-    del emulator, data
-    gc.collect()
+def tiny_emulator(tiny_rom_path: Path) -> Iterator[tuple[Any, Any]]:
+    """An emulator that runs ``tiny_rom``, and its game data without variables."""
+    folder = tiny_rom_path.parent
+    (folder / "data.json").write_text('{"info": {}}')
+    (folder / "scenario.json").write_text("{}")
+    with emulator(tiny_rom_path, folder) as pair:
+        yield pair
+
+
+@pytest.fixture
+def own_game(tmp_path: Path) -> Path:
+    """A folder of integrations with a copy of HomebrewKart, which a test may change."""
+    shutil.copytree(INTEGRATIONS / GAME, tmp_path / GAME)
+    return tmp_path
+
+
+def load_module(path: Path) -> Any:
+    """Imports a Python file of a folder that is not a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module
+    spec.loader.exec_module(module)
+    return module
+
+
+def play(env: Any, actions: list[Any], seed: int = 5) -> list[tuple[bytes, float, bool, Any]]:
+    """Plays actions from a reset on. Returns observation, reward, terminated and RAM snapshot after each step."""
+    observation, _ = env.reset(seed=seed)
+    log = [(observation.tobytes(), 0.0, False, env.unwrapped.ram)]
+    for action in actions:
+        observation, reward, terminated, _, _ = env.step(action)
+        log.append((observation.tobytes(), reward, terminated, env.unwrapped.ram))
+        if terminated:
+            break
+    return log
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A short run of the retail game without its ROM, with an additional reward term, evaluations and videos."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "my_rewards.py").write_text(TERM_OF_SPEED)
+    finished = train(
+        "--env-id", "MarioKart-Snes", *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40,
+        "--eval-interval", 2, "--eval-episodes", 2, "--capture-video", "--video-gif",
+        "--rewards", folder / "my_rewards.py", "--reward-weights", "wall=-5", "--runs-path", folder / "runs",
+    )  # fmt: skip
+    return TrainedRun(only_run(folder / "runs"), finished)

@@ -20,14 +20,14 @@ def make(tiny_emulator: Any) -> Any:
 
 
 def pressed(actions: Actions, action: Any, frame_skip: int = 1) -> list[str]:
-    """What is held on each frame, such as 'B+LEFT'."""
+    """Returns the buttons that are held on each frame, such as 'B+LEFT'."""
     return [
         "+".join(name for name, down in zip(BUTTONS, buttons, strict=True) if down)
         for buttons in actions.frames(action, frame_skip)
     ]
 
 
-def test_every_mode_samples_and_presses(make: Any) -> None:
+def test_each_mode_converts_samples_of_its_space_to_masks(make: Any) -> None:
     for mode in ACTION_MODES:
         actions = make(mode)
         actions.space.seed(1)
@@ -38,11 +38,11 @@ def test_every_mode_samples_and_presses(make: Any) -> None:
                 assert set(buttons) <= {0, 1}
 
 
-def test_buttons_are_the_cores(tiny_emulator: Any) -> None:
+def test_the_buttons_of_these_tests_are_those_of_the_core(tiny_emulator: Any) -> None:
     assert stable_retro.get_system_info("Snes")["buttons"] == BUTTONS
 
 
-def test_driving_is_the_originals_four(make: Any) -> None:
+def test_driving_has_the_four_actions_of_the_original(make: Any) -> None:
     driving = make("driving")
     assert driving.space == gym.spaces.Discrete(4)
     assert [pressed(driving, action)[0] for action in range(4)] == ["B", "B+LEFT", "B+RIGHT", "B+L"]
@@ -58,18 +58,19 @@ def test_continuous_steering_is_a_duty_cycle(make: Any) -> None:
         assert held.count("B") == 40 - right - left
 
 
-def test_what_a_step_leaves_over_the_next_one_uses(make: Any) -> None:
+def test_the_remainder_of_a_step_is_added_to_the_next_one(make: Any) -> None:
     steering = make("continuous")
     held = [pressed(steering, np.array([0.1]), 4).count("B+RIGHT") for _ in range(10)]
     assert sum(held) == 4
     assert max(held) == 1
 
 
-def test_reset_forgets_the_remainder(make: Any) -> None:
+def test_a_reset_sets_the_remainder_to_zero(make: Any) -> None:
     steering = make("continuous")
-    fresh = pressed(steering, np.array([0.3]), 4)
+    first = pressed(steering, np.array([0.4]), 4)
+    assert pressed(steering, np.array([0.4]), 4) != first
     steering.reset()
-    assert pressed(steering, np.array([0.3]), 4) == fresh
+    assert pressed(steering, np.array([0.4]), 4) == first
 
 
 def test_steering_is_clipped(make: Any) -> None:
@@ -78,18 +79,18 @@ def test_steering_is_clipped(make: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["all", "filtered", "discrete", "multi-discrete"])
-def test_stable_retros_own_modes_press_what_stable_retro_presses(make: Any, tiny_emulator: Any, mode: str) -> None:
-    """The oracle is stable-retro's RetroEnv.action_to_array, given this game's data."""
-    oracle = stable_retro.RetroEnv.__new__(stable_retro.RetroEnv)
-    oracle.players, oracle.num_buttons = 1, 12
-    oracle.data = tiny_emulator[1]
-    oracle.button_combos = oracle.data.valid_actions()
-    oracle.use_restricted_actions = stable_retro.Actions[mode.upper().replace("-", "_")]
+def test_stable_retros_modes_hold_the_same_buttons_as_stable_retro(make: Any, tiny_emulator: Any, mode: str) -> None:
+    """The reference is stable-retro's ``RetroEnv.action_to_array`` with the data of this game."""
+    reference = stable_retro.RetroEnv.__new__(stable_retro.RetroEnv)
+    reference.players, reference.num_buttons = 1, 12
+    reference.data = tiny_emulator[1]
+    reference.button_combos = reference.data.valid_actions()
+    reference.use_restricted_actions = stable_retro.Actions[mode.upper().replace("-", "_")]
     actions = make(mode)
     actions.space.seed(3)
     for _ in range(200):
         action = actions.space.sample()
-        assert np.array_equal(actions.frames(action, 1)[0], oracle.action_to_array(action)[0]), action
+        assert np.array_equal(actions.frames(action, 1)[0], reference.action_to_array(action)[0]), action
 
 
 def test_discrete_has_468_actions(make: Any) -> None:
@@ -104,3 +105,18 @@ def test_a_console_without_the_buttons_is_refused(make: Any) -> None:
 def test_unknown_modes_are_refused(make: Any) -> None:
     with pytest.raises(KartRewardsError, match="unknown action mode 'flying': it is one of continuous, driving"):
         make("flying")
+
+
+@pytest.mark.parametrize(
+    ("mode", "action", "message"),
+    [
+        ("driving", 7, r"action 7 is not in the action space Discrete\(4\)"),
+        ("driving", "left", "action 'left' is not in the action space"),
+        ("discrete", 468, "action 468 is not in the action space"),
+        ("continuous", 0, "action 0 is not a steering action: pass a list of one number"),
+        ("continuous", [float("nan")], r"the action is not a number \(NaN\)"),
+    ],
+)
+def test_actions_outside_the_space_are_reported(make: Any, mode: str, action: Any, message: str) -> None:
+    with pytest.raises(KartRewardsError, match=message):
+        make(mode).frames(action, 4)

@@ -1,14 +1,14 @@
-"""The trained agents that come with the project do what ``agents/evaluation.json`` says they do."""
+"""The trained agents of the project drive as ``agents/evaluation.json`` reports."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import ppo_continuous_single_file as ppo
-from kart_rewards.evaluation import Contestant, Evaluator
+from kart_rewards.evaluation import Contestant, Evaluator, load_agent
 
 AGENTS = Path(__file__).parent.parent / "agents"
 REPORT = json.loads((AGENTS / "evaluation.json").read_text())
@@ -16,40 +16,42 @@ EPISODES = 2
 
 
 @pytest.mark.parametrize("claims", REPORT["agents"], ids=lambda claims: Path(claims["file"]).name)
-def test_an_agent_finishes_as_its_card_claims(claims: dict) -> None:
+def test_an_agent_finishes_the_races_that_its_card_claims(claims: dict[str, Any]) -> None:
     file = AGENTS / Path(claims["file"]).name
     assert file.stat().st_size < 8e6
-    content = ppo.load_checkpoint(file, ppo.AGENT_KEYS)
-    assert content["steps"] == claims["steps"]
-    args = ppo.options_of(content)
-    assert args.env.env_id == REPORT["game"]
-    claimed = {course: policies["agent, likeliest"] for course, policies in claims["summary"].items()}
+    agent = load_agent(file)
+    assert (agent.steps, agent.seed) == (claims["steps"], claims["seed"])
+    assert agent.env_options["game"] == REPORT["game"]
+    claimed = {course: policies["agent, deterministic"] for course, policies in claims["summary"].items()}
     finishes = [course for course, metrics in claimed.items() if metrics["finish_rate"] == 1.0]
     assert "Level1" in finishes
 
-    contestant = Contestant("agent", ppo.AgentPolicy(content["agent"], deterministic=True), args.env.of_kart_env())
+    contestant = Contestant("agent", agent.make_policy(True), agent.env_options)
+    limit = agent.max_episode_frames
     with Evaluator() as evaluator:
-        played = list(evaluator.play([contestant], finishes, EPISODES, seed=REPORT["eval_seed"]))
+        played = list(
+            evaluator.play([contestant], finishes, EPISODES, seed=REPORT["eval_seed"], max_episode_frames=limit)
+        )
     assert len(played) == EPISODES * len(finishes)
     for episode in played:
         assert episode.finished, episode
         [same] = [
             claim
             for claim in claims["episodes"]
-            if (claim["policy"], claim["state"], claim["seed"]) == ("agent, likeliest", episode.state, episode.seed)
+            if (claim["policy"], claim["state"], claim["seed"]) == ("agent, deterministic", episode.state, episode.seed)
         ]
-        # Another processor may round otherwise, which leads to a race that is not quite the same.
+        # Another processor may round differently, which leads to a slightly different race.
         assert episode.race_time_seconds < 1.2 * same["race_time_seconds"], episode
 
 
-def test_the_card_says_what_the_report_says() -> None:
+def test_the_card_has_the_numbers_of_the_report() -> None:
     card = (AGENTS / "README.md").read_text(encoding="utf-8")
     for claims in REPORT["agents"]:
         assert Path(claims["file"]).name in card
         assert f"{claims['steps']:,} steps" in card
         assert f"--seed {claims['seed']} " in card
         for course, policies in claims["summary"].items():
-            metrics = policies["agent, likeliest"]
+            metrics = policies["agent, deterministic"]
             finished = f"{round(metrics['finish_rate'] * metrics['episodes'])}/{metrics['episodes']}"
             lap = metrics["median_lap_time_seconds"]
             assert f"| {course} | {finished} | {'-' if lap is None else format(lap, '.2f')} |" in card, course

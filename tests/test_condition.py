@@ -1,3 +1,5 @@
+"""Conditions on RAM variables: their values, and the errors for wrong ones."""
+
 from __future__ import annotations
 
 import pytest
@@ -26,13 +28,13 @@ NAMES = snapshot()._fields
         ("True and laps != 127", False),
     ],
 )
-def test_conditions_are_pythons(text: str, holds: bool) -> None:
+def test_conditions_have_pythons_meaning(text: str, holds: bool) -> None:
     condition = Condition(text, NAMES)
     assert condition(snapshot()) is holds
     assert condition(snapshot()._asdict()) is holds
 
 
-def test_the_rest_is_not_worked_out_once_it_is_settled() -> None:
+def test_and_and_or_stop_at_the_part_that_decides() -> None:
     assert Condition("speed == 0 or 100 // speed > 1", NAMES)(snapshot())
     assert not Condition("speed != 0 and 100 // speed > 1", NAMES)(snapshot())
 
@@ -46,7 +48,7 @@ def test_before_is_an_earlier_snapshot() -> None:
         Condition("speed > before.speed", NAMES)
 
 
-def test_a_variable_may_be_called_before() -> None:
+def test_a_variable_may_have_the_name_before() -> None:
     assert Condition("before == 3 and before.before == 2", ["before"], with_before=True)({"before": 3}, {"before": 2})
 
 
@@ -76,7 +78,7 @@ def test_a_variable_may_be_called_before() -> None:
         ("laps if speed else 0", "may hold only"),
     ],
 )
-def test_what_is_no_condition_is_told(text: str, message: str) -> None:
+def test_a_text_that_is_not_a_condition_is_reported(text: str, message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         Condition(text, NAMES, with_before=True)
 
@@ -90,6 +92,6 @@ def test_what_is_no_condition_is_told(text: str, message: str) -> None:
         ("laps & 0.5", r"can't be worked out: unsupported operand"),
     ],
 )
-def test_what_can_not_be_worked_out_is_told(text: str, message: str) -> None:
+def test_a_condition_without_a_value_is_reported(text: str, message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         Condition(text, NAMES)(snapshot())

@@ -1,4 +1,4 @@
-"""Every example in README.md and docs/ does what it says: Python is run, commands are run (training cut short)."""
+"""Every example in README.md and docs/ works: Python code is run, and commands are run (training is shortened)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from pathlib import Path
 import pytest
 
 import kart_rewards
+from kart_rewards.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "homebrew" / "README.md"]
 PAGES += [ROOT / "agents" / "README.md"]
-RUN_IN_A_TEST_OF_ITS_OWN = ROOT / "docs" / "integrating.md"  # whose steps build on each other: test_integrating.py
+RUN_IN_A_TEST_OF_ITS_OWN = ROOT / "docs" / "integrating.md"  # its steps build on each other: test_integrating.py
 SHORT = (
     "--total-timesteps 32 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 0 "
     "--eval-interval 0"
 )
-SHORTENED = {"python ppo_": SHORT, "python -m kart_rewards ram": "", "python -m kart_rewards watch": "--seconds 1"}
-# Commands that stand for themselves elsewhere: CI runs them, or they need what a test has not.
-ELSEWHERE = ("pip install", "python3 -m venv", "tensorboard", "python -m kart_rewards import PATH", "python homebrew/",
-             "python benchmarks/", "apt-get", "pytest", "torchrun", "python -m kart_rewards play",
-             "python -m kart_rewards state MarioKart-Snes", "python -m kart_rewards doctor MarioKart-Snes")  # fmt: skip
+SHORT_EVALUATION = "--eval-episodes 1 --eval-states Level1 --max-episode-steps 40"
+SHORTENED = {
+    "python ppo_": SHORT,
+    "python examples/sb3_agent.py": "--timesteps 64",
+    "kart-rewards ram": "",
+    "kart-rewards watch": "--seconds 1",
+}
+# Commands that other tests or CI run, or that need what a test does not have.
+ELSEWHERE = ("pip install", "python3 -m venv", "tensorboard", "kart-rewards import PATH", "python homebrew/",
+             "python benchmarks/", "apt-get", "pytest", "torchrun", "kart-rewards play",
+             "kart-rewards evaluate", "kart-rewards state MarioKart-Snes", "kart-rewards doctor MarioKart-Snes")  # fmt: skip
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -38,25 +45,38 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
+def commands(page: Path) -> list[str]:
+    """The commands on a page, without their comments."""
+    lines = "".join(blocks(page, "bash")).splitlines()
+    return [command for line in lines if (command := line.partition("  #")[0].strip())]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A folder where a page's files lie, with what commands refer to by relative paths."""
-    for name in ("integrations", "ppo_continuous_single_file.py"):
+    """A folder for the files of a page, with what its commands refer to by relative paths."""
+    for name in ("examples", "integrations", "ppo_continuous_single_file.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "agents", tmp_path / "agents")  # evaluations are written there
     return tmp_path
 
 
 def run(arguments: list[str], folder: Path) -> None:
+    """Runs a command as a reader does: in the folder, with the virtual environment active."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False, timeout=180,
-                          env=os.environ | {"PYTHONPATH": str(folder)})  # fmt: skip
+                          env=os.environ | {"PATH": path, "PYTHONPATH": str(folder)})  # fmt: skip
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.name != "integrating.md"],  # which tests/test_integrating.py runs
-    ids=lambda page: str(page.relative_to(ROOT)),
+    "page", [page for page in PAGES if page != RUN_IN_A_TEST_OF_ITS_OWN], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_the_examples_on_a_page_work(page: Path, workspace: Path) -> None:
     files = {}
@@ -72,42 +92,70 @@ def test_the_examples_on_a_page_work(page: Path, workspace: Path) -> None:
     for name in files:
         if name.startswith("test_"):
             run([sys.executable, "-m", "pytest", "-q", name], workspace)
-    for line in "".join(blocks(page, "bash")).splitlines():
-        command = line.partition("  #")[0].strip()
-        shortened = {
-            "python ppo_": SHORT,
-            "python -m kart_rewards ram": "",
-            "python -m kart_rewards watch": "--seconds 1",
-        }
-        short = next((short for start, short in shortened.items() if command.startswith(start)), None)
-        if short is not None:
-            if "watch" in command and "--output" not in command:  # the window has a test of its own
-                short += " --output drive.mp4"
-            if "--evaluate" in command:
-                short = "--eval-episodes 1 --eval-states Level1 --max-episode-steps 40"
-            run([sys.executable, *shlex.split(command)[1:], *short.split()], workspace)
-        elif command:
-            assert command.startswith(ELSEWHERE), f"nobody tests the command {command!r}"
+    for command in commands(page):
+        short = next((short for start, short in SHORTENED.items() if command.startswith(start)), None)
+        if short is None:
+            assert command.startswith(ELSEWHERE), f"no test runs the command {command!r}"
+            continue
+        if "watch" in command and "--output" not in command:  # the window has a test of its own
+            short += " --output drive.mp4"
+        if "--evaluate" in command:
+            short = SHORT_EVALUATION
+        run([*shlex.split(command), *short.split()], workspace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), f"{link}: {target.name} has no such heading"
+
+
+def test_the_first_commands_of_the_readme_are_those_that_ci_runs() -> None:
+    install, test = blocks(ROOT / "README.md", "bash")[0].splitlines()
+    assert re.match(r"pip install -e \. && python ppo_continuous_single_file\.py --env-id MarioKart-Snes +#", install)
+    assert re.match(r"pip install .* && pytest +#", test)
+
+
+def readme_section(title: str) -> str:
+    """The part of README.md under a heading of the second rank."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def mapped_paths() -> list[Path]:
+    """The files and folders in the first column of the table "Where things are"; some are relative to the last one."""
+    column = "\n".join(
+        line.split("|")[1] + "|" for line in readme_section("Where things are").splitlines() if "|" in line
+    )
+    paths, folder = [], ROOT
+    for name in re.findall(r"`([\w/.]+)`(?=[ ,|])", column):
+        paths.append(ROOT / name if (ROOT / name).exists() else folder / name)
+        folder = paths[-1].parent
+    return paths
 
 
 def test_the_files_that_the_readme_maps_are_there() -> None:
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Where things are")[2].partition("\n## ")[0]
-    folder = ROOT
-    for name in re.findall(
-        r"`([\w/.]+)`(?=[ ,|])", "\n".join(line.split("|")[1] + "|" for line in table.splitlines() if "|" in line)
-    ):
-        path = ROOT / name if (ROOT / name).exists() else folder / name
-        assert path.exists(), name
-        folder = path.parent
+    assert len(mapped_paths()) > 15
+    for path in mapped_paths():
+        assert path.exists(), path
 
 
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(kart_rewards.__path__)])
+def test_the_readme_maps_every_room() -> None:
+    rooms = {path.parent for path in (ROOT / "kart_rewards").glob("*/__init__.py")}
+    assert rooms <= set(mapped_paths())
+
+
+def test_the_commands_that_the_readme_lists_are_the_programs() -> None:
+    listed = re.findall(r"^\| `kart-rewards ([\w-]+)` \|", readme_section("Commands"), flags=re.M)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "name", [module.name for module in pkgutil.walk_packages(kart_rewards.__path__, f"{kart_rewards.__name__}.")]
+)
 def test_the_examples_in_docstrings_work(name: str) -> None:
-    if name != "__main__":
-        assert doctest.testmod(importlib.import_module(f"kart_rewards.{name}")).failed == 0
+    if not name.endswith("__main__"):
+        assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,14 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import stable_retro
+from command_line import needs_setpriv, run
 from conftest import tiny_rom
 
-from kart_rewards import doctor
+from kart_rewards import integrations
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.games.doctor import diagnose
-from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.games import doctor
+from kart_rewards.games.console import Console
+from kart_rewards.games.doctor import Findings, diagnose
+from kart_rewards.integrations import INTEGRATIONS, Game
 
 GAME, RETAIL_GAME = "HomebrewKart-Snes", "MarioKart-Snes"
 Diagnose = Callable[..., tuple[bool, list[str]]]
@@ -33,9 +38,9 @@ def games(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def examine(games: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Diagnose:
-    """Runs the doctor in this process, with no more random play than an episode. Returns the verdict and the lines."""
+    """Runs the doctor in this process. Random play ends with the first episode. Returns the result and the lines."""
     monkeypatch.setattr(doctor, "_SECONDS_TO_PLAY", 0.0)
-    monkeypatch.setattr(doctor, "_MOST_SECONDS_TO_PLAY", 1.0)
+    monkeypatch.setattr(doctor, "_MAX_SECONDS_TO_PLAY", 1.0)
 
     def examine(name: str | None = GAME) -> tuple[bool, list[str]]:
         passed = diagnose(name, games)
@@ -51,7 +56,7 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
 
 
 def failures(lines: list[str]) -> list[str]:
-    """What failed, up to the colon."""
+    """The names of the checks that failed."""
     return [line[6:].partition(": ")[0] for line in lines if line.startswith("FAIL  ")]
 
 
@@ -60,23 +65,21 @@ def the(lines: list[str], start: str) -> str:
     return line
 
 
-def run(*arguments: object, folder: Path, ordinary_user: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs the command; as root's, without root's right to open whatever is locked, if ``ordinary_user``."""
-    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if ordinary_user and not os.geteuid() else []
-    command = [*prefix, sys.executable, "-m", "kart_rewards", "doctor", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+def doctor_on(*arguments: object, folder: Path, ordinary_user: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a folder."""
+    return run("doctor", *arguments, folder=folder, ordinary_user=ordinary_user)
 
 
 def test_the_command_passes_a_sound_game_and_passes_over_one_without_rom(games: Path, tmp_path: Path) -> None:
     (games / RETAIL_GAME).mkdir()
     for name in ("data.json", "scenario.json", "metadata.json", "rom.sha"):
         shutil.copy(INTEGRATIONS / RETAIL_GAME / name, games / RETAIL_GAME)
-    done = run("--integrations-path", games, folder=tmp_path)
+    done = doctor_on("--integrations-path", games, folder=tmp_path)
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert failures(lines) == []
     assert the(lines, f"--    {RETAIL_GAME}") == (
-        f"--    {RETAIL_GAME}: has no ROM -> python -m kart_rewards import PATH --integrations-path {games}"
+        f"--    {RETAIL_GAME}: has no ROM -> kart-rewards import PATH --integrations-path {games}"
     )
     assert "stable-retro 1." in the(lines, "ok    versions: Python 3.")
     assert "SHA-1 19337e286861c9f910bc968c8544278ba2d0bba1" in the(lines, "ok    ROM: rom.sfc")
@@ -89,23 +92,23 @@ def test_the_command_passes_a_sound_game_and_passes_over_one_without_rom(games: 
     assert lines[-1].startswith("pass: 27 ok")
     assert done.returncode == 0
 
-    done = run(RETAIL_GAME, "--integrations-path", games, folder=tmp_path)
+    done = doctor_on(RETAIL_GAME, "--integrations-path", games, folder=tmp_path)
     lines = done.stdout.splitlines()
     assert failures(lines) == ["ROM", "start states"]
     assert "has no ROM" in the(lines, "FAIL  ROM")
-    assert f"python -m kart_rewards import PATH --integrations-path {games}" in the(lines, "FAIL  ROM")
-    assert f"python -m kart_rewards state {RETAIL_GAME} start --play --default" in the(lines, "FAIL  start states")
+    assert f"kart-rewards import PATH --integrations-path {games}" in the(lines, "FAIL  ROM")
+    assert f"kart-rewards state {RETAIL_GAME} start --play --default" in the(lines, "FAIL  start states")
     assert the(lines, "ok    data.json")  # what can be checked without a ROM still is
     assert the(lines, "ok    scenario.json")
-    assert "for want of the right ROM" in the(lines, "--    emulator, start states, checks, random play, speed")
+    assert "they need the right ROM" in the(lines, "--    emulator, start states, checks, random play, speed")
     assert lines[-1].startswith("FAIL: ")
     assert done.returncode == 1
 
 
 def test_an_unknown_game_is_a_wrong_command(tmp_path: Path) -> None:
-    done = run("HomebrewCart-Snes", folder=tmp_path)
+    done = doctor_on("HomebrewCart-Snes", folder=tmp_path)
     assert done.returncode == 2
-    assert "unknown game 'HomebrewCart-Snes': did you mean 'HomebrewKart-Snes'?" in done.stderr
+    assert "unknown game 'HomebrewCart-Snes'. Did you mean 'HomebrewKart-Snes'?" in done.stderr
 
 
 def test_no_game_with_a_rom_is_a_failure(examine: Diagnose, games: Path) -> None:
@@ -152,14 +155,16 @@ def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, gam
     )
     assert "lies outside memory" in the(lines, "FAIL  variable kart_y")
     for state in ("Cut", "Empty", "Genesis"):
-        assert "the emulator refuses it: it is damaged, or another console's" in the(
+        assert "the emulator refuses it: it is damaged, or it is from another console" in the(
             lines, f"FAIL  start state {state}"
         )
     assert "is not a save state" in the(lines, "FAIL  start state Truncated")
-    again = f"python -m kart_rewards state {GAME} Foreign --play --overwrite --integrations-path {games}"
-    assert the(lines, "FAIL  start state Foreign").endswith(f"it is another ROM's -> make it again: {again}")
+    again = f"kart-rewards state {GAME} Foreign --play --overwrite --integrations-path {games}"
+    assert the(lines, "FAIL  start state Foreign").endswith(f"it is from another ROM -> make it again: {again}")
     speed = the(lines, "FAIL  check speed")
-    assert "does not hold within 900 frames; at last speed 0, before.speed 0 -> correct data.json: python" in speed
+    assert (
+        "does not hold within 900 frames; after the last: speed 0, before.speed 0 -> correct data.json: kart" in speed
+    )
     assert str(games) + "/" not in speed
     assert the(lines, "ok    start states: Level1, Level2, Level3, Level4, Level5")
     assert the(lines, "--    check kart_x != before.kart_x").endswith("it reads kart_y, see above")
@@ -168,7 +173,7 @@ def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, gam
     assert the(lines, "--    random play, speed: not checked")
 
 
-def test_decimals_that_are_none_are_told(examine: Diagnose, games: Path) -> None:
+def test_decimals_with_other_digits_fail(examine: Diagnose, games: Path) -> None:
     edit(games / GAME / "data.json", lambda data: data["info"]["race_minutes"].update(address=140))  # kart_y, 0xC3F
     passed, lines = examine()
     assert not passed
@@ -180,8 +185,10 @@ def test_a_frame_counter_that_does_not_count(examine: Diagnose, games: Path) -> 
     passed, lines = examine()
     assert not passed
     assert failures(lines) == ["start states", "check current_frame == (before.current_frame + 1) % 65536"]
-    assert "current_frame counts in none of Level1, Level2" in the(lines, "FAIL  start states")
-    assert "does not hold within 1 frame; at last current_frame 0, before.current_frame 0" in the(lines, "FAIL  check")
+    assert "current_frame does not count in any of Level1, Level2" in the(lines, "FAIL  start states")
+    assert "does not hold within 1 frame; after the last: current_frame 0, before.current_frame 0" in the(
+        lines, "FAIL  check"
+    )
     assert the(lines, "ok    check speed > before.speed + 100, holding B")
 
 
@@ -286,7 +293,7 @@ def test_a_game_of_another_console_without_checks_or_data_of_ours(examine: Diagn
     shutil.copytree(shipped, games / "Airstriker-Genesis-v0")
     passed, lines = examine("Airstriker-Genesis-v0")
     assert not passed
-    assert failures(lines) == ["scenario.json"]  # without a word of ours, it asks for the kart game's terms
+    assert failures(lines) == ["scenario.json"]  # without our key, it uses the reference terms of the kart game
     assert "which data.json does not define; it defines gameover, lives, score" in the(lines, "FAIL  scenario.json")
     edit(
         games / "Airstriker-Genesis-v0" / "scenario.json",
@@ -296,26 +303,26 @@ def test_a_game_of_another_console_without_checks_or_data_of_ours(examine: Diagn
     assert passed
     assert the(lines, "ok    emulator: Genesis, 224 rows x 320 columns, 59.9 frames/s")
     assert 'declare "checks" in scenario.json' in the(lines, "warn  variables: 3 read in Level1")
-    assert " to note" in lines[-1]
+    assert " with a warning" in lines[-1]
 
 
-@pytest.mark.skipif(not os.geteuid() and not shutil.which("setpriv"), reason="root opens everything")
-def test_what_may_not_be_read_is_told(games: Path, tmp_path: Path) -> None:
+@needs_setpriv
+def test_what_may_not_be_read_is_reported(games: Path, tmp_path: Path) -> None:
     locked = [games / GAME / name for name in ("data.json", "Level2.state")]
     try:
         for path in locked:
             path.chmod(0)
-        done = run(GAME, "--integrations-path", games, folder=tmp_path, ordinary_user=True)
+        done = doctor_on(GAME, "--integrations-path", games, folder=tmp_path, ordinary_user=True)
         lines = done.stdout.splitlines()
         assert failures(lines) == ["data.json", "start state Level2"]
         assert "Permission denied" in the(lines, "FAIL  data.json")
         assert "Permission denied" in the(lines, "FAIL  start state Level2")
         (games / GAME).chmod(0)
-        done = run(GAME, "--integrations-path", games, folder=tmp_path, ordinary_user=True)
+        done = doctor_on(GAME, "--integrations-path", games, folder=tmp_path, ordinary_user=True)
         lines = done.stdout.splitlines()
         assert failures(lines) == ["folder"]
         assert "Permission denied" in the(lines, "FAIL  folder")
-        assert the(lines, "--    all else")
+        assert the(lines, "--    all other checks")
         assert done.returncode == 1
         assert done.stderr == ""
     finally:
@@ -324,7 +331,7 @@ def test_what_may_not_be_read_is_told(games: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk")
-def test_a_small_disk_is_noted_and_fails_nothing(
+def test_a_small_disk_is_a_warning_and_not_a_failure(
     examine: Diagnose, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = tmp_path / "disk"
@@ -337,18 +344,79 @@ def test_a_small_disk_is_noted_and_fails_nothing(
     finally:
         monkeypatch.chdir(tmp_path)
         subprocess.run(["umount", disk], check=True)  # noqa: S607
-    assert the(lines, "warn  disk here: 0.1 of 0.1 GiB free; training takes up to 1 -> train elsewhere: --runs-path")
+    assert the(
+        lines, "warn  disk here: 0.1 of 0.1 GiB free; training takes up to 1 GiB -> train into another folder: --runs"
+    )
     assert failures(lines) == ["ROM"]
 
 
 def test_options_for_consoles_that_the_defaults_do_not_fit(tiny_rom_path: Path) -> None:
-    machine = doctor.Machine(tiny_rom_path)
-    assert machine.fitting_options() == {}
-    machine.buttons = ["BUTTON", None, "SELECT", "RESET", "UP", "DOWN", "LEFT", "RIGHT"]  # of an Atari 2600
-    assert machine.fitting_options() == {"action_mode": "multi-discrete"}
+    console = Console(tiny_rom_path)
+    assert doctor.fitting_options(console) == {}
+    console.buttons = ["BUTTON", None, "SELECT", "RESET", "UP", "DOWN", "LEFT", "RIGHT"]  # of an Atari 2600
+    assert doctor.fitting_options(console) == {"action_mode": "multi-discrete"}
 
 
-def test_a_rom_that_no_emulator_starts(tmp_path: Path) -> None:
+def test_a_rom_that_no_emulator_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rom.sfc").write_bytes(b"")
-    with pytest.raises(KartRewardsError, match=r"rom\.sfc: the emulator did not start"):
-        doctor.Machine(tmp_path / "rom.sfc")
+    assert doctor.check_emulator(tmp_path / "rom.sfc", Findings()) is None
+    assert "rom.sfc: the emulator did not start" in the(capsys.readouterr().out.splitlines(), "FAIL  emulator: ")
+
+
+@needs_setpriv
+def test_a_game_in_a_read_only_place(games: Path, tmp_path: Path) -> None:
+    for path in (games, games / GAME):
+        path.chmod(0o555)
+    try:
+        done = doctor_on(GAME, "--integrations-path", games, folder=games, ordinary_user=True)
+    finally:
+        for path in (games, games / GAME):
+            path.chmod(0o755)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, ""), lines
+    assert "all rewards finite" in the(lines, "ok    random play")
+
+
+def test_a_game_is_looked_for_in_every_folder(
+    games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(integrations.FOLDER_VARIABLE, str(games))
+    (games / GAME / "rom.sfc").unlink()  # so that the checks are quick
+    (games / GAME).rename(games / "Mine-Snes")
+    monkeypatch.chdir(tmp_path)
+    assert not diagnose("Mine-Snes")
+    lines = capsys.readouterr().out.splitlines()
+    assert the(lines, f"ok    folder: {games / 'Mine-Snes'}, ")
+    assert the(lines, "FAIL  ROM").endswith("Import your own dump of the game: kart-rewards import PATH")
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_random_play_stops_at_a_reward_that_is_not_finite(
+    games: Path, reward: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_env = doctor.make_env
+
+    def with_reward(*arguments: Any, **options: Any) -> gym.Env[Any, Any]:
+        return gym.wrappers.TransformReward(make_env(*arguments, **options), lambda _: reward)
+
+    monkeypatch.setattr(doctor, "make_env", with_reward)
+    findings = Findings()
+    assert doctor.check_random_play("Level1", {}, Game(GAME, games / GAME), findings) is None
+    assert not findings.passed
+    line = f"FAIL  random play: the reward of a step is {reward}: it must be a finite number\n"
+    assert capsys.readouterr().out == line
+
+
+def test_a_finding_names_files_without_the_folder_and_is_wrapped_in_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = Findings()
+    findings.folder = tmp_path
+    with findings.check("data.json", "correct it"):
+        raise KartRewardsError(f"{tmp_path}/data.json: is not\n JSON")
+    assert capsys.readouterr().out == "FAIL  data.json: is not JSON -> correct it\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((24, 80)))
+    findings.skip("speed", "not measured: it needs play")
+    assert capsys.readouterr().out == "--    speed: not\n      measured: it needs\n      play\n"
+    assert findings.summary() == "FAIL: 1 failed, 1 not checked"

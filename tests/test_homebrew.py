@@ -1,7 +1,7 @@
-"""HomebrewKart on the real snes9x core: the ROM's build, its RAM map, its driving and its rules.
+"""HomebrewKart in the real snes9x core: the build of the ROM, its RAM map, its driving and its rules.
 
-The kart is placed by writing its position to RAM (``kart_x`` and ``kart_y`` are the game's own position, not a copy).
-Ground, checkpoints and walls are looked up in the ROM's own maps, so that the tests hold for any set of courses.
+The tests place the kart by writing its position to RAM (``kart_x`` and ``kart_y`` are the position itself, not a copy).
+They read ground, checkpoints and walls from the maps in the ROM, so they work with any set of courses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import gzip
 import hashlib
-import importlib.util
 import itertools
 import json
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stable_retro
+from conftest import load_module
 
 from kart_rewards import drivers
 
@@ -40,7 +40,7 @@ BANKS_A_COURSE = 3
 ROAD, DIRT, GRASS, BOOST, OIL, LINE, WALL, PIT, WATER = 0x40, 0x54, 0x5A, 0x16, 0x18, 0x1E, 0x80, 0x20, 0x22
 MENU, COUNTDOWN, RACE, FINISH = 0x04, 0x1A, 0x1C, 0x1E
 
-# The public integrations of the retail game.
+# From the public integrations of the retail game.
 REQUIRED = {
     "laps": (8261825, "|u1"),
     "checkpoint": (8261824, "|u1"),
@@ -67,14 +67,14 @@ VARIABLES = {
 }
 HEADING = 0x94  # word whose high byte is kart_direction
 NO_SECTOR = 0xFF
-# Addresses of the game's own: see homebrew/src/defs.inc.
+# Addresses of other variables of the game: see homebrew/src/defs.inc.
 CAMERA_X, CAMERA_Y, MOVE_DIR, HEIGHT, RESCUE = 0x2C, 0x2E, 0x42, 0x44, 0x4C
 TEXT_BUFFER, OAM_BUFFER = 0x0400, 0x0C00
 FONT = " 0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ'\"/!.:-<>"
 
 
 class Console:
-    """A SNES with the game in it: press buttons, read and write RAM by name."""
+    """A SNES that runs the game. Its variables are attributes."""
 
     def __init__(self) -> None:
         self.emulator = stable_retro.RetroEmulator(str(GAME / "rom.sfc"))
@@ -97,7 +97,7 @@ class Console:
         if name not in VARIABLES:
             raise AttributeError(name)
         address, kind = VARIABLES[name]
-        # The core's decoder does not know "s"; "i" reads the same bytes with their sign.
+        # The core's decoder reads "s" as unsigned; "i" is signed.
         return int(self.data.memory.extract(address, kind.replace("s", "i")))
 
     def poke(self, name: str, value: int) -> None:
@@ -110,12 +110,12 @@ class Console:
         return int(self.data.memory.extract(address, "<u2"))
 
     def text(self, row: int, column: int, length: int) -> str:
-        """Return text as it stands on the screen."""
+        """Return a text on the screen."""
         at = range(TEXT_BUFFER + (row * 32 + column) * 2, TEXT_BUFFER + (row * 32 + column + length) * 2, 2)
         return "".join(FONT[self.word(address) & 0x7F] for address in at)
 
     def place(self, x: float, y: float, direction: int | None = None) -> None:
-        """Put the kart at a point in world pixels; turn it to a direction, 256 a turn."""
+        """Put the kart at a point in world pixels, and turn it to a direction in 1/256 turn."""
         self.poke("kart_x", int(x * 4))
         self.poke("kart_y", int(y * 4))
         if direction is not None:
@@ -123,7 +123,7 @@ class Console:
             self.data.memory.assign(MOVE_DIR, "<u2", direction << 8)
 
     def snapshot(self) -> SimpleNamespace:
-        """What a driver looks at."""
+        """Return the values that a driver reads."""
         return SimpleNamespace(
             kart_x=self.kart_x,
             kart_y=self.kart_y,
@@ -133,13 +133,13 @@ class Console:
         )
 
     def progress(self) -> int:
-        """Checkpoints passed since the line, negative before it."""
+        """Return the number of checkpoints since the line; negative before the line."""
         return (self.laps - 128) * self.num_checkpoints + self.checkpoint
 
 
 @pytest.fixture
 def console() -> Iterator[Console]:
-    """A powered-on console; the only emulator of the process while a test runs."""
+    """A console that is switched on: the only emulator of the process during a test."""
     gc.collect()
     machine = Console()
     yield machine
@@ -164,9 +164,9 @@ def sectors(course: int) -> np.ndarray:
 
 
 def beside_the_road(course: int, pixels: float) -> list[tuple[float, float]]:
-    """Return a line beside the road on the infield's side, or outside for a negative distance from the road's edge.
+    """Return a line at a distance from the edge of the road: on the infield's side, or outside if it is negative.
 
-    Where the road bends more tightly than such a line can, it cuts the corner.
+    The line cuts the corner in bends that are too tight for it.
     """
     line = np.array(COURSES[course]["centreline"], dtype=float)
     before, after = np.roll(line, 1, axis=0), np.roll(line, -1, axis=0)
@@ -178,7 +178,7 @@ def beside_the_road(course: int, pixels: float) -> list[tuple[float, float]]:
 
 
 def find_ground(code: int, clear: int) -> tuple[int, float, float]:
-    """Return course and centre of a cell with a surface and none but it within ``clear`` cells around."""
+    """Return the course and the centre of a cell with a surface; the ``clear`` cells around it have the same one."""
     for course in range(len(COURSES)):
         ground = surfaces(course)
         for row, column in np.argwhere(ground == code):
@@ -191,16 +191,16 @@ def find_ground(code: int, clear: int) -> tuple[int, float, float]:
 # --- the files ------------------------------------------------------------------------------------------------------
 
 
-def test_rom_rebuilds_byte_for_byte(tmp_path: Path) -> None:
+def test_the_build_reproduces_the_rom_byte_for_byte(tmp_path: Path) -> None:
     if shutil.which("ca65") is None or shutil.which("ld65") is None:
         pytest.skip("ca65 and ld65 (package cc65) are not installed")
     command = [sys.executable, str(ROOT / "homebrew" / "build.py"), "--build-dir", str(tmp_path / "b")]
     subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True)
     for name in ("rom.sfc", "rom.sha", "courses.json"):
-        assert (tmp_path / name).read_bytes() == (GAME / name).read_bytes(), f"{name} is not what the source builds"
+        assert (tmp_path / name).read_bytes() == (GAME / name).read_bytes(), f"the build makes another {name}"
 
 
-def test_header_and_checksum() -> None:
+def test_the_header_and_its_checksum_are_valid() -> None:
     assert len(ROM) == 1 << 20
     assert ROM[0x7FC0:0x7FD5] == b"HOMEBREW KART".ljust(21)
     assert ROM[0x7FD5] == 0x20, "LoROM"
@@ -210,18 +210,18 @@ def test_header_and_checksum() -> None:
     assert checksum ^ complement == 0xFFFF
 
 
-def test_rom_sha_matches() -> None:
+def test_rom_sha_is_the_hash_of_the_rom() -> None:
     text = (GAME / "rom.sha").read_text()
     assert text == hashlib.sha1(ROM, usedforsecurity=False).hexdigest() + "\n"
 
 
-def test_data_json_has_every_variable() -> None:
+def test_data_json_has_all_variables() -> None:
     for name, where in REQUIRED.items():
         assert VARIABLES[name] == where
     assert set(VARIABLES.values()) >= ALSO
 
 
-def test_courses_json() -> None:
+def test_courses_json_describes_the_courses_of_the_rom() -> None:
     assert len(COURSES) >= 4
     assert [c["held_out"] for c in COURSES] == [False] * (len(COURSES) - 1) + [True]
     assert json.loads((GAME / "metadata.json").read_text())["default_state"] == "Level1"
@@ -235,7 +235,7 @@ def test_courses_json() -> None:
 
 
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
-def test_walls_close_the_world(course: int) -> None:
+def test_walls_surround_the_world(course: int) -> None:
     ground = surfaces(course)
     for edge in (ground[:2], ground[-2:], ground[:, :2], ground[:, -2:]):
         assert (edge == WALL).all()
@@ -243,7 +243,7 @@ def test_walls_close_the_world(course: int) -> None:
 
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
 def test_no_wall_is_one_cell_thick(course: int) -> None:
-    """Each wall cell belongs to a square of four: a single cell would fit between the corners of a kart."""
+    """Each wall cell belongs to a square of four cells: a single cell would fit between the corners of a kart."""
     wall = surfaces(course) == WALL
     squares = wall[:-1, :-1] & wall[:-1, 1:] & wall[1:, :-1] & wall[1:, 1:]
     covered = np.zeros_like(wall)
@@ -254,12 +254,13 @@ def test_no_wall_is_one_cell_thick(course: int) -> None:
 
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
 def test_grounds_differ_in_grey(course: int) -> None:
-    """As drawn, away from their edges: most agents see the game in grey."""
+    """Most agents see the game in grey. The test compares the drawn surfaces without their edges."""
     start = (FIRST_COURSE_BANK + BANKS_A_COURSE * course) * BANK
     tilemap = course_map(course, 0, 128, bank=0)
     tiles = np.frombuffer(ROM, dtype=np.uint8, count=0x4000, offset=start + 0x4000).reshape(256, 64)
     colours = np.frombuffer(ROM, dtype="<u2", count=256, offset=start + BANK + 0x7880).astype(int)
-    grey = sum(weight * (colours >> shift & 31) * 255 / 31 for weight, shift in ((0.299, 0), (0.587, 5), (0.114, 10)))
+    red, green, blue = ((colours >> shift & 31) * 255 / 31 for shift in (0, 5, 10))
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
     cells = grey[tiles].mean(axis=1)[tilemap]
     ground = surfaces(course)
     levels = []
@@ -272,10 +273,8 @@ def test_grounds_differ_in_grey(course: int) -> None:
     assert np.diff(sorted(levels)).min() > 20
 
 
-def test_builder_refuses_grounds_that_look_alike_in_grey(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "homebrew"))
-    import artwork
-
+def test_the_builder_refuses_grounds_that_look_alike_in_grey() -> None:
+    artwork = load_module(ROOT / "homebrew" / "artwork.py")
     artwork.check_contrast("FINE", {}, [ROAD, GRASS, DIRT, WATER, WALL])
     artwork.check_contrast("NO DIRT", {"dirt": (100, 170, 80)}, [ROAD, GRASS])
     with pytest.raises(ValueError, match="0x5a and 0x54 look alike"):
@@ -290,11 +289,11 @@ def test_states_are_reproducible(tmp_path: Path) -> None:
     assert json.loads((remade / "metadata.json").read_text()) == json.loads((GAME / "metadata.json").read_text())
     for course in COURSES:
         made, kept = ((folder / f"{course['state']}.state").read_bytes() for folder in (remade, GAME))
-        # Another zlib may pack differently; what is packed must be the same.
+        # Another version of zlib may compress differently, so the uncompressed states are compared.
         assert gzip.decompress(made) == gzip.decompress(kept)
 
 
-def test_plain_stable_retro_loads_and_steps_it(tmp_path: Path) -> None:
+def test_stable_retro_itself_runs_the_game(tmp_path: Path) -> None:
     script = f"""
 import stable_retro as retro
 retro.data.Integrations.add_custom_path({str(GAME.parent)!r})
@@ -315,7 +314,7 @@ env.close()
 
 
 @pytest.mark.parametrize("course", COURSES, ids=IDS)
-def test_state_reads_the_start_values(console: Console, course: dict[str, Any]) -> None:
+def test_a_start_state_has_the_start_values(console: Console, course: dict[str, Any]) -> None:
     console.load(course["index"] + 1)
     for frame in range(2):
         assert console.laps == 127
@@ -330,12 +329,12 @@ def test_state_reads_the_start_values(console: Console, course: dict[str, Any]) 
         assert console.race_centiseconds == frame * 2
         console.step()
     console.step(("B",), 5)
-    assert console.speed > 0, "the kart can drive from the first frame on"
+    assert console.speed > 0, "the kart can drive on the first frame"
 
 
-def test_frames_count_from_power_on_through_a_whole_race(console: Console) -> None:
+def test_frames_are_counted_from_power_on_to_the_end_of_a_race(console: Console) -> None:
     driver = drivers.CentrelineDriver(COURSES[1]["centreline"])
-    seen = []
+    seen: list[int] = []
 
     def frame(buttons: Any = ()) -> None:
         before = console.current_frame
@@ -371,11 +370,11 @@ def test_frames_count_from_power_on_through_a_whole_race(console: Console) -> No
     assert seen == [0, MENU, COUNTDOWN, RACE, FINISH, MENU]
 
 
-def test_frames_count_whatever_is_pressed(console: Console) -> None:
+def test_frames_are_counted_with_any_buttons(console: Console) -> None:
     rng = np.random.default_rng(3)
     console.step(frames=60)
     modes = set()
-    # First the menu, START seldom; then a race, no START.
+    # First the menu, where START is rarely held; then a race without START.
     for buttons, start in ((["LEFT", "RIGHT", "B", "L"], 0.003), ([b for b in BUTTONS if b != "START"], 0.0)):
         if not start:
             console.load(4)
@@ -392,14 +391,14 @@ def test_frames_count_whatever_is_pressed(console: Console) -> None:
     assert modes >= {MENU, COUNTDOWN, RACE}
 
 
-def test_frame_counter_wraps(console: Console) -> None:
+def test_the_frame_counter_wraps(console: Console) -> None:
     console.load(1)
     console.poke("current_frame", 65534)
     console.step(frames=3)
     assert console.current_frame == 1
 
 
-def test_countdown_holds_the_kart_and_the_clock(console: Console) -> None:
+def test_the_countdown_stops_the_kart_and_the_clock(console: Console) -> None:
     console.step(frames=60)
     console.step(("START",), 2)
     console.step(("B",), 60)
@@ -407,7 +406,7 @@ def test_countdown_holds_the_kart_and_the_clock(console: Console) -> None:
     assert (console.speed, console.race_centiseconds) == (0, 0)
 
 
-def test_clock_is_right_and_decimal(console: Console) -> None:
+def test_the_clock_is_right_and_decimal(console: Console) -> None:
     console.load(1)
     console.step(frames=90)
     assert (console.race_seconds, console.race_centiseconds) == (1, 50)
@@ -416,7 +415,7 @@ def test_clock_is_right_and_decimal(console: Console) -> None:
     assert console.data.memory.extract(0x100, "<u2") == 0x50, "binary-coded decimal in memory"
 
 
-def test_clock_shows_two_digits_of_minutes_and_stops_at_the_end(console: Console) -> None:
+def test_the_clock_shows_two_digits_of_minutes_and_stops_at_its_maximum(console: Console) -> None:
     console.load(1)
     console.step()
     assert console.text(1, 23, 8) == " 0'00\"02"
@@ -432,13 +431,12 @@ def test_clock_shows_two_digits_of_minutes_and_stops_at_the_end(console: Console
 # --- the picture ----------------------------------------------------------------------------------------------------
 
 
-def test_map_marker_stands_where_the_kart_is(console: Console) -> None:
+def test_the_marker_on_the_map_is_at_the_karts_position(console: Console) -> None:
     console.load(1)
     for x, y in ((301, 302), (500, 300), (703, 608), (650, 411)):
         console.place(x, y, 0)
-        console.poke("current_frame", 0)  # the cyan phase
-        console.step(frames=2)
-        # From the second frame on the picture is that of the first.
+        console.poke("current_frame", 0)  # the marker blinks; it is cyan now
+        console.step(frames=2)  # the screen shows a position one frame later
         red, green, blue = np.moveaxis(console.emulator.get_screen().astype(int), 2, 0)
         rows, columns = np.nonzero((red < 120) & (green > 200) & (blue > 200) & (np.arange(224)[:, None] > 112))
         assert 8 < len(rows) < 40
@@ -446,7 +444,7 @@ def test_map_marker_stands_where_the_kart_is(console: Console) -> None:
         assert rows.mean() + 0.5 == pytest.approx(112 + y * 7 / 64, abs=0.6)
 
 
-def test_ground_turns_about_the_kart_without_jitter(console: Console) -> None:
+def test_the_ground_turns_around_the_kart_without_jitter(console: Console) -> None:
     console.load(1)
     console.step(("B",), 60)
     misses = []
@@ -461,14 +459,14 @@ def test_ground_turns_about_the_kart_without_jitter(console: Console) -> None:
     offset, part = np.array(misses).T
     distance = (offset * part).sum() / (part * part).sum()
     assert 40 < distance < 70
-    assert abs(offset - distance * part).max() < 0.7, "whole pixels, rounded once"
+    assert abs(offset - distance * part).max() < 0.7, "integer pixels, rounded once"
 
 
-# --- whole races ----------------------------------------------------------------------------------------------------
+# --- races ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("course", COURSES, ids=IDS)
-def test_centreline_driver_finishes_five_laps(console: Console, course: dict[str, Any]) -> None:
+def test_the_centreline_driver_finishes_five_laps(console: Console, course: dict[str, Any]) -> None:
     console.load(course["index"] + 1)
     driver = drivers.CentrelineDriver(course["centreline"])
     laps, crossings, top = [console.laps], [], 0
@@ -480,7 +478,7 @@ def test_centreline_driver_finishes_five_laps(console: Console, course: dict[str
         assert console.collision == 0, f"hit a wall at frame {frame}"
         assert console.backward == 0
         now = console.progress()
-        assert now in (progress, progress + 1), "checkpoints pass one by one"
+        assert now in (progress, progress + 1), "checkpoints count one by one"
         progress = now
         top = max(top, console.speed)
         if console.laps != laps[-1]:
@@ -489,7 +487,7 @@ def test_centreline_driver_finishes_five_laps(console: Console, course: dict[str
         assert frame < 7000, f"only {laps[-1] - 128} laps in {frame} frames"
     assert laps == [127, 128, 129, 130, 131, 132, 133]
     lap_seconds = np.diff(crossings) / 60
-    # No lap faster than at boost speed all the way round, none slower than at half the top speed.
+    # Each lap is slower than a lap at boost speed, and faster than a lap at half the top speed.
     assert (lap_seconds > course["lap_length"] / 4.6 / 60).all()
     assert (lap_seconds < course["lap_length"] / 1.8 / 60).all()
     assert top > 900
@@ -498,7 +496,7 @@ def test_centreline_driver_finishes_five_laps(console: Console, course: dict[str
     assert clock == pytest.approx(frame / 60, abs=0.02)
 
 
-def test_finished_kart_rolls_out(console: Console) -> None:
+def test_a_finished_kart_rolls_to_a_stop(console: Console) -> None:
     finish(console)
     clock, checkpoint = (console.race_seconds, console.race_centiseconds), console.checkpoint
     console.step(("B", "LEFT"), 300)
@@ -515,7 +513,7 @@ def finish(console: Console, number: int = 1, buttons: Any = ("B",)) -> None:
         console.step(buttons)
 
 
-def test_start_held_over_the_line_does_not_skip_the_finish_screen(console: Console) -> None:
+def test_start_held_at_the_finish_does_not_skip_the_finish_screen(console: Console) -> None:
     finish(console, buttons=("B", "START"))
     console.step(("B", "START"), 60)
     assert console.game_mode == FINISH
@@ -524,7 +522,7 @@ def test_start_held_over_the_line_does_not_skip_the_finish_screen(console: Conso
     assert console.game_mode == MENU
 
 
-def test_finish_screen_fits_a_television(console: Console) -> None:
+def test_the_finish_screen_fits_a_television(console: Console) -> None:
     finish(console)
     console.step(frames=2)
     assert console.text(24, 16, 15).strip() == "FINISH!"
@@ -532,7 +530,7 @@ def test_finish_screen_fits_a_television(console: Console) -> None:
     assert not console.text(25, 16, 15).strip() + console.text(27, 0, 32).strip()
 
 
-def test_rescued_kart_shows_on_the_finish_screen(console: Console) -> None:
+def test_a_rescued_kart_is_visible_on_the_finish_screen(console: Console) -> None:
     course, x, y = find_ground(WATER, 1)
     finish(console, course + 1)
     console.place(x, y)
@@ -541,10 +539,10 @@ def test_rescued_kart_shows_on_the_finish_screen(console: Console) -> None:
     console.step(frames=60)
     for _ in range(20):
         console.step()
-        assert console.data.memory.extract(OAM_BUFFER + 13, "|u1") < 200, "the sprite's line"
+        assert console.data.memory.extract(OAM_BUFFER + 13, "|u1") < 200, "the screen line of the sprite"
 
 
-def test_menu_keeps_nothing_of_the_last_race(console: Console) -> None:
+def test_the_menu_resets_the_values_of_the_last_race(console: Console) -> None:
     finish(console)
     console.poke("backward", 0x10)
     console.step(("START",), 10)
@@ -571,8 +569,8 @@ def test_backward_follows_the_heading_on_the_finish_screen(console: Console) -> 
 
 
 @pytest.mark.parametrize("course", COURSES, ids=IDS)
-def test_flat_out_with_four_frame_repeats_finishes_a_lap(console: Console, course: dict[str, Any]) -> None:
-    """An agent that never lifts and chooses every fourth frame among B, B+LEFT and B+RIGHT can drive every course."""
+def test_full_throttle_with_a_frame_skip_of_four_finishes_a_lap(console: Console, course: dict[str, Any]) -> None:
+    """An agent that always holds B, and steers on every fourth frame, can drive each course."""
     console.load(course["index"] + 1)
     driver = drivers.CentrelineDriver(course["centreline"], lookahead=60.0, hop=False)
     for _ in range(400):
@@ -582,7 +580,7 @@ def test_flat_out_with_four_frame_repeats_finishes_a_lap(console: Console, cours
     raise AssertionError(f"checkpoint {console.checkpoint} of lap {console.laps - 127}")
 
 
-def test_same_buttons_same_ram(console: Console) -> None:
+def test_the_same_buttons_give_the_same_ram(console: Console) -> None:
     digests = []
     for _ in range(2):
         console.load(3)
@@ -604,7 +602,7 @@ def test_acceleration_and_top_speed(console: Console) -> None:
     frames = 0
     while console.speed < 900:
         console.step(("B",))
-        console.place(x, y)  # a straight without end
+        console.place(x, y)  # an endless straight
         frames += 1
         assert frames < 300
     assert 2.3 < frames / 60 < 3.7
@@ -633,18 +631,18 @@ def test_coasting_and_braking(console: Console) -> None:
     assert 0 < coasted < speed - console.speed
 
 
-def test_reverse_driver_rolls_backwards(console: Console) -> None:
+def test_the_reverse_driver_drives_backwards(console: Console) -> None:
     console.load(1)
     x = console.kart_x
     for _ in range(90):
         console.step(drivers.reverse(console.snapshot()))
     assert -280 < console.speed < -200
-    assert console.kart_x > x, "away from the line, which lies to the west"
-    assert console.backward == 0, "the kart still faces along the course"
+    assert console.kart_x > x, "away from the line, which is in the west"
+    assert console.backward == 0, "the kart still faces forward"
     assert console.data.memory.extract(VARIABLES["speed"][0], "<u2") > 0x8000, "two's complement in memory"
 
 
-def test_backward_flag_follows_the_heading(console: Console) -> None:
+def test_the_backward_flag_follows_the_heading(console: Console) -> None:
     console.load(1)
     forward = console.kart_direction
     x, y = console.kart_x / 4, console.kart_y / 4
@@ -654,7 +652,7 @@ def test_backward_flag_follows_the_heading(console: Console) -> None:
         assert console.backward == (0x10 if wrong else 0), f"turned by {turn}/256"
 
 
-def test_turn_around_driver_faces_the_wrong_way(console: Console) -> None:
+def test_the_turn_around_driver_faces_the_wrong_way(console: Console) -> None:
     console.load(2)
     driver = drivers.TurnAround()
     flags = set()
@@ -664,7 +662,7 @@ def test_turn_around_driver_faces_the_wrong_way(console: Console) -> None:
     assert flags == {0, 0x10}
 
 
-def test_wrong_way_round_takes_progress_back(console: Console) -> None:
+def test_driving_the_wrong_way_decreases_progress(console: Console) -> None:
     console.load(1)
     x, y = console.kart_x / 4, console.kart_y / 4
     console.place(x, y, (console.kart_direction + 128) % 256)
@@ -674,13 +672,13 @@ def test_wrong_way_round_takes_progress_back(console: Console) -> None:
         console.step(driver(console.snapshot()))
         assert console.progress() <= best
     assert console.backward == 0x10
-    # More than a lap the wrong way: the count goes below the grid's, not up.
+    # After more than a lap in the wrong direction, progress is less than on the grid.
     assert console.progress() < best - 20
     assert console.laps in (126, 127)
 
 
 @pytest.mark.parametrize(("side", "sign"), [("LEFT", -1), ("RIGHT", 1)])
-def test_steering_turns_the_right_way_and_less_at_speed(console: Console, side: str, sign: int) -> None:
+def test_steering_turns_in_its_direction_and_less_at_high_speed(console: Console, side: str, sign: int) -> None:
     rates = []
     for run_up in (45, 200):
         console.load(1)
@@ -705,7 +703,7 @@ def test_steering_turns_the_right_way_and_less_at_speed(console: Console, side: 
 
 
 @pytest.mark.parametrize("button", ["L", "R"])
-def test_hop_turns_sharper_and_lands_in_a_drift(console: Console, button: str) -> None:
+def test_a_hop_turns_more_sharply_and_ends_in_a_drift(console: Console, button: str) -> None:
     turned = []
     for hop in ((), (button,)):
         console.load(1)
@@ -740,7 +738,7 @@ def test_slow_grounds_have_their_own_top_speeds(console: Console) -> None:
         tops[code] = console.speed
     assert 400 < tops[DIRT] < 560
     assert 200 < tops[GRASS] < tops[DIRT] - 60
-    # And a fast kart loses speed on them.
+    # A fast kart loses speed on them.
     course, x, y = find_ground(GRASS, 6)
     console.load(course + 1)
     console.place(x, y)
@@ -750,7 +748,7 @@ def test_slow_grounds_have_their_own_top_speeds(console: Console) -> None:
 
 
 @pytest.mark.parametrize("code", [GRASS, DIRT])
-def test_hopping_is_no_way_round_slow_ground(console: Console, code: int) -> None:
+def test_hopping_is_not_faster_on_slow_ground(console: Console, code: int) -> None:
     course, x, y = find_ground(code, 3)
     distance = []
     for hop in (False, True):
@@ -766,7 +764,7 @@ def test_hopping_is_no_way_round_slow_ground(console: Console, code: int) -> Non
     assert hopped < driven * 1.1
 
 
-def test_boost_wears_off_in_the_air(console: Console) -> None:
+def test_a_boost_decreases_in_the_air(console: Console) -> None:
     console.load(1)
     console.poke("speed", 1152)
     console.step(("B", "L"))
@@ -775,7 +773,7 @@ def test_boost_wears_off_in_the_air(console: Console) -> None:
     assert console.speed < 1125
 
 
-def test_boost_pad_speeds_up_above_top(console: Console) -> None:
+def test_a_boost_pad_exceeds_the_top_speed(console: Console) -> None:
     course, x, y = find_ground(BOOST, 0)
     console.load(course + 1)
     console.place(x, y)
@@ -786,10 +784,10 @@ def test_boost_pad_speeds_up_above_top(console: Console) -> None:
     console.place(COURSES[course]["start"]["x"], COURSES[course]["start"]["y"])
     boosted = console.speed
     console.step(("B",), 5)
-    assert console.speed < boosted, "it wears off"
+    assert console.speed < boosted, "the boost decreases"
 
 
-def test_oil_takes_the_steering(console: Console) -> None:
+def test_oil_disables_the_steering(console: Console) -> None:
     course, x, y = find_ground(OIL, 0)
     turned = []
     for on_oil in (True, False):
@@ -806,7 +804,7 @@ def test_oil_takes_the_steering(console: Console) -> None:
     assert abs(turned[0]) < abs(turned[1]) / 4
 
 
-def test_start_line_drives_like_road(console: Console) -> None:
+def test_the_start_line_is_like_road(console: Console) -> None:
     console.load(1)
     seen = set()
     for _ in range(80):
@@ -818,7 +816,7 @@ def test_start_line_drives_like_road(console: Console) -> None:
 
 
 @pytest.mark.parametrize("code", [WATER, PIT])
-def test_deep_ground_swallows_and_rescues(console: Console, code: int) -> None:
+def test_a_kart_in_water_or_a_pit_is_rescued(console: Console, code: int) -> None:
     course, x, y = find_ground(code, 1)
     console.load(course + 1)
     console.step(("B",), 150)
@@ -833,7 +831,7 @@ def test_deep_ground_swallows_and_rescues(console: Console, code: int) -> None:
         frames += 1
         assert frames < 200
     assert 1.4 < frames / 60 < 2.2
-    assert console.race_minutes * 60 + console.race_seconds > clock, "the clock runs on"
+    assert console.race_minutes * 60 + console.race_seconds > clock, "the clock continues"
     assert console.surface == ROAD
     assert (console.laps, console.checkpoint) == (laps, checkpoint)
     assert sectors(course)[console.kart_y // 64, console.kart_x // 64] == checkpoint
@@ -849,7 +847,7 @@ def test_deep_ground_swallows_and_rescues(console: Console, code: int) -> None:
 
 
 def find_wall_face() -> tuple[float, float]:
-    """Return a spot on the first course from which a kart heading north meets the world's wall after 60 pixels."""
+    """Return a point on the first course, 60 pixels south of the northern wall, with free ground before the wall."""
     ground = surfaces(0)
     for column in range(4, 124):
         if (ground[2:16, column - 2 : column + 3] == GRASS).all():
@@ -857,7 +855,7 @@ def find_wall_face() -> tuple[float, float]:
     raise AssertionError("no free stretch below the northern wall")
 
 
-def test_wall_stops_and_bounces(console: Console) -> None:
+def test_a_kart_bounces_off_a_wall(console: Console) -> None:
     x, y = find_wall_face()
     console.load(1)
     console.place(x, y, 0)
@@ -867,7 +865,7 @@ def test_wall_stops_and_bounces(console: Console) -> None:
         before = console.speed
         console.step(("B",))
         row, column = console.kart_y // 32, console.kart_x // 32
-        assert surfaces(0)[row, column] != WALL, "never inside a wall"
+        assert surfaces(0)[row, column] != WALL, "the kart is never inside a wall"
         if console.collision:
             hits.append(frame)
             assert console.surface == WALL
@@ -875,11 +873,11 @@ def test_wall_stops_and_bounces(console: Console) -> None:
             assert -260 <= console.speed < 0
         else:
             assert console.surface != WALL
-    assert hits, "the kart met the wall"
-    assert len(hits) < 10, "only frames that touch count"
+    assert hits, "the kart hit the wall"
+    assert len(hits) < 10, "only frames with contact count"
 
 
-def test_wall_collision_holds_for_reverse_gear(console: Console) -> None:
+def test_a_kart_in_reverse_bounces_off_a_wall(console: Console) -> None:
     x, y = find_wall_face()
     console.load(1)
     console.place(x, y - 40, 128)
@@ -890,7 +888,7 @@ def test_wall_collision_holds_for_reverse_gear(console: Console) -> None:
     assert any(collision and speed > 0 for speed, collision in speeds)
 
 
-def test_kart_put_into_a_wall_is_rescued(console: Console) -> None:
+def test_a_kart_placed_inside_a_wall_is_rescued(console: Console) -> None:
     console.load(1)
     console.place(8, 8)
     console.step(("B",), 10)
@@ -899,13 +897,13 @@ def test_kart_put_into_a_wall_is_rescued(console: Console) -> None:
 
 
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
-def test_ramming_a_wall_never_enters_it(console: Console, course: int) -> None:
-    """From all sides against the narrowest ends of the walls, which are the hardest to meet with a corner."""
+def test_a_kart_never_enters_a_wall(console: Console, course: int) -> None:
+    """The kart drives against the narrowest ends of the walls from all sides: its corners may miss these."""
     wall = surfaces(course) == WALL
     inside = np.zeros_like(wall)
     inside[8:-8, 8:-8] = True
     for direction in range(4):
-        # Turn the world so that the kart drives north in it.
+        # Turn the world so that the kart drives north.
         turned = np.rot90(wall, direction)
         ends = turned[:-8] & np.rot90(inside, direction)[:-8]
         for ahead in range(1, 8):
@@ -915,7 +913,7 @@ def test_ramming_a_wall_never_enters_it(console: Console, course: int) -> None:
         for _, row, column in sorted(lonely)[:: max(1, len(lonely) // 4)]:
             for aside in (4, 0):
                 x, y = column * 8 + aside, row * 8 + 8 + 20
-                for _ in range(direction):  # and turn the place back
+                for _ in range(direction):  # turn the point back
                     x, y = 1024 - y, x
                 console.load(course + 1)
                 console.place(x, y, direction * 64)
@@ -927,7 +925,7 @@ def test_ramming_a_wall_never_enters_it(console: Console, course: int) -> None:
 
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
 def test_no_wall_traps_a_kart(console: Console, course: int) -> None:
-    """Full throttle without a thought, from anywhere in any direction: the kart gets away from where it bumps."""
+    """With full throttle and no steering, a kart leaves each wall that it hits, from random places and directions."""
     rng = np.random.default_rng(course)
     spots = np.argwhere(~np.isin(surfaces(course), (WALL, WATER, PIT)))
     for row, column in rng.choice(spots, 8):
@@ -942,7 +940,7 @@ def test_no_wall_traps_a_kart(console: Console, course: int) -> None:
 
 
 @pytest.mark.parametrize("side", ["LEFT", "RIGHT"])
-def test_wall_hugger_hits_walls(console: Console, side: str) -> None:
+def test_the_wall_hugger_hits_walls(console: Console, side: str) -> None:
     console.load(1)
     driver = drivers.WallHugger(side)
     hits = 0
@@ -955,7 +953,7 @@ def test_wall_hugger_hits_walls(console: Console, side: str) -> None:
 # --- checkpoints and laps -------------------------------------------------------------------------------------------
 
 
-def test_shuttling_over_the_line_never_counts(console: Console) -> None:
+def test_driving_back_and_forth_over_the_line_counts_no_lap(console: Console) -> None:
     console.load(1)
     best = 0
     for _ in range(4):
@@ -983,7 +981,7 @@ def sector_centre(course: int, sector: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
-def test_sectors_count_in_order_only(console: Console, course: int) -> None:
+def test_sectors_count_only_in_order(console: Console, course: int) -> None:
     n = COURSES[course]["num_checkpoints"]
     console.load(course + 1)
 
@@ -993,7 +991,7 @@ def test_sectors_count_in_order_only(console: Console, course: int) -> None:
         return console.checkpoint, console.laps
 
     assert visit(0) == (0, 128)
-    assert visit(2) == (0, 128), "one left out"
+    assert visit(2) == (0, 128), "one sector is missing"
     assert visit(n // 2) == (0, 128), "across the infield"
     assert visit(n - 2) == (0, 128)
     assert visit(1) == (1, 128)
@@ -1003,18 +1001,18 @@ def test_sectors_count_in_order_only(console: Console, course: int) -> None:
     assert visit(0) == (0, 128)
     for sector in range(1, n):
         assert visit(sector) == (sector, 128)
-    assert visit(n) == (0, 129), "a whole lap"
+    assert visit(n) == (0, 129), "a complete lap"
     for sector in range(n - 1, n // 2, -1):
         visit(sector)
     assert (console.checkpoint, console.laps) == (n // 2 + 1, 128)
-    # From half-way straight to the line: no lap.
+    # From half of the lap directly to the line: no lap.
     assert visit(0) == (n // 2 + 1, 128)
     assert visit(1) == (n // 2 + 1, 128)
 
 
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
-def test_circling_on_the_infield_counts_nothing(console: Console, course: int) -> None:
-    """A loop inside the course passes below all its stretches in order; it is no lap."""
+def test_a_loop_on_the_infield_counts_no_lap(console: Console, course: int) -> None:
+    """A loop inside the course is near all parts of the road in their order, but it is not a lap."""
     line = beside_the_road(course, 64)
     console.load(course + 1)
     driver = drivers.CentrelineDriver(line, lookahead=40, hop=False)
@@ -1023,13 +1021,13 @@ def test_circling_on_the_infield_counts_nothing(console: Console, course: int) -
     console.poke("checkpoint", 0)
     for _ in range(1800):
         console.step(driver(console.snapshot()))
-        # In between the kart bumps into walls, and where roads are near each other it gets to their margins.
+        # Walls can push the kart to the margins of the road, where a few sectors count.
         assert console.progress() <= 6
 
 
 @pytest.mark.parametrize("pixels", [20, -20])
 @pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
-def test_grass_beside_the_road_passes_every_checkpoint(console: Console, course: int, pixels: int) -> None:
+def test_a_kart_on_the_grass_beside_the_road_passes_each_checkpoint(console: Console, course: int, pixels: int) -> None:
     console.load(course + 1)
     console.poke("laps", 128)
     line = beside_the_road(course, pixels)
@@ -1040,13 +1038,13 @@ def test_grass_beside_the_road_passes_every_checkpoint(console: Console, course:
         for k in range(1, steps + 1):
             console.place(ax + (bx - ax) * k / steps, ay + (by - ay) * k / steps)
             console.poke("speed", 0)
-            console.data.memory.assign(RESCUE, "<u2", 0)  # there may be water
+            console.data.memory.assign(RESCUE, "<u2", 0)  # the line may cross water
             console.step()
     assert console.progress() == start + console.num_checkpoints
 
 
 def test_laps_never_wrap(console: Console) -> None:
-    """Round and round the wrong way the count stops above 0: 255 would be a finished race."""
+    """After many laps in the wrong direction the count stops at 1, because 255 would be a finished race."""
     console.load(1)
     console.poke("laps", 2)
     for _ in range(3):
@@ -1058,15 +1056,10 @@ def test_laps_never_wrap(console: Console) -> None:
 
 
 def short_cuts() -> list[Any]:
-    """Return (course, points) of every short cut in the courses' descriptions."""
-    spec = importlib.util.spec_from_file_location("homebrew_courses", ROOT / "homebrew" / "courses.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    """Return (course, points) of each short cut in the descriptions of the courses."""
     return [
         pytest.param(index, feature.points, id=f"{IDS[index]}-{feature.points[0]}")
-        for index, course in enumerate(module.COURSES)
+        for index, course in enumerate(load_module(ROOT / "homebrew" / "courses.py").COURSES)
         for feature in course.features
         if getattr(feature, "short_cut", False)
     ]
@@ -1074,17 +1067,17 @@ def short_cuts() -> list[Any]:
 
 @pytest.mark.parametrize("aside", [-18, 0, 18])
 @pytest.mark.parametrize(("course", "points"), short_cuts())
-def test_short_cut_passes_every_checkpoint(
+def test_a_short_cut_passes_each_checkpoint(
     console: Console, course: int, points: list[tuple[int, int]], aside: int
 ) -> None:
-    """Driving a short cut is a legal way round: no checkpoint is left out, whichever side is taken."""
+    """A short cut is a legal part of a lap: on each side of it, all checkpoints count."""
     console.load(course + 1)
     line = [tuple(p) for p in COURSES[course]["centreline"]]
     leave, join = (
         min(range(len(line)), key=lambda k: np.hypot(line[k][0] - p[0], line[k][1] - p[1]))
         for p in points[:: len(points) - 1]
     )
-    # Turn in a little early and join a little late, as a driver would.
+    # Leave the road a little before the short cut, and join it a little after it, as a driver would.
     corners = [line[leave - 6], *points[1:-1], line[(join + 6) % len(line)]]
     cut = line[: leave - 6]
     for (ax, ay), (bx, by) in itertools.pairwise(corners):
@@ -1105,7 +1098,7 @@ def test_short_cut_passes_every_checkpoint(
 
 
 @pytest.mark.parametrize(("course", "points"), short_cuts())
-def test_short_cut_joins_the_road_over_its_whole_width(
+def test_a_short_cut_joins_the_road_over_its_complete_width(
     console: Console, course: int, points: list[tuple[int, int]]
 ) -> None:
     console.load(course + 1)
@@ -1123,46 +1116,4 @@ def test_short_cut_joins_the_road_over_its_whole_width(
                 console.place(x, y)
                 console.poke("speed", 0)
                 console.step()
-                assert console.checkpoint == sector, f"a checkpoint is left out at ({x:.0f}, {y:.0f})"
-
-
-# --- drivers --------------------------------------------------------------------------------------------------------
-
-
-def kart(**values: int) -> SimpleNamespace:
-    """A snapshot made by hand."""
-    return SimpleNamespace(**{"kart_x": 0, "kart_y": 0, "kart_direction": 0, "speed": 0, "surface": ROAD} | values)
-
-
-def test_centreline_driver_steers_to_the_line() -> None:
-    north = [(500, y) for y in range(900, 100, -8)] + [(700, 100), (700, 900)]
-    driver = drivers.CentrelineDriver(north)
-    assert driver(kart(kart_x=500 * 4, kart_y=800 * 4)) == {"B"}
-    assert driver(kart(kart_x=480 * 4, kart_y=800 * 4)) == {"B", "RIGHT"}
-    assert driver(kart(kart_x=520 * 4, kart_y=800 * 4)) == {"B", "LEFT"}
-
-
-def test_centreline_driver_refuses_a_line_of_two_points() -> None:
-    with pytest.raises(ValueError, match="three points"):
-        drivers.CentrelineDriver([(0, 0), (1, 1)])
-
-
-def test_random_driver_is_seeded_and_holds_its_choice() -> None:
-    one, two, other = (drivers.RandomDriver(seed, hold=4) for seed in (1, 1, 2))
-    first = [one(kart()) for _ in range(80)]
-    assert first == [two(kart()) for _ in range(80)]
-    assert first != [other(kart()) for _ in range(80)]
-    assert all(len(set(first[k : k + 4])) == 1 for k in range(0, 80, 4))
-    assert set(first) <= set(drivers.RandomDriver.CHOICES)
-
-
-def test_simple_drivers() -> None:
-    assert drivers.full_throttle(kart()) == {"B"}
-    assert drivers.reverse(kart()) == {"Y"}
-    assert drivers.coast(kart()) == set()
-    assert drivers.turn_difference(10, 250) == 16
-    assert drivers.turn_difference(250, 10) == -16
-    with pytest.raises(ValueError, match="LEFT or RIGHT"):
-        drivers.WallHugger("UP")
-    with pytest.raises(ValueError, match="at least 1"):
-        drivers.RandomDriver(hold=0)
+                assert console.checkpoint == sector, f"a checkpoint does not count at ({x:.0f}, {y:.0f})"

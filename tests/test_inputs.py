@@ -1,4 +1,4 @@
-"""What is pressed, frame by frame: scripts, and movies as stable-retro itself writes them."""
+"""The buttons of each frame: from scripts, and from movies that stable-retro itself wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kart_rewards.integrations import INTEGRATIONS
 SNES = stable_retro.get_system_info("Snes")["buttons"]
 
 
-def test_a_script_is_frames_and_the_buttons_held(tmp_path: Path) -> None:
+def test_a_script_has_frames_and_the_buttons_held(tmp_path: Path) -> None:
     path = tmp_path / "boot.txt"
     path.write_text("# boot\n\n60\n2 START   # the menu\n 30\tb + Left\r\n", encoding="utf-8")
     assert read_inputs(path, SNES) == [
@@ -29,7 +29,7 @@ def test_a_script_is_frames_and_the_buttons_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["B", "0", "-1 B", "1.5 B", "1e3", "9999999999", "30B", "² B"])
-def test_a_line_that_is_not_frames_and_buttons_is_told_with_its_number(line: str) -> None:
+def test_a_wrong_line_is_reported_with_its_number(line: str) -> None:
     with pytest.raises(
         KartRewardsError, match=r"^boot\.txt, line 2: .* is not a number of frames \(1 or more\) and the"
     ):
@@ -39,7 +39,7 @@ def test_a_line_that_is_not_frames_and_buttons_is_told_with_its_number(line: str
 @pytest.mark.parametrize(
     ("line", "button"), [("30 C", "C"), ("30 B+", ""), ("30 B LEFT", "B LEFT"), ("3 None", "NONE")]
 )
-def test_an_unknown_button_is_told_with_those_there_are(line: str, button: str) -> None:
+def test_an_unknown_button_is_reported_with_the_known_ones(line: str, button: str) -> None:
     gameboy = stable_retro.get_system_info("GameBoy")["buttons"]
     with pytest.raises(KartRewardsError) as raised:
         parse_inputs(f"{line}\n", gameboy, "boot.txt")
@@ -53,11 +53,11 @@ def test_an_unknown_button_is_told_with_those_there_are(line: str, button: str) 
     [
         ("none.txt", None, "no such file"),
         ("none.bk2", None, "no such file"),
-        ("binary.txt", b"\xff\xfe\x00", "is neither a text script"),
+        ("binary.txt", b"\xff\xfe\x00", "is not a text script of buttons. A movie's name must end in .bk2"),
         ("damaged.bk2", b"PK\x03\x04 and no more", "stable-retro can't read this movie: it is damaged"),
     ],
 )
-def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(KartRewardsError) as raised:
@@ -66,19 +66,19 @@ def test_a_file_that_can_not_be_read_is_told(tmp_path: Path, name: str, content:
 
 
 @given(st.lists(st.frozensets(st.sampled_from([name for name in SNES if name]))))
-def test_what_was_pressed_reads_the_same_from_its_script(frames: list[frozenset[str]]) -> None:
+def test_formatted_inputs_are_parsed_to_the_same_inputs(frames: list[frozenset[str]]) -> None:
     assert [held for count, held in parse_inputs(format_inputs(frames), SNES) for _ in range(count)] == frames
 
 
-def test_masks_are_in_the_cores_order() -> None:
+def test_masks_have_the_cores_order() -> None:
     gameboy = stable_retro.get_system_info("GameBoy")["buttons"]
     masks = list(button_masks([(2, frozenset({"A", "START"})), (1, frozenset())], gameboy))
     assert [mask.tolist() for mask in masks] == [[0, 0, 0, 1, 0, 0, 0, 0, 1]] * 2 + [[0] * 9]
     assert {mask.dtype for mask in masks} == {np.dtype(np.uint8)}
 
 
-def test_a_movie_that_stable_retro_wrote(tmp_path: Path) -> None:
-    """Of two players, on a real emulator: player 1's buttons, and the state it begins from."""
+def test_a_movie_of_stable_retro_is_read(tmp_path: Path) -> None:
+    """A movie of two players, from a real emulator: the buttons of player 1, and the state at the start."""
     emulator = stable_retro.RetroEmulator(str(INTEGRATIONS / "HomebrewKart-Snes" / "rom.sfc"))
     emulator.step()
     snapshot = emulator.get_state()

@@ -1,238 +1,97 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-import stable_retro
+from command_line import make_game, needs_setpriv, run
 from conftest import tiny_rom
 
+from kart_rewards import integrations
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import INTEGRATIONS, MissingRomError, find_game, import_roms, list_games
+from kart_rewards.integrations import (
+    FOLDER_VARIABLE,
+    INTEGRATIONS,
+    Game,
+    MissingRomError,
+    command,
+    find_folder,
+    find_game,
+    integration_folders,
+    list_games,
+    writable,
+    writable_folder,
+)
 
 ROM = tiny_rom()
 
 
 @pytest.fixture
 def games(tmp_path: Path) -> Path:
-    """A folder with one game, 'Tiny-Snes', whose ROM is not there yet."""
-    folder = tmp_path / "games" / "Tiny-Snes"
-    folder.mkdir(parents=True)
-    (folder / "data.json").write_text("{}")
-    (folder / "rom.sha").write_text(sha1(ROM) + "\n")
-    return folder.parent
+    """A folder with one game, 'Tiny-Snes', whose ROM is missing."""
+    return make_game(tmp_path / "games" / "Tiny-Snes")
 
 
-def sha1(content: bytes) -> str:
-    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
-
-
-def what_became(paths: list[Path], games: Path) -> dict[str, str]:
-    """File name -> what importing made of it."""
-    return {Path(name).name: what for name, what, _ in import_roms(paths, games)}
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As an installed wheel in an empty folder: returns the folder of the package's games; Tiny-Snes is one of them."""
+    package = make_game(tmp_path / "site-packages" / "integrations_data" / "Tiny-Snes")
+    monkeypatch.setattr(integrations, "_INSIDE_PACKAGE", package)
+    monkeypatch.setattr(integrations, "INTEGRATIONS", package)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "user" / "games"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return package
 
 
 def test_the_projects_own_games() -> None:
     own = ["HomebrewKart-Snes", "MarioKart-Snes"]
-    assert set(own) <= set(list_games())  # beside what `new` made
+    assert set(own) <= set(list_games())  # a user's own games may be there, too
     homebrew, retail = (INTEGRATIONS / game for game in own)
     for shared in ("data.json", "scenario.json"):
         assert (homebrew / shared).read_text() == (retail / shared).read_text(), "one map and one scenario serve both"
 
 
-def test_unknown_games_are_told(tmp_path: Path) -> None:
-    with pytest.raises(KartRewardsError, match=r"unknown game 'MarioKart': did you mean 'MarioKart-Snes'\?"):
+def test_unknown_games_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match=r"unknown game 'MarioKart'\. Did you mean 'MarioKart-Snes'\?"):
         find_game("MarioKart")
     with pytest.raises(KartRewardsError, match="no such folder of integrations"):
         find_game("MarioKart-Snes", tmp_path / "nowhere")
     (tmp_path / "Empty-Snes").mkdir()
-    with pytest.raises(KartRewardsError, match=r"Empty-Snes: is no game's folder: it has no data\.json"):
+    with pytest.raises(KartRewardsError, match=r"Empty-Snes: is not a game's folder: it has no data\.json"):
         find_game("Empty-Snes", tmp_path)
 
 
-def test_a_missing_rom_is_told(games: Path) -> None:
-    with pytest.raises(MissingRomError, match="python -m kart_rewards import PATH"):
+def test_a_missing_rom_is_reported(games: Path) -> None:
+    with pytest.raises(MissingRomError, match="kart-rewards import PATH"):
         find_game("Tiny-Snes", games).rom()
 
 
-def test_a_wrong_rom_is_told(games: Path) -> None:
+def test_a_wrong_rom_is_reported(games: Path) -> None:
     (games / "Tiny-Snes" / "rom.sfc").write_bytes(ROM[:-1] + b"!")
     with pytest.raises(KartRewardsError, match=r"rom\.sfc: is not the ROM that Tiny-Snes needs: its SHA-1 is"):
         find_game("Tiny-Snes", games).rom()
 
 
-def test_a_missing_checksum_is_told(games: Path) -> None:
+def test_a_missing_checksum_is_reported(games: Path) -> None:
     (games / "Tiny-Snes" / "rom.sfc").write_bytes(ROM)
     (games / "Tiny-Snes" / "rom.sha").unlink()
     with pytest.raises(KartRewardsError, match=r"rom\.sha: can't be read"):
         find_game("Tiny-Snes", games).rom()
 
 
-def test_missing_states_and_files_are_told(games: Path) -> None:
+def test_missing_states_and_files_are_reported(games: Path) -> None:
     game = find_game("Tiny-Snes", games)
     (game.folder / "Start.state").write_bytes(b"not gzip")
     with pytest.raises(KartRewardsError, match=r"Level9\.state: no such start state of Tiny-Snes; it has Start"):
         game.load_state("Level9")
     with pytest.raises(KartRewardsError, match=r"Start\.state: is not a save state"):
         game.load_state("Start")
-    with pytest.raises(KartRewardsError, match=r"sprint\.json: no such file; .* holds data\.json"):
+    with pytest.raises(KartRewardsError, match=r"sprint\.json: no such file; .* has data\.json"):
         game.json_path("sprint")
     with pytest.raises(KartRewardsError, match=r"metadata\.json: can't be read"):
         game.default_state()
-
-
-def test_importing_a_plain_dump(games: Path, tmp_path: Path) -> None:
-    (tmp_path / "dump.smc").write_bytes(ROM)
-    [(_, what, game)] = import_roms([tmp_path / "dump.smc"], games)
-    assert game == "Tiny-Snes"
-    assert what.startswith("imported as Tiny-Snes's ROM")
-    assert find_game("Tiny-Snes", games).rom().read_bytes() == ROM
-    [(_, what, game)] = import_roms([tmp_path / "dump.smc"], games)
-    assert game == "Tiny-Snes"
-    assert "which is there already" in what
-
-
-def test_importing_removes_a_copier_header(games: Path, tmp_path: Path) -> None:
-    (tmp_path / "dump.smc").write_bytes(bytes(512) + ROM)
-    [(_, what, _)] = import_roms([tmp_path / "dump.smc"], games)
-    assert "512-byte copier header removed" in what
-    assert find_game("Tiny-Snes", games).rom().read_bytes() == ROM
-
-
-def test_importing_looks_into_folders_and_zips_and_explains_each_file(games: Path, tmp_path: Path) -> None:
-    dumps = tmp_path / "dumps"
-    (dumps / "deep").mkdir(parents=True)
-    (dumps / "notes.txt").write_text("hello")
-    (dumps / "broken.zip").write_bytes(b"PK\x03\x04 not a zip")
-    with zipfile.ZipFile(dumps / "deep" / "pack.zip", "w") as archive:
-        archive.writestr("../../escape.sfc", ROM)  # a name that would leave the folder: only the content is used
-    results = {name.removeprefix(str(dumps)): what for name, what, _ in import_roms([dumps], games)}
-    assert results["/notes.txt"].startswith("skipped: not the ROM of a known game (SHA-1")
-    assert results["/broken.zip"] == "skipped: can't be read: File is not a zip file"
-    assert results["/deep/pack.zip!../../escape.sfc"].startswith("imported as Tiny-Snes's ROM")
-    assert sorted(path.name for path in (games / "Tiny-Snes").iterdir()) == ["data.json", "rom.sfc", "rom.sha"]
-    assert not list(tmp_path.glob("escape*"))
-
-
-def test_importing_replaces_another_file_and_says_so(games: Path, tmp_path: Path) -> None:
-    (games / "Tiny-Snes" / "rom.sfc").write_bytes(b"another")
-    (tmp_path / "dump.sfc").write_bytes(ROM)
-    [(_, what, _)] = import_roms([tmp_path / "dump.sfc"], games)
-    assert f"in place of another file (SHA-1 {sha1(b'another')})" in what
-    assert find_game("Tiny-Snes", games).rom().read_bytes() == ROM
-
-
-def test_a_right_rom_is_not_replaced_by_another_right_one(games: Path, tmp_path: Path) -> None:
-    revision = ROM[:-1] + b"!"
-    (games / "Tiny-Snes" / "rom.sha").write_text(f"{sha1(ROM)}\n{sha1(revision)}\n")
-    (tmp_path / "first.sfc").write_bytes(revision)
-    (tmp_path / "second.sfc").write_bytes(ROM)
-    results = what_became([tmp_path / "first.sfc", tmp_path / "second.sfc"], games)
-    assert results["first.sfc"].startswith("imported as Tiny-Snes's ROM")
-    assert results["second.sfc"].startswith("is Tiny-Snes's ROM; another that its rom.sha allows stays in place")
-    assert find_game("Tiny-Snes", games).rom().read_bytes() == revision
-
-
-def test_a_rom_of_two_games_goes_to_both(games: Path, tmp_path: Path) -> None:
-    shutil.copytree(games / "Tiny-Snes", games / "Twin-Snes")
-    (tmp_path / "dump.sfc").write_bytes(ROM)
-    results = list(import_roms([tmp_path / "dump.sfc"], games))
-    assert [game for _, _, game in results] == ["Tiny-Snes", "Twin-Snes"]
-    assert find_game("Twin-Snes", games).rom().read_bytes() == find_game("Tiny-Snes", games).rom().read_bytes() == ROM
-
-
-def test_every_obstacle_in_a_folder_is_named(games: Path, tmp_path: Path) -> None:
-    dumps = tmp_path / "dumps"
-    (dumps / "deep").mkdir(parents=True)
-    (dumps / "loop").symlink_to(".")
-    (dumps / "itself").symlink_to("itself")
-    (dumps / "broken").symlink_to("nowhere")
-    os.mkfifo(dumps / "pipe")
-    (dumps / "revision.sfc").write_bytes(titled(b"ANOTHER REVISION"))
-    (dumps / "\udce9\x1b[2J.txt").write_bytes(b"not UTF-8, and a terminal's command")
-    (dumps / "deep" / "linked.sfc").symlink_to(dumps / "deep" / "dump.sfc")
-    (dumps / "deep" / "dump.sfc").write_bytes(ROM)
-    results = what_became([dumps], games)
-    assert results.keys() == {
-        *("loop", "itself", "broken", "pipe", "revision.sfc", r"\udce9\x1b[2J.txt", "linked.sfc", "dump.sfc")
-    }
-    assert results["loop"] == "skipped: a link to a folder; name it to have it looked into"
-    assert results["itself"] == results["broken"] == "skipped: a link that leads nowhere"
-    assert results["pipe"] == "skipped: not a plain file"
-    assert results["revision.sfc"].startswith("skipped: a SNES ROM, titled 'ANOTHER REVISION', but not one that")
-    assert results["dump.sfc"].startswith("imported")
-    assert "there already" in results["linked.sfc"]
-    assert "there already" in what_became([dumps / "loop"], games)["dump.sfc"]  # named, a link is looked into
-
-
-def titled(title: bytes) -> bytes:
-    """A SNES ROM with a title, a checksum and its complement in its header."""
-    rom = bytearray(ROM)
-    rom[0x7FC0:0x7FD5] = title.ljust(21)
-    rom[0x7FDC:0x7FE0] = b"\x34\x12\xcb\xed"
-    return bytes(rom)
-
-
-def test_what_is_inside_a_zip_is_told_one_by_one(games: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as archive:
-        archive.writestr("dump.sfc", ROM)
-    with zipfile.ZipFile(tmp_path / "outer.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("damaged.sfc", bytes(5000))
-        archive.write(tmp_path / "inner.zip", "inner.zip")
-        archive.writestr("locked.sfc", ROM)
-        archive.writestr("headered.smc", bytes(512) + ROM)
-    content = bytearray((tmp_path / "outer.zip").read_bytes())
-    content[content.index(b"damaged.sfc") + len("damaged.sfc")] ^= 0xFF  # the first byte of what is compressed
-    directory = content.rindex(b"locked.sfc") - 46  # of the entry, in the list of entries at the end
-    content[directory + 8] |= 1  # encrypted
-    (tmp_path / "outer.zip").write_bytes(content)
-    results = {name.partition("!")[2]: what for name, what, _ in import_roms([tmp_path / "outer.zip"], games)}
-    assert results["damaged.sfc"].startswith("skipped: can't be read: ")
-    assert results["inner.zip"].startswith("skipped: an archive, which is not looked into: unpack it first")
-    assert results["locked.sfc"] == "skipped: can't be read: it is encrypted"
-    assert results["headered.smc"].startswith("imported")
-
-
-def test_a_zip_that_would_never_end_is_passed_over(
-    games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kart_rewards.integrations.LARGEST_ROM_BYTES", 2**22)  # 1 GiB takes seconds
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb.sfc", bytes(2**24))
-    (tmp_path / "film.mkv").write_bytes(bytes(2**24))
-    results = what_became([tmp_path / "bomb.zip", tmp_path / "film.mkv"], games)
-    assert results["bomb.zip!bomb.sfc"] == results["film.mkv"]
-    assert results["film.mkv"] == "skipped: can't be read: it is larger than any ROM (4 MiB)"
-    with zipfile.ZipFile(tmp_path / "collection.zip", "w") as archive:
-        archive.writestr("film.mkv", bytes(2**24))
-        archive.writestr("dump.sfc", ROM)
-    assert what_became([tmp_path / "collection.zip"], games)["collection.zip!dump.sfc"].startswith("imported")
-
-
-def test_other_consoles_roms(games: Path, tmp_path: Path) -> None:
-    shipped = Path(stable_retro.data.get_file_path("Airstriker-Genesis-v0", "rom.md"))
-    nes = b"NES\x1a" + bytes(12) + b"a NES cartridge's content"  # of which stable-retro leaves the header out
-    arcade = tmp_path / "arcade.zip"
-    with zipfile.ZipFile(arcade, "w") as archive:
-        archive.writestr("chip.bin", "an arcade board's ROM is a zip")
-    contents = {"Air-Genesis": shipped.read_bytes(), "Tiny-Nes-v1": nes[16:], "Tiny-FBNeo": arcade.read_bytes()}
-    for name, content in contents.items():
-        shutil.copytree(games / "Tiny-Snes", games / name)
-        (games / name / "rom.sha").write_text(sha1(content))
-    (games / "Tiny-FBNeo" / "metadata.json").write_text(json.dumps({"original_rom_name": "board.zip"}))
-    (tmp_path / "air.bin").write_bytes(shipped.read_bytes())
-    (tmp_path / "cartridge.nes").write_bytes(nes)
-    results = list(import_roms([tmp_path / "air.bin", tmp_path / "cartridge.nes", arcade], games))
-    assert [game for _, _, game in results] == ["Air-Genesis", "Tiny-Nes-v1", "Tiny-FBNeo"]
-    assert find_game("Air-Genesis", games).rom().name == "rom.md"
-    assert find_game("Tiny-Nes-v1", games).rom().read_bytes() == nes
-    assert find_game("Tiny-FBNeo", games).rom().name == "board.zip"
 
 
 def test_a_checksum_in_capitals_is_a_checksum(games: Path) -> None:
@@ -242,93 +101,132 @@ def test_a_checksum_in_capitals_is_a_checksum(games: Path) -> None:
     assert find_game("Tiny-Snes", games).rom()
 
 
-def test_importing_where_there_are_no_games_is_told(tmp_path: Path) -> None:
-    with pytest.raises(KartRewardsError, match="holds no games"):
-        list(import_roms([tmp_path], tmp_path))
+def test_games_are_found_in_the_current_folder_then_the_users_then_the_package(wheel: Path, tmp_path: Path) -> None:
+    here, user = tmp_path / "work" / "integrations", tmp_path / "user" / "games"
+    assert integration_folders() == [wheel]
+    assert find_game("Tiny-Snes").folder == wheel / "Tiny-Snes"
+    make_game(user / "Tiny-Snes")
+    make_game(user / "Mine-Snes")
+    assert find_game("Tiny-Snes").folder == user / "Tiny-Snes"
+    make_game(here / "Tiny-Snes")
+    assert integration_folders() == [here, user, wheel]
+    assert find_game("Tiny-Snes").folder == here / "Tiny-Snes"
+    assert list_games() == ["Mine-Snes", "Tiny-Snes"]
+    assert find_game("Tiny-Snes", wheel).folder == wheel / "Tiny-Snes", "an explicit folder is the only one"
+    with pytest.raises(KartRewardsError) as caught:
+        find_game("Mine-Sness")
+    assert str(caught.value) == (
+        "unknown game 'Mine-Sness'. Did you mean 'Mine-Snes'? Known games: Mine-Snes, Tiny-Snes. "
+        f"Looked in: {here}, {user}, {wheel}"
+    )
 
 
-def test_a_path_that_is_not_there_is_told(games: Path, tmp_path: Path) -> None:
-    (tmp_path / "dump.sfc").write_bytes(ROM)
-    with pytest.raises(KartRewardsError, match="nothing-here: no such file or folder"):
-        list(import_roms([tmp_path / "dump.sfc", tmp_path / "nothing-here"], games))
-    assert not (games / "Tiny-Snes" / "rom.sfc").exists()  # told before anything was done
+def test_the_users_folder_is_where_platformdirs_says(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE)
+    monkeypatch.setenv("XDG_DATA_HOME", str(wheel.parent / "share"))
+    make_game(wheel.parent / "share" / "kart_rewards" / "integrations" / "Mine-Snes")
+    assert find_game("Mine-Snes").folder == wheel.parent / "share" / "kart_rewards" / "integrations" / "Mine-Snes"
 
 
-def run(*arguments: object, ordinary_user: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs a command; as root's, without root's right to open whatever is locked, if ``ordinary_user``."""
-    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if ordinary_user and not os.geteuid() else []
-    command = [*prefix, sys.executable, "-m", "kart_rewards", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_a_folder_that_is_found_twice_counts_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("integrations").symlink_to(wheel)
+    monkeypatch.setenv(FOLDER_VARIABLE, "integrations")
+    assert [folder.resolve() for folder in integration_folders()] == [wheel]
 
 
-needs_setpriv = pytest.mark.skipif(
-    not os.geteuid() and not shutil.which("setpriv"), reason="root opens everything, and there is no setpriv"
-)
+def test_a_broken_folder_of_games_does_not_disturb_the_others(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("integrations").symlink_to("integrations")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(wheel / "Tiny-Snes" / "data.json"))
+    assert list_games() == ["Tiny-Snes"]
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert find_game("Tiny-Snes").folder == wheel / "Tiny-Snes"
 
 
 @needs_setpriv
-def test_what_may_not_be_read_or_written_is_told(games: Path, tmp_path: Path) -> None:
-    dumps = tmp_path / "dumps"
-    (dumps / "locked").mkdir(parents=True)
-    (dumps / "secret.sfc").write_bytes(ROM)
-    (dumps / "dump.sfc").write_bytes(ROM)
-    closed = [dumps / "locked", dumps / "secret.sfc", games / "Tiny-Snes"]
+def test_a_locked_folder_of_games_is_reported_and_the_others_are_found(tmp_path: Path) -> None:
+    locked = tmp_path / "integrations"
+    locked.mkdir()
+    locked.chmod(0)
     try:
-        for path, mode in zip(closed, (0, 0, 0o500), strict=True):
-            path.chmod(mode)
-        done = run("import", dumps / "locked", dumps / "secret.sfc", "--integrations-path", games, ordinary_user=True)
-        assert done.returncode == 2
-        assert f"{dumps}/locked: skipped: the folder can't be read: Permission denied" in done.stdout
-        assert f"{dumps}/secret.sfc: skipped: can't be read: Permission denied" in done.stdout
-        assert done.stderr == f"error: none of these files (2) is the ROM of a game in {games}: Tiny-Snes\n"
-        done = run("import", dumps, "--integrations-path", games, ordinary_user=True)
-        assert done.returncode == 2
-        assert done.stderr == f"error: {games}/Tiny-Snes/rom.sfc: can't be written: Permission denied\n"
-        (games / "Tiny-Snes").chmod(0o700)
-        games.chmod(0)
-        done = run("import", dumps, "--integrations-path", games, ordinary_user=True)
-        assert done.stderr == f"error: {games}: holds no games that may be read, so no ROM can be recognised\n"
+        done = run("games", ordinary_user=True, folder=tmp_path)
+        assert "HomebrewKart-Snes" in done.stdout
+        assert done.returncode == 0, done.stderr
+        done = run("doctor", "Mine-Snes", ordinary_user=True, folder=tmp_path)
+        assert done.stderr == f"error: {locked}: may not be read: change its permissions\n"
     finally:
-        for path in (games, *closed):
-            path.chmod(0o700)
-    assert sorted(path.name for path in (games / "Tiny-Snes").iterdir()) == ["data.json", "rom.sha"]
+        locked.chmod(0o700)
 
 
-def test_the_import_command(games: Path, tmp_path: Path) -> None:
-    (tmp_path / "dump.sfc").write_bytes(ROM)
-    done = run("import", str(tmp_path / "dump.sfc"), "--integrations-path", str(games))
-    assert done.returncode == 0, done.stderr
-    assert "imported as Tiny-Snes's ROM" in done.stdout
-    assert done.stdout.endswith("1 looked at; ROMs in place: Tiny-Snes\n")
-    done = run("import", str(games / "Tiny-Snes" / "rom.sha"), "--integrations-path", str(games))
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "none of these files (1) is the ROM of a game" in done.stderr
+def test_a_game_without_data_json_is_found_only_on_request(wheel: Path) -> None:
+    (wheel / "Begun-Snes").mkdir()
+    assert find_folder("Begun-Snes") == Game("Begun-Snes", wheel / "Begun-Snes")
+    assert find_folder("Other-Snes") is None
+    with pytest.raises(KartRewardsError, match=r"Begun-Snes: is not a game's folder: it has no data\.json"):
+        find_game("Begun-Snes")
 
 
-def test_whoever_reads_the_output_may_stop_reading(games: Path, tmp_path: Path) -> None:
-    (tmp_path / "dumps").mkdir()
-    for i in range(800):
-        (tmp_path / "dumps" / f"{i}.txt").write_text(str(i))
-    command = [sys.executable, "-m", "kart_rewards", "import", str(tmp_path), "--integrations-path", str(games)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
-        assert reader.stdout
-        assert reader.stderr
-        reader.stdout.readline()
-        reader.stdout.close()
-        assert reader.stderr.read() == b""
-    if Path("/dev/full").exists():
-        with Path("/dev/full").open("w") as full:
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
-        assert done.returncode == 2
-        assert done.stderr == b"error: [Errno 28] No space left on device\n"
+def test_games_are_written_to_the_first_folder_that_may_be_written_to(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert writable_folder() == tmp_path / "user" / "games"
+    assert (tmp_path / "user" / "games").is_dir(), "the user's data folder is created"
+    Path("integrations").mkdir()
+    assert writable_folder() == tmp_path / "work" / "integrations"
+    Path("integrations").rmdir()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(wheel / "Tiny-Snes" / "data.json" / "not-a-folder"))
+    with pytest.raises(KartRewardsError, match=f"no folder of games may be written to: .*Set {FOLDER_VARIABLE}"):
+        writable_folder()  # root may write into the package, too; but its games are lost with it
+    monkeypatch.setattr(integrations, "_INSIDE_PACKAGE", tmp_path / "nowhere")  # as in a checkout
+    assert writable_folder() == wheel
 
 
-def test_the_ram_command_needs_no_emulator() -> None:
-    done = run("ram", str(INTEGRATIONS / "HomebrewKart-Snes" / "Level1.state"))
-    assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line.split()[1:4] for line in done.stdout.splitlines()}
-    assert run("ram", "nowhere.state").stderr == "error: nowhere.state: no such file\n"
-    assert rows["laps"] == ["0x7E10C1", "|u1", "127"]
-    assert rows["speed"] == ["0x7E10EA", "<s2", "0"]
-    assert rows["backward"] == ["0x00010B", "|u1", "0"]
+def test_a_game_of_the_package_is_copied_before_it_is_written_to(
+    wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (wheel / "Tiny-Snes" / "__pycache__").mkdir()
+    (wheel / "Tiny-Snes").chmod(0o555)
+    copy = writable(find_game("Tiny-Snes"))
+    (wheel / "Tiny-Snes").chmod(0o755)
+    target = tmp_path / "user" / "games" / "Tiny-Snes"
+    assert copy == find_game("Tiny-Snes") == Game("Tiny-Snes", target)
+    assert f"copied Tiny-Snes to {target}" in capsys.readouterr().out
+    assert sorted(os.listdir(target.parent)) == ["Tiny-Snes"]  # noqa: PTH208
+    assert sorted(os.listdir(target)) == ["data.json", "rom.sha"]  # noqa: PTH208
+    assert target.stat().st_mode & 0o200, "the copy may be written to, although the original may not"
+    assert writable(copy) == copy
+    assert capsys.readouterr().out == ""
+
+
+def test_a_copy_that_the_lookup_would_not_find_is_not_made(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integrations, "_may_be_written", lambda folder: folder == tmp_path / "user" / "games")
+    here = Game("Tiny-Snes", make_game(Path("integrations").absolute() / "Tiny-Snes") / "Tiny-Snes")
+    assert writable(here) == here, "the lookup finds ./integrations before the user's folder"
+    other = Game("Tiny-Snes", make_game(tmp_path / "other" / "Tiny-Snes") / "Tiny-Snes")
+    assert writable(other) == other, "the lookup does not find this folder at all"
+    assert not (tmp_path / "user" / "games" / "Tiny-Snes").exists()
+
+
+def test_a_copy_that_fails_leaves_nothing(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (wheel / "Tiny-Snes" / "broken").symlink_to("nowhere")
+    with pytest.raises(KartRewardsError, match=r"user/games/Tiny-Snes: can't be written: .*No such file"):
+        writable(find_game("Tiny-Snes"))
+    assert not os.listdir(tmp_path / "user" / "games")  # noqa: PTH208
+
+
+def test_a_printed_command_names_the_folder_only_where_the_lookup_needs_it(wheel: Path, tmp_path: Path) -> None:
+    other = make_game(tmp_path / "other games" / "Tiny-Snes")
+    assert find_game("Tiny-Snes").command("doctor Tiny-Snes") == "kart-rewards doctor Tiny-Snes"
+    assert find_game("Tiny-Snes", wheel).command("doctor Tiny-Snes") == "kart-rewards doctor Tiny-Snes"
+    elsewhere = find_game("Tiny-Snes", other).command("doctor Tiny-Snes")
+    assert elsewhere == f"kart-rewards doctor Tiny-Snes --integrations-path '{other}'"
+    assert command("import PATH") == command("import PATH", wheel) == "kart-rewards import PATH"
+    assert command("import PATH", other) == f"kart-rewards import PATH --integrations-path '{other}'"
+    shutil.copytree(other, "integrations")  # now the lookup finds another Tiny-Snes than the package's
+    hidden = find_game("Tiny-Snes", wheel).command("doctor Tiny-Snes")
+    assert hidden == f"kart-rewards doctor Tiny-Snes --integrations-path {wheel}"

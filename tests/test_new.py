@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import stable_retro
+from command_line import run
 from conftest import tiny_rom
 from stable_retro.data import EMU_INFO, Integrations
 
-from kart_rewards import KartRewardsError, ObservationConfig, doctor, make_env
+from kart_rewards import KartRewardsError, ObservationConfig, integrations, make_env
+from kart_rewards.games import doctor
 from kart_rewards.games.doctor import diagnose
 from kart_rewards.games.new import scaffold
-from kart_rewards.integrations import find_game, import_roms
+from kart_rewards.games.roms import import_roms
+from kart_rewards.integrations import find_game
 
 ROM = tiny_rom()
 FILES = {".gitignore", "data.json", "metadata.json", "rewards.py", "rom.sha", "scenario.json", "test_rewards.py"}
@@ -33,21 +36,21 @@ def games(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rom(tmp_path: Path) -> Path:
-    """The do-nothing ROM, as an old copier left it."""
+    """The do-nothing ROM, with the header of an old copier."""
     (tmp_path / "dump.smc").write_bytes(bytes(512) + ROM)
     return tmp_path / "dump.smc"
 
 
 @pytest.fixture
 def airstriker() -> Path:
-    """The free game that stable-retro brings."""
+    """The free game that comes with stable-retro."""
     return Path(stable_retro.data.get_file_path("Airstriker-Genesis-v0", "rom.md"))
 
 
-def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=folder
-    )
+def pytest_on(folder: Path) -> str:
+    """Runs the unit tests of a game. Returns the output."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", folder]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False).stdout
 
 
 def names(folder: Path) -> set[str]:
@@ -55,7 +58,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_command_makes_a_folder_and_says_what_is_next(games: Path, rom: Path) -> None:
-    done = run("-m", "kart_rewards", "new", "Tiny-Snes", rom, "--integrations-path", games)
+    done = run("new", "Tiny-Snes", rom, "--integrations-path", games)
     assert done.returncode == 0, done.stderr
     folder = games / "Tiny-Snes"
     assert names(folder) == FILES | {"rom.sfc"}
@@ -63,14 +66,15 @@ def test_the_command_makes_a_folder_and_says_what_is_next(games: Path, rom: Path
     sha1 = hashlib.sha1(ROM, usedforsecurity=False).hexdigest()
     assert done.stdout.startswith(f"made {folder}\n")
     assert f"ROM: 32 KiB, without its copier's header of 512 bytes, SHA-1 {sha1}\n" in done.stdout
-    for command in ("state Tiny-Snes start --play --default", "search Tiny-Snes", "doctor Tiny-Snes"):
-        assert f"python -m kart_rewards {command} --integrations-path {games}\n" in done.stdout
-    assert f"--env-id Tiny-Snes --integrations-path {games}" in done.stdout
+    commands = ("state Tiny-Snes start --play --default", "search Tiny-Snes", "doctor Tiny-Snes")
+    for command in (*commands, "train --env-id Tiny-Snes"):
+        assert f"       kart-rewards {command} --integrations-path {games}" in done.stdout
+    assert f"       pytest {folder}\n" in done.stdout
 
     (folder / "rewards.py").write_text("# mine\n")
-    done = run("-m", "kart_rewards", "new", "Tiny-Snes", rom, "--integrations-path", games)
+    done = run("new", "Tiny-Snes", rom, "--integrations-path", games)
     assert done.returncode == 2
-    assert done.stderr == f"error: {folder}: is there already, and stays as it is; choose another name\n"
+    assert done.stderr == f"error: {folder}: exists already, and was not changed; choose another name\n"
     assert (folder / "rewards.py").read_text() == "# mine\n"
 
 
@@ -95,7 +99,7 @@ def test_every_console_that_stable_retro_emulates(games: Path, tmp_path: Path) -
         assert Path(path).name in (games / f"Game-{console}" / ".gitignore").read_text()
         [(_, what, game)] = import_roms([rom], games)
         assert game == f"Game-{console}"
-        assert "there already" in what
+        assert "already in place" in what
     assert (games / "Game-FBNeo" / "board.zip").is_file()
 
 
@@ -123,16 +127,16 @@ def test_the_console_follows_from_the_rom(games: Path, rom: Path, tmp_path: Path
         ("../Tiny-Snes", "dump.sfc", "can't be a game's name"),
         ("Tiny-SNES", "dump.sfc", "'Tiny-SNES': end the game's name in its console, which is one of -32x, -Atari2600,"),
         ("Tiny", "dump.bin", "'Tiny': end the game's name in its console"),
-        ("Tiny-Genesis", "dump.sfc", r"ends in Genesis, and dump.sfc is a ROM for Snes by its name: which is it\?"),
-        ("Tiny-Snes", "empty.sfc", "empty.sfc: is empty, so it is no ROM"),
+        ("Tiny-Genesis", "dump.sfc", "ends in Genesis, but the name of dump.sfc is that of a ROM for Snes: correct"),
+        ("Tiny-Snes", "empty.sfc", "empty.sfc: is empty, so it is not a ROM"),
         ("Tiny-Snes", "folder", "folder: can't be read: Is a directory"),
         ("Tiny-Snes", "lost.sfc", "lost.sfc: can't be read: No such file or directory"),
         ("Tiny-Snes", "broken.zip", "broken.zip: can't be read: File is not a zip file"),
-        ("Tiny", "two.zip", "must hold the ROM of one console, and holds a.sfc, b.md. Unpack it"),
-        ("Tiny", "none.zip", "and holds none. .* if it is an arcade game's, end the game's name in -FBNeo"),
+        ("Tiny", "two.zip", "must contain one console's ROM, but it contains a.sfc, b.md. Unpack it"),
+        ("Tiny", "none.zip", "but it contains none. .* If it is an arcade game's ROM, end the game's name in -FBNeo"),
     ],
 )
-def test_what_will_not_do_is_told_and_leaves_nothing(
+def test_wrong_arguments_are_reported_and_leave_nothing(
     games: Path, tmp_path: Path, name: str, file: str, message: str
 ) -> None:
     for path, content in (("dump.sfc", ROM), ("dump.bin", ROM), ("empty.sfc", b""), ("broken.zip", b"PK")):
@@ -145,7 +149,7 @@ def test_what_will_not_do_is_told_and_leaves_nothing(
     assert names(games) == set()
 
 
-def test_a_folder_of_games_is_made_if_need_be(rom: Path, tmp_path: Path) -> None:
+def test_a_folder_of_games_is_made_if_necessary(rom: Path, tmp_path: Path) -> None:
     scaffold("Tiny-Snes", rom, tmp_path / "my" / "games")
     assert find_game("Tiny-Snes", tmp_path / "my" / "games").rom()
     with pytest.raises(KartRewardsError, match=r"games/Tiny-Snes: can't be made: Not a directory"):
@@ -153,7 +157,7 @@ def test_a_folder_of_games_is_made_if_need_be(rom: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk")
-def test_a_full_disk_is_told_and_keeps_nothing(rom: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_keeps_nothing(rom: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=44k", "tmpfs", disk], check=True)  # noqa: S607
@@ -173,18 +177,17 @@ def test_from_nothing_to_training(
 ) -> None:
     scaffold("Mine-Genesis", airstriker, games)
     folder = games / "Mine-Genesis"
-    done = run("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", folder)
-    assert " passed" in done.stdout, done.stdout + done.stderr
+    assert " passed" in pytest_on(folder)
 
     monkeypatch.setattr(doctor, "_SECONDS_TO_PLAY", 0.0)
-    monkeypatch.setattr(doctor, "_MOST_SECONDS_TO_PLAY", 0.2)
+    monkeypatch.setattr(doctor, "_MAX_SECONDS_TO_PLAY", 0.2)
     assert not diagnose("Mine-Genesis", games)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     where = f"--integrations-path {games}\n"
-    assert "FAIL  start states: none yet -> " in told
-    assert f"-> python -m kart_rewards state Mine-Genesis start --play --default {where}" in told
-    assert f"warn  data.json: no variables yet -> python -m kart_rewards search Mine-Genesis {where}" in told
-    assert told.count("FAIL  ") == 1
+    assert "FAIL  start states: none yet -> " in output
+    assert f"-> kart-rewards state Mine-Genesis start --play --default {where}" in output
+    assert f"warn  data.json: no variables yet -> kart-rewards search Mine-Genesis {where}" in output
+    assert output.count("FAIL  ") == 1
 
     play_plainly(games)  # from power-on
     emulator = stable_retro.RetroEmulator(str(folder / "rom.md"))
@@ -206,8 +209,7 @@ def test_from_nothing_to_training(
         env.close()
 
     (folder / "data.json").write_text(json.dumps({"info": {"lives": {"address": 16712282, "type": ">u2"}}}))
-    done = run("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", folder)
-    assert " passed" in done.stdout, done.stdout + done.stderr  # the unit test bears with variables
+    assert " passed" in pytest_on(folder)  # also with variables
 
 
 def play_plainly(games: Path) -> None:
@@ -224,12 +226,42 @@ def play_plainly(games: Path) -> None:
 
 
 def test_the_trainer_trains_it(games: Path, airstriker: Path, tmp_path: Path) -> None:
-    told = scaffold("Mine-Genesis", airstriker, games)
+    output = scaffold("Mine-Genesis", airstriker, games)
     shutil.copy(airstriker.parent / "Level1.state", games / "Mine-Genesis")
     (games / "Mine-Genesis" / "metadata.json").write_text(json.dumps({"default_state": "Level1"}))
-    command = told[told.index("ppo_continuous_single_file.py") :].replace("\\\n", " ").split()
-    script = Path(__file__).parent.parent / command[0]
+    command = output[output.index("kart-rewards train") :].replace("\\\n", " ").split()
     small = ["--total-timesteps", 16, "--num-envs", 1, "--num-steps", 16, "--num-minibatches", 1, "--eval-interval", 0]
-    done = run(script, *command[1:], *small, "--runs-path", tmp_path / "runs")
+    done = run(*command[1:], *small, "--runs-path", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").glob("*/agent.pt"))) == 1
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's data folder, which does not exist yet. The current folder is another one, and is empty."""
+    monkeypatch.setenv(integrations.FOLDER_VARIABLE, str(tmp_path / "my games"))
+    (tmp_path / "current").mkdir()
+    monkeypatch.chdir(tmp_path / "current")
+    return tmp_path / "my games"
+
+
+def test_without_a_folder_it_is_made_where_commands_find_it(mine: Path, rom: Path) -> None:
+    done = run("new", "Tiny-Snes", rom)
+    assert done.stdout.startswith(f"made {mine / 'Tiny-Snes'}\n")
+    assert "       kart-rewards doctor Tiny-Snes\n" in done.stdout
+    assert "       kart-rewards train --env-id Tiny-Snes \\\n" in done.stdout
+    assert f"       pytest '{mine / 'Tiny-Snes'}'\n" in done.stdout
+    assert find_game("Tiny-Snes").folder == mine / "Tiny-Snes"
+
+    Path("integrations").mkdir()
+    other = Path("integrations").absolute() / "Other-Snes"
+    assert scaffold("Other-Snes", rom).startswith(f"made {other}\n")
+    assert find_game("Other-Snes").folder == other
+
+
+def test_a_new_game_does_not_hide_a_game_in_another_folder(mine: Path, rom: Path) -> None:
+    scaffold("Tiny-Snes", rom)
+    Path("integrations").mkdir()
+    with pytest.raises(KartRewardsError, match="my games/Tiny-Snes: exists already, and was not changed"):
+        scaffold("Tiny-Snes", rom)
+    assert names(Path("integrations")) == set()

@@ -33,26 +33,26 @@ def test_shapes(config: ObservationConfig, shape: tuple[int, ...]) -> None:
     assert observer.observe(screen(1), screen(2)) in observer.space
 
 
-def test_raw_is_the_screen_itself() -> None:
+def test_the_raw_observation_is_the_screen() -> None:
     observer = ScreenObserver(ObservationConfig.raw(), SNES_SHAPE)
     assert np.array_equal(observer.reset(screen(0)), screen(0))
     assert np.array_equal(observer.observe(screen(1), screen(2)), screen(1))
 
 
-def test_max_pooling_takes_the_brighter_of_two_frames() -> None:
+def test_max_pooling_takes_the_maximum_of_two_frames() -> None:
     pooled = ScreenObserver(ObservationConfig(crop=None, max_pool=True, grey=False, size=None, stack=1), SNES_SHAPE)
     pooled.reset(screen(0))
     assert np.array_equal(pooled.observe(screen(1), screen(2)), np.maximum(screen(1), screen(2)))
     assert np.array_equal(pooled.observe(screen(1)), screen(1))
 
 
-def test_grey_weighs_green_most() -> None:
+def test_grey_is_the_luminance() -> None:
     observer = ScreenObserver(ObservationConfig(crop=None, size=None, stack=1), SNES_SHAPE)
     shades = [observer.reset(np.full(SNES_SHAPE, colour, np.uint8))[0, 0, 0] for colour in np.eye(3) * 255]
     assert shades == [76, 150, 29]  # 255 x 0.299, 0.587, 0.114
 
 
-def test_the_stack_moves_from_newest_to_oldest() -> None:
+def test_a_new_image_is_last_in_the_stack_and_the_oldest_one_leaves() -> None:
     observer = ScreenObserver(ObservationConfig(), SNES_SHAPE)
     first = observer.reset(screen(0))
     assert all(np.array_equal(first[i], first[0]) for i in range(4))
@@ -61,7 +61,7 @@ def test_the_stack_moves_from_newest_to_oldest() -> None:
     assert not np.array_equal(second[3], first[3])
 
 
-def test_observations_do_not_change_behind_ones_back() -> None:
+def test_an_observation_does_not_change_later() -> None:
     for config in (ObservationConfig(), ObservationConfig.raw()):
         observer = ScreenObserver(config, SNES_SHAPE)
         first = observer.reset(screen(0))

@@ -16,7 +16,7 @@ def test_lap_and_progress() -> None:
 
 
 def play(*frames: tuple[int, dict[str, int]]) -> RaceMetrics:
-    """Metrics after each set of values was held for so many frames, at 60 frames a second."""
+    """Returns the metrics of (number of frames, values) in sequence, at 60 frames per second."""
     metrics = RaceMetrics(snapshot(), frames_per_second=60.0)
     for count, values in frames:
         for _ in range(count):
@@ -30,7 +30,7 @@ def test_an_unfinished_race_has_no_times() -> None:
     assert not [name for name in summary if "time" in name]
 
 
-def test_lap_times_run_from_the_start_and_then_from_line_to_line() -> None:
+def test_the_first_lap_begins_at_the_start_and_the_others_at_the_line() -> None:
     laps = [(60, {"laps": 127})] + [(120, {"laps": laps}) for laps in range(128, 133)] + [(1, {"laps": 133})]
     metrics = play(*laps)
     assert metrics.lap_frames == [181, 120, 120, 120, 120]
@@ -41,13 +41,13 @@ def test_lap_times_run_from_the_start_and_then_from_line_to_line() -> None:
     assert summary["lap_time_seconds"] == pytest.approx(661 / 60 / 5)
 
 
-def test_shuttling_over_the_line_completes_no_lap() -> None:
+def test_driving_back_and_forth_over_the_line_completes_no_lap() -> None:
     shuttle = [(5, {"laps": laps}) for laps in (127, 128, 127, 128, 127, 128)]
     assert play(*shuttle).summary()["laps_completed"] == 0
     assert play((5, {"laps": 129}), (5, {"laps": 128}), (5, {"laps": 129})).summary()["laps_completed"] == 1
 
 
-def test_a_wall_hit_is_a_touch_however_long() -> None:
+def test_a_contact_of_several_frames_is_one_wall_hit() -> None:
     touches = play((3, {"collision": 1}), (2, {}), (9, {"collision": 1}))
     assert touches.summary()["wall_hits"] == 2
 
@@ -56,5 +56,5 @@ def test_a_wall_hit_is_a_touch_however_long() -> None:
     ("surface", "seconds"),
     [(0x40, 0), (0x1E, 0), (0x16, 0), (0x18, 0), (0x54, 1), (0x5A, 1), (0x20, 1), (0x22, 1), (0x80, 1)],
 )
-def test_off_road_time(surface: int, seconds: float) -> None:
+def test_time_on_surfaces_outside_the_course_is_off_road_time(surface: int, seconds: float) -> None:
     assert play((60, {"surface": surface})).summary()["off_road_seconds"] == seconds

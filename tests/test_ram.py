@@ -27,13 +27,13 @@ def layout_of(*variables: tuple[Any, ...]) -> RamLayout:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(min_size=8, max_size=8), mask=st.none() | st.integers(0, 2**63 - 1))
-def test_every_type_decodes_as_in_the_core(tiny_emulator: Any, raw: bytes, mask: int | None) -> None:
+def test_each_type_is_decoded_as_in_the_core(tiny_emulator: Any, raw: bytes, mask: int | None) -> None:
     memory = tiny_emulator[1].memory
     for i, byte in enumerate(raw):
         memory.assign(ADDRESS + i, "|u1", byte)
     for type_ in TYPES:
         variable = Variable("value", ADDRESS, type_, mask)
-        expected = memory.extract(ADDRESS, type_.replace("s", "i"))  # the core reads s as unsigned: see below
+        expected = memory.extract(ADDRESS, type_.replace("s", "i"))  # the core decodes s as unsigned
         if mask is not None:
             expected &= mask
         assert variable.decode(raw[: variable.width]) == expected, type_
@@ -41,7 +41,7 @@ def test_every_type_decodes_as_in_the_core(tiny_emulator: Any, raw: bytes, mask:
 
 
 def test_masks_are_applied_as_in_the_core(tiny_emulator: Any, tmp_path: Path) -> None:
-    """Through a data.json that stable-retro reads itself; it must load one for a mask to hold."""
+    """stable-retro applies the masks of a data.json only if it loads that file itself."""
     data = tiny_emulator[1]
     generator = random.Random(1)
     types = [type_ for type_ in TYPES if type_[-2] != "s"]
@@ -61,7 +61,7 @@ def test_masks_are_applied_as_in_the_core(tiny_emulator: Any, tmp_path: Path) ->
     assert RamLayout.from_file(data_path).decode(data.memory.blocks)._asdict() == expected
 
 
-def test_the_core_itself_reads_s_as_unsigned(tiny_emulator: Any) -> None:
+def test_the_core_itself_decodes_s_as_unsigned(tiny_emulator: Any) -> None:
     data = tiny_emulator[1]
     data.memory.assign(ADDRESS, "<i2", -5)
     assert data.memory.extract(ADDRESS, "<s2") == 65531
@@ -80,14 +80,14 @@ def test_the_core_itself_reads_s_as_unsigned(tiny_emulator: Any) -> None:
         (">n3", b"\x01\x12\x23", 123),
         ("><u4", b"\x01\x02\x03\x04", 0x02010403),
         ("<>u4", b"\x01\x02\x03\x04", 0x03040102),
-        ("<u8", b"\xff" * 8, -1),  # as stable-retro, which holds 64 bits with a sign
+        ("<u8", b"\xff" * 8, -1),  # as in stable-retro, which stores signed 64-bit integers
     ],
 )
-def test_decoding_by_hand(type_: str, raw: bytes, value: int) -> None:
+def test_examples_of_types(type_: str, raw: bytes, value: int) -> None:
     assert Variable("value", 0, type_).decode(raw) == value
 
 
-def test_mask_keeps_bits_of_the_decoded_value() -> None:
+def test_a_mask_keeps_bits_of_the_decoded_value() -> None:
     assert Variable("value", 0, "|u1", mask=0xF0).decode(b"\x5a") == 0x50
 
 
@@ -108,7 +108,7 @@ def test_snapshots_are_immutable_and_readable() -> None:
     assert ram == pickle.loads(pickle.dumps(ram))  # noqa: S301 - pickled on this line
 
 
-def test_a_misspelt_name_says_which_there_are() -> None:
+def test_a_misspelt_variable_is_reported_with_the_known_ones() -> None:
     ram = layout_of(("speed", ADDRESS, "<s2"), ("laps", ADDRESS, "|u1")).decode({ADDRESS: bytes(2)})
     with pytest.raises(AttributeError, match=r"no RAM variable 'sped'\. Did you mean 'speed'\? There are: speed, laps"):
         ram.sped  # noqa: B018
@@ -155,13 +155,13 @@ def test_addresses_outside_memory_are_refused(tiny_emulator: Any, address: int) 
         layout_of(("speed", address, "<u2")).check_addresses(blocks)
 
 
-def test_live_memory_ends_where_the_console_says(tiny_emulator: Any) -> None:
+def test_a_reader_of_live_memory_refuses_addresses_outside_it(tiny_emulator: Any) -> None:
     for address in (0x7E0000 + 0x1FFFF, 2**64):
         with pytest.raises(KartRewardsError, match=f"'speed' at address {address} .* lies outside memory"):
             layout_of(("speed", address, "<u2")).reader(tiny_emulator[1])
 
 
-def test_a_state_file_decodes_as_the_live_core_does(tiny_emulator: Any, tmp_path: Path) -> None:
+def test_a_state_file_has_the_same_values_as_live_memory(tiny_emulator: Any, tmp_path: Path) -> None:
     emulator, data = tiny_emulator
     layout = layout_of(("speed", 0x7E10EA, "<s2"), ("backward", 0x010B, "|u1"))
     data.memory.assign(0x7E10EA, "<i2", -5)

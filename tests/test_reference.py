@@ -1,13 +1,12 @@
-"""The reference terms and rules against the same rules in Lua, run by stable-retro's own script engine.
+"""Compares the reference terms and rules with the same rules in Lua, which stable-retro's script engine runs.
 
-The Lua script is ours (tests/reference/reference.lua). Both score the same frames of the same emulator. Two differences
-are meant, and checked to be just these: Python reads a negative speed where stable-retro reads a large one, and the
-early stop shows on the frame of the seventh hit, where the Lua engine shows it one frame later, with reward 0.
+The Lua script is part of this project (tests/reference/reference.lua). Both score the same frames of the same emulator.
+There are two intended differences. Python reads a negative speed, which stable-retro reads as a large one. Python
+reports the early stop on the frame of the seventh hit; the Lua engine reports it one frame later, with reward 0.
 """
 
 from __future__ import annotations
 
-import gc
 import gzip
 import json
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import stable_retro
+from conftest import emulator
 
 from kart_rewards.done import REFERENCE_RULES, EpisodeDone, as_rule
 from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, WallHugger, centreline, full_throttle, reverse
@@ -31,7 +31,7 @@ BUTTONS = stable_retro.get_system_info("Snes")["buttons"]
 
 
 class Frame(NamedTuple):
-    """One emulated frame: what the RAM holds, and what the Lua script says of it."""
+    """One emulated frame: its RAM, and the results of the Lua script."""
 
     ram: Any
     lua_reward: float
@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 @pytest.fixture
 def lua_game(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any, RamLayout]]:
-    """The game under the Lua script, with speed typed for stable-retro as the test's parameter says."""
+    """The game with the Lua script. The test's parameter is the type of ``speed`` for stable-retro."""
     info = json.loads((GAME / "data.json").read_text())
     info["info"]["speed"]["type"] = request.param
     scripts = {
@@ -51,56 +51,50 @@ def lua_game(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[A
     (tmp_path / "data.json").write_text(json.dumps(info))
     (tmp_path / "scenario.json").write_text(json.dumps(scripts))
     shutil.copy(LUA, tmp_path)
-    gc.collect()
-    emulator, data = stable_retro.RetroEmulator(str(GAME / "rom.sfc")), stable_retro.data.GameData()
-    emulator.configure_data(data)
-    emulator.step()
-    assert data.load(str(tmp_path / "data.json"), str(tmp_path / "scenario.json"))
-    yield emulator, data, RamLayout.from_file(GAME / "data.json")
-    del emulator, data
-    gc.collect()
+    with emulator(GAME / "rom.sfc", tmp_path) as (em, data):
+        yield em, data, RamLayout.from_file(GAME / "data.json")
 
 
 def episode(lua_game: Any, state: str, driver: Driver, most_frames: int) -> Iterator[Frame]:
-    """Plays from a start state until the Lua script is done; the first frame is the reset's."""
-    emulator, data, layout = lua_game
-    emulator.set_state(gzip.decompress((GAME / f"{state}.state").read_bytes()))
-    emulator.set_button_mask(np.zeros(12, np.uint8), 0)
-    emulator.step()
+    """Plays from a start state until the Lua script reports the end. The first frame is the one after the reset."""
+    em, data, layout = lua_game
+    em.set_state(gzip.decompress((GAME / f"{state}.state").read_bytes()))
+    em.set_button_mask(np.zeros(12, np.uint8), 0)
+    em.step()
     data.reset()
     for _ in range(most_frames):
         data.update_ram()
-        ram = layout.decode(data.memory.blocks)  # without a word to the data that the script reads
+        ram = layout.decode(data.memory.blocks)  # does not change the data that the script reads
         frame = Frame(ram, data.current_reward(), data.is_done())
         yield frame
         if frame.lua_done:
             return
         held = driver(ram)
-        emulator.set_button_mask(np.array([name in held for name in BUTTONS], np.uint8), 0)
-        emulator.step()
+        em.set_button_mask(np.array([name in held for name in BUTTONS], np.uint8), 0)
+        em.step()
 
 
-class OurScore:
-    """The Python terms and rules at work on one episode. ``see`` is how they see a snapshot."""
+class PythonScore:
+    """Scores one episode with the Python terms and rules. ``convert`` is applied to each snapshot."""
 
-    def __init__(self, see: Callable[[Any], Any] = lambda ram: ram) -> None:
+    def __init__(self, convert: Callable[[Any], Any] = lambda ram: ram) -> None:
         self.rewards = EpisodeRewards([as_term(term) for term in REFERENCE_TERMS])
         self.done = EpisodeDone([as_rule(rule) for rule in REFERENCE_RULES])
-        self.see = see
+        self.convert = convert
 
     def __call__(self, ram: Any) -> tuple[float, str | None]:
-        ram = self.see(ram)
+        ram = self.convert(ram)
         return self.rewards(ram), self.done(ram)
 
 
-def assert_agrees(frames: Iterator[Frame], score: OurScore) -> int:
-    """Demands the same reward on every frame and the same end. Returns how many frames there were."""
+def assert_agrees(frames: Iterator[Frame], score: PythonScore) -> int:
+    """Asserts that all rewards and the end are the same. Returns the number of frames."""
     stopped_by = None
     count = 0
     for frame in frames:
         count += 1
         if stopped_by == "wall_hits":
-            assert (frame.lua_done, frame.lua_reward) == (True, 0.0), "Lua stops one frame later, unpaid"
+            assert (frame.lua_done, frame.lua_reward) == (True, 0.0), "Lua stops one frame later, without reward"
             return count
         reward, stopped_by = score(frame.ram)
         assert reward == frame.lua_reward, frame
@@ -113,9 +107,9 @@ def follow(course: int, **options: Any) -> Driver:
 
 
 @pytest.mark.parametrize("lua_game", ["<i2"], indirect=True, ids=["Lua reads signed speed"])
-def test_every_frame_of_every_way_to_drive(lua_game: Any) -> None:
+def test_python_and_lua_agree_on_each_frame_of_all_drives(lua_game: Any) -> None:
     drives: list[tuple[str, int, Callable[[int], Driver], int]] = [
-        ("a whole race", 5000, lambda i: follow(0), 0),
+        ("a complete race", 5000, lambda i: follow(0), 0),
         ("another course, off the line", 3000, lambda i: follow(3, offset=60.0), 3),
         ("the wrong way round", 2500, lambda i: follow(0, backward=True), 0),
         ("at random", 5000, lambda i: RandomDriver(seed=i), 1),
@@ -128,22 +122,23 @@ def test_every_frame_of_every_way_to_drive(lua_game: Any) -> None:
         frames_played = attempts = 0
         while frames_played < frames_wanted:
             frames = list(episode(lua_game, f"Level{course + 1}", make_driver(attempts), frames_wanted - frames_played))
-            assert_agrees(iter(frames), OurScore())
+            assert_agrees(iter(frames), PythonScore())
             ends |= {("finished" if frames[-1].ram.laps >= 133 else "stopped")} if frames[-1].lua_done else set()
             frames_played += len(frames)
             attempts += 1
         scored += frames_played
         assert frames_played >= frames_wanted, name
     assert scored >= 20_000
-    assert ends == {"finished", "stopped"}, "both ways to end were seen"
+    assert ends == {"finished", "stopped"}, "both rules ended an episode"
 
 
 @pytest.mark.parametrize("lua_game", ["<s2"], indirect=True, ids=["Lua reads unsigned speed"])
 def test_with_the_retail_type_only_negative_speeds_differ(lua_game: Any) -> None:
-    """``<s2`` in data.json: stable-retro reads it unsigned. Seen so, our terms agree with Lua again, on every frame."""
+    """stable-retro reads the type ``<s2`` as unsigned. With an unsigned speed, Python and Lua agree on each frame."""
     differing = 0
-    for i, driver in enumerate([reverse, WallHugger("LEFT"), WallHugger("RIGHT"), RandomDriver(3)]):
-        signed, unsigned = OurScore(), OurScore(lambda ram: ram._replace(speed=ram.speed % 65536))
+    drivers: list[Driver] = [reverse, WallHugger("LEFT"), WallHugger("RIGHT"), RandomDriver(3)]
+    for i, driver in enumerate(drivers):
+        signed, unsigned = PythonScore(), PythonScore(lambda ram: ram._replace(speed=ram.speed % 65536))
         frames = list(episode(lua_game, f"Level{i + 1}", driver, 1200))
         assert_agrees(iter(frames), unsigned)
         for frame in frames:

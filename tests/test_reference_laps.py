@@ -1,8 +1,7 @@
-"""benchmarks/reference_laps.py: what is committed drives what it claims, and what is wrong is told."""
+"""benchmarks/reference_laps.py: the committed replays drive the times that they contain; faults are reported."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import load_module
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import find_game
@@ -18,29 +18,19 @@ from kart_rewards.integrations import find_game
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "reference_laps.py"
 
 
-def load_script() -> Any:
-    """The benchmark as a module: benchmarks/ is no package."""
-    spec = importlib.util.spec_from_file_location("reference_laps", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-laps = load_script()
+laps = load_module(SCRIPT)
 REPLAYS = [laps.replay_path(course) for course in laps.COURSES]
 
 
 def tampered(tmp_path: Path, **changes: Any) -> Path:
-    """A copy of Level1's replay with some of its fields changed."""
+    """Returns a copy of Level1's replay with some fields changed."""
     path = tmp_path / "replay.json"
     path.write_text(json.dumps(json.loads(REPLAYS[0].read_text()) | changes))
     return path
 
 
 @pytest.mark.parametrize("path", REPLAYS, ids=lambda path: path.stem)
-def test_a_replay_drives_the_race_it_claims(path: Path) -> None:
+def test_a_replay_drives_the_times_that_it_contains(path: Path) -> None:
     race = laps.verify(path)
     summary, claims = race.summary(), json.loads(path.read_text())
     assert summary["laps_completed"] == 5
@@ -49,59 +39,59 @@ def test_a_replay_drives_the_race_it_claims(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", REPLAYS, ids=lambda path: path.stem)
-def test_every_replay_is_of_this_rom_and_adds_up(path: Path) -> None:
+def test_each_replay_is_of_this_rom_and_its_laps_add_up(path: Path) -> None:
     replay = laps.load_replay(path)
     assert replay["rom_sha1"] in find_game(laps.GAME).rom_hashes()
     assert path.stem == replay["state"]
     assert len(replay["lap_frames"]) == 5 and sum(replay["lap_frames"]) == len(replay["inputs"])
 
 
-def test_inputs_that_drive_another_race_are_told(tmp_path: Path) -> None:
+def test_inputs_that_drive_another_race_are_reported(tmp_path: Path) -> None:
     inputs = json.loads(REPLAYS[0].read_text())["inputs"]
-    with pytest.raises(KartRewardsError, match=r"its inputs drive .*, and it claims"):
+    with pytest.raises(KartRewardsError, match=r"its inputs drive .*, but it contains"):
         laps.verify(tampered(tmp_path, inputs=[*inputs[:3], [5, "B LEFT"], *inputs[3:]]))
 
 
-def test_times_that_the_inputs_do_not_drive_are_told(tmp_path: Path) -> None:
-    with pytest.raises(KartRewardsError, match=r"its inputs drive .*, and it claims .*'lap_time_seconds': 1\.0"):
+def test_times_that_the_inputs_do_not_drive_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match=r"its inputs drive .*, but it contains .*'lap_time_seconds': 1\.0"):
         laps.verify(tampered(tmp_path, lap_time_seconds=1.0))
 
 
-def test_a_replay_of_another_rom_is_told(tmp_path: Path) -> None:
-    with pytest.raises(KartRewardsError, match="was driven with the ROM abc, and HomebrewKart-Snes is now"):
+def test_a_replay_of_another_rom_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match="was driven with the ROM abc, but HomebrewKart-Snes has"):
         laps.verify(tampered(tmp_path, rom_sha1="abc"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": [[3, "B JUMP"]]}, "is no replay of a race: buttons other than"),
-        ({"inputs": [[3, "START"]]}, "is no replay of a race: buttons other than"),
-        ({"inputs": [[10**12, "B"]]}, "is no replay of a race: its inputs are not for 1 to"),
-        ({"inputs": [[-5, "B"]]}, "is no replay of a race: its inputs are not for 1 to"),
-        ({"inputs": "B"}, "is no replay of a race"),
-        ({"inputs": [["B", 3]]}, "is no replay of a race"),
-        ({"state": "Level9"}, "is no replay of a race: no course 'Level9'"),
+        ({"inputs": [[3, "B JUMP"]]}, "is not a replay of a race: its inputs have buttons other than"),
+        ({"inputs": [[3, "START"]]}, "is not a replay of a race: its inputs have buttons other than"),
+        ({"inputs": [[10**12, "B"]]}, "is not a replay of a race: its inputs are not for 1 to"),
+        ({"inputs": [[-5, "B"]]}, "is not a replay of a race: its inputs are not for 1 to"),
+        ({"inputs": "B"}, "is not a replay of a race"),
+        ({"inputs": [["B", 3]]}, "is not a replay of a race"),
+        ({"state": "Level9"}, "is not a replay of a race: there is no course 'Level9'"),
     ],
 )
-def test_a_damaged_replay_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_damaged_replay_is_reported(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         laps.verify(tampered(tmp_path, **changes))
 
 
-def test_a_replay_cut_short_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_replay_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "replay.json"
     path.write_bytes(REPLAYS[0].read_bytes()[:1000])
     with pytest.raises(KartRewardsError, match="is not JSON"):
         laps.verify(path)
     path.write_text("{}")
-    with pytest.raises(KartRewardsError, match="is no replay of a race: has no 'state'"):
+    with pytest.raises(KartRewardsError, match="is not a replay of a race: it has no 'state'"):
         laps.verify(path)
     with pytest.raises(KartRewardsError, match="can't be read"):
         laps.verify(tmp_path / "none.json")
 
 
-def test_saving_and_loading_keep_every_frame(tmp_path: Path) -> None:
+def test_a_saved_replay_is_loaded_with_the_same_frames(tmp_path: Path) -> None:
     replay = laps.load_replay(REPLAYS[0])
     facts = {name: value for name, value in replay.items() if name != "inputs"}
     laps.save_replay(tmp_path / "copy.json", facts, replay["inputs"])
@@ -127,13 +117,13 @@ def test_a_mistake_ends_with_one_message(arguments: list[str], message: str) -> 
 
 @pytest.fixture
 def search() -> Iterator[Any]:
-    """A search on Level1."""
+    """Returns a search on Level1."""
     env = laps.make_env("Level1")
     yield laps.Search(env, laps.Course("Level1"), seed=1)
     env.close()
 
 
-def test_a_place_can_be_come_back_to(search: Any) -> None:
+def test_a_search_can_return_to_a_place(search: Any) -> None:
     driver = laps.LineDriver(search.course, [0.0] * laps.KNOTS, 50.0, 0.045)
     first = search.play(search.grid, lambda _, *now: driver(*now), 200)
     assert first.places[-1].distance > 200
@@ -153,7 +143,7 @@ def test_a_change_is_kept_only_if_it_is_better(search: Any) -> None:
     assert scores == sorted(scores) and scores[-1] > scores[0]
 
 
-def test_distance_counts_on_over_the_line(search: Any) -> None:
+def test_the_distance_increases_over_the_line(search: Any) -> None:
     course, distance = search.course, 0.0
     for k in range(2 * course.count + 1):
         distance = course.advance(distance, *course.points[k % course.count])
@@ -162,7 +152,7 @@ def test_distance_counts_on_over_the_line(search: Any) -> None:
 
 
 def test_a_short_cut_is_shorter_and_skips_no_part_of_the_lap() -> None:
-    whole, cut = laps.Course("Level4"), laps.Course("Level4", (0, 1))
-    assert cut.length < whole.length - 300
+    road, cut = laps.Course("Level4"), laps.Course("Level4", (0, 1))
+    assert cut.length < road.length - 300
     steps = [after - before for before, after in zip(cut.laps, cut.laps[1:], strict=False)]
     assert min(steps) > 0 and max(steps) < 0.01

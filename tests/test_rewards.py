@@ -35,7 +35,7 @@ FINISHED = {"laps": 133}
         ({"collision": 1, "speed": 0, **FINISHED}, 0),
     ],
 )
-def test_wall(values: dict[str, int], paid: float) -> None:
+def test_wall_charges_slow_touches(values: dict[str, int], paid: float) -> None:
     assert wall(snapshot(**values)) == paid
 
 
@@ -44,7 +44,7 @@ def test_wall(values: dict[str, int], paid: float) -> None:
     [
         ({"surface": 0x54, "current_frame": 30}, 1),
         ({"surface": 0x40, "current_frame": 30}, 0),
-        ({"surface": 0x1E, "current_frame": 30}, 1),  # the start line is not 64 either
+        ({"surface": 0x1E, "current_frame": 30}, 1),  # the start line
         ({"surface": 0x54, "current_frame": 29}, 0),
         ({"surface": 0x54, "current_frame": 31}, 0),
         ({"surface": 0x54, "current_frame": 0}, 0),
@@ -52,7 +52,7 @@ def test_wall(values: dict[str, int], paid: float) -> None:
         ({"surface": 0x54, "current_frame": 30, **FINISHED}, 0),
     ],
 )
-def test_terrain(values: dict[str, int], paid: float) -> None:
+def test_terrain_charges_other_surfaces_on_every_30th_frame(values: dict[str, int], paid: float) -> None:
     assert terrain(snapshot(**values)) == paid
 
 
@@ -67,7 +67,7 @@ def test_terrain(values: dict[str, int], paid: float) -> None:
         ({"speed": 700, "current_frame": 60, **FINISHED}, 0),
     ],
 )
-def test_time(values: dict[str, int], paid: float) -> None:
+def test_time_charges_half_at_high_speed(values: dict[str, int], paid: float) -> None:
     assert time(snapshot(**values)) == paid
 
 
@@ -82,21 +82,21 @@ def test_time(values: dict[str, int], paid: float) -> None:
         ({"backward": 0x10, "current_frame": 6, **FINISHED}, 0),
     ],
 )
-def test_backwards(values: dict[str, int], paid: float) -> None:
+def test_backwards_charges_every_6th_frame(values: dict[str, int], paid: float) -> None:
     assert backwards(snapshot(**values)) == paid
 
 
-def test_checkpoint_pays_each_step_of_progress_once() -> None:
+def test_checkpoint_pays_each_progress_once() -> None:
     term = Checkpoint()
     steps = [
         (127, 29, 0),  # on the grid: progress -1, the best so far
-        (127, 28, 0),  # backing away from the line
+        (127, 28, 0),  # away from the line
         (127, 29, 0),
         (128, 0, 1),  # over the line: lap -1 -> 0, progress 0
-        (127, 29, 0),  # back over it
-        (128, 0, 0),  # and over it again: progress 0 is no news
+        (127, 29, 0),  # back over the line
+        (128, 0, 0),  # and forward again: progress 0 was paid before
         (128, 1, 1),
-        (128, 3, 1),  # two at once pay one
+        (128, 3, 1),  # two checkpoints at once pay 1
         (128, 2, 0),
         (128, 3, 0),
         (128, 4, 1),
@@ -107,7 +107,7 @@ def test_checkpoint_pays_each_step_of_progress_once() -> None:
         assert term(snapshot(laps=laps, checkpoint=checkpoint)) == paid, (laps, checkpoint)
 
 
-def test_a_wrap_of_current_frame_pays_nothing_extra() -> None:
+def test_the_wrap_of_current_frame_is_not_paid() -> None:
     frames = [65533, 65534, 65535, 0, 1, 2]
     assert score([snapshot(current_frame=frame, surface=0x54) for frame in frames], REFERENCE_TERMS) == {
         "wall": 0,
@@ -118,18 +118,18 @@ def test_a_wrap_of_current_frame_pays_nothing_extra() -> None:
     }
 
 
-def test_the_reset_frame_is_seen_and_pays_nothing() -> None:
+def test_terms_are_called_with_the_reset_frame_but_it_is_not_paid() -> None:
     ahead = snapshot(laps=128, checkpoint=5, collision=1, current_frame=30)
     paid = score([ahead, ahead._replace(collision=0, current_frame=31)], REFERENCE_TERMS)
     assert paid == {"wall": 0, "checkpoint": 0, "terrain": 0, "time": 0, "backwards": 0}
 
 
-def test_reference_weights() -> None:
+def test_the_reference_weights_are_those_of_the_original() -> None:
     weights = {term.name: term.weight for term in map(as_term, REFERENCE_TERMS)}
     assert weights == {"wall": -10, "checkpoint": 300, "terrain": -15, "time": -1, "backwards": -2}
 
 
-def test_a_marked_function_stays_a_function() -> None:
+def test_a_marked_function_can_be_called_as_before() -> None:
     @reward_term(weight=0.02)
     def top_speed(ram: Any) -> float:
         """Pay for speed. Much of it."""
@@ -154,10 +154,10 @@ def test_classes_are_named_in_snake_case_and_remember_one_episode() -> None:
 
     off_and_on = [snapshot(surface=surface) for surface in (0x40, 0x54, 0x54, 0x40, 0x5A)]
     assert score(off_and_on, [LeftTheRoad]) == {"left_the_road": -10.0}
-    assert score(off_and_on, [LeftTheRoad]) == {"left_the_road": -10.0}  # a new episode, a new memory
+    assert score(off_and_on, [LeftTheRoad]) == {"left_the_road": -10.0}  # a new episode has a new memory
 
 
-def test_a_term_may_ask_for_the_snapshot_before() -> None:
+def test_a_term_may_take_the_previous_snapshot() -> None:
     def gained_speed(ram: Any, previous: Any) -> float:
         return ram.speed - previous.speed
 
@@ -165,7 +165,7 @@ def test_a_term_may_ask_for_the_snapshot_before() -> None:
     assert score(trace, [gained_speed]) == {"gained_speed": -3.0}
 
 
-def test_sums_and_counts_by_term() -> None:
+def test_sums_and_counts_are_kept_per_term() -> None:
     def always(ram: Any) -> float:
         return 2
 
@@ -185,7 +185,7 @@ def test_sums_and_counts_by_term() -> None:
     }
 
 
-def test_sums_after_the_transform_add_up_to_the_return() -> None:
+def test_transformed_sums_add_up_to_the_return() -> None:
     rewards = EpisodeRewards([as_term(term) for term in REFERENCE_TERMS], make_transform("sign"))
     frames = [
         snapshot(current_frame=30, surface=0x54, laps=128, checkpoint=0),  # +300 -15 -1
@@ -208,7 +208,7 @@ def test_sums_after_the_transform_add_up_to_the_return() -> None:
     [float("nan"), float("inf"), None, "5", "", [], [1.0], {}, 0j, 1j, np.zeros(1), np.ones(1), np.zeros(2), 10**400],
     ids=lambda value: repr(value)[:20],
 )
-def test_a_value_that_is_no_finite_number_names_term_place_and_snapshot(value: Any) -> None:
+def test_a_value_that_is_not_a_finite_number_is_reported_with_term_line_and_snapshot(value: Any) -> None:
     def odd(ram: Any) -> Any:
         return value
 
@@ -221,7 +221,7 @@ def test_a_value_that_is_no_finite_number_names_term_place_and_snapshot(value: A
     assert "speed=77" in message
 
 
-def test_a_raising_term_names_term_line_and_snapshot() -> None:
+def test_a_term_that_raises_is_reported_with_line_and_snapshot() -> None:
     def divides(ram: Any) -> float:
         return 1 / (ram.speed - 77)  # this line
 
@@ -234,7 +234,7 @@ def test_a_raising_term_names_term_line_and_snapshot() -> None:
     assert "speed=77" in message
 
 
-def test_numpy_numbers_and_bools_are_numbers() -> None:
+def test_numpy_numbers_and_bools_are_valid_values() -> None:
     numpy = pytest.importorskip("numpy")
     values = iter([True, numpy.float32(1), numpy.int64(1), numpy.bool_(True), 1])
 
@@ -253,10 +253,10 @@ def test_numbers_of_other_libraries_become_floats() -> None:
     rewards = EpisodeRewards([as_term(half)])
     assert type(rewards(snapshot())) is float
     assert rewards(snapshot()) == 60000.0
-    assert rewards.episode_summary()["sum"] == {"half": 120000.0}  # in float16 this were infinite
+    assert rewards.episode_summary()["sum"] == {"half": 120000.0}  # in float16 this would be infinite
 
 
-def test_terms_that_cancel_leave_no_rounding_error() -> None:
+def test_terms_that_cancel_pay_exactly_zero() -> None:
     def tenth(ram: Any) -> float:
         return 0.1
 
@@ -271,7 +271,7 @@ def test_terms_that_cancel_leave_no_rounding_error() -> None:
     assert set(rewards.episode_summary()["transformed"].values()) == {0.0}
 
 
-def test_a_mark_needs_no_parentheses() -> None:
+def test_the_decorator_works_without_parentheses() -> None:
     @reward_term
     def bare(ram: Any) -> float:
         return 1.0
@@ -280,7 +280,7 @@ def test_a_mark_needs_no_parentheses() -> None:
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), "a", None])
-def test_a_mark_with_a_weight_that_is_no_number_is_told(weight: Any) -> None:
+def test_a_weight_that_is_not_a_finite_number_is_reported(weight: Any) -> None:
     with pytest.raises(KartRewardsError, match=r"test_rewards\.py:\d+: the weight of 'odd' must be a finite number"):
 
         @reward_term(weight=weight)
@@ -288,21 +288,7 @@ def test_a_mark_with_a_weight_that_is_no_number_is_told(weight: Any) -> None:
             return 1.0
 
 
-def test_terms_must_take_one_snapshot_or_two() -> None:
-    with pytest.raises(KartRewardsError, match="must take the RAM snapshot"):
-
-        @reward_term()
-        def greedy(a: Any, b: Any, c: Any) -> float:
-            return 0.0
-
-    with pytest.raises(KartRewardsError, match="must take the RAM snapshot"):
-
-        @reward_term()
-        class NotCallable:
-            pass
-
-
-def test_transforms() -> None:
+def test_each_transform_converts_a_reward() -> None:
     assert [make_transform("sign")(reward) for reward in (-0.1, 0.0, 300.0)] == [-1.0, 0.0, 1.0]
     assert make_transform("scale", 0.5)(-3.0) == -1.5
     assert make_transform("none")(-3.0) == -3.0
@@ -310,14 +296,14 @@ def test_transforms() -> None:
         make_transform("cube")
 
 
-def test_parsing_weights() -> None:
+def test_weights_are_parsed_from_name_equals_number() -> None:
     assert parse_weights(["wall=-5", "top_speed=0.02", "time=1e-3"]) == {"wall": -5, "top_speed": 0.02, "time": 0.001}
     for bad in ("wall", "wall=", "wall=much", "=5"):
         with pytest.raises(KartRewardsError, match="is not NAME=NUMBER"):
             parse_weights([bad])
 
 
-def test_weights_are_checked() -> None:
+def test_unknown_terms_and_bad_weights_are_reported() -> None:
     terms = [as_term(term) for term in REFERENCE_TERMS]
     with pytest.raises(KartRewardsError, match="no reward term 'wal' in this run; there are wall, checkpoint"):
         with_weights(terms, {"wal": 1}, "test")

@@ -56,12 +56,12 @@ def names(rules: Scoring) -> list[str]:
 REFERENCE = {"wall": -10, "checkpoint": 300, "terrain": -15, "time": -1, "backwards": -2}
 
 
-def test_without_a_word_the_reference_holds(folder: Path) -> None:
+def test_an_empty_scenario_means_the_reference(folder: Path) -> None:
     assert weights(rules(folder)) == REFERENCE
     assert names(rules(folder)) == ["race_finished", "wall_hits"]
 
 
-def test_a_scenario_names_terms_weights_and_rules(folder: Path) -> None:
+def test_a_scenario_selects_terms_weights_and_rules(folder: Path) -> None:
     own = {
         "modules": ["own.py"],
         "rewards": {"top_speed": None, "wall": -5},
@@ -71,7 +71,7 @@ def test_a_scenario_names_terms_weights_and_rules(folder: Path) -> None:
     assert names(rules(folder, own)) == ["stopped", "race_finished"]
 
 
-def test_files_modules_and_functions_add_to_it(folder: Path) -> None:
+def test_files_modules_and_functions_are_added_to_the_scenario(folder: Path) -> None:
     @reward_term(weight=7)
     def mine(ram: Any) -> float:
         return 0.0
@@ -89,7 +89,7 @@ def test_files_modules_and_functions_add_to_it(folder: Path) -> None:
     assert weights(rules(folder, {"rewards": {}}, extra=["kart_rewards.rewards"])) == REFERENCE
 
 
-def test_mark_scenario_command_line_in_rising_order(folder: Path) -> None:
+def test_the_command_line_overrides_the_scenario_which_overrides_the_decorator(folder: Path) -> None:
     own = {"modules": ["own.py"], "rewards": {"top_speed": 5, "slow": None}}
     assert weights(rules(folder, own, weights={"slow": 9})) == {"top_speed": 5, "slow": 9}
     own_file = str(folder / "own.py")
@@ -111,12 +111,12 @@ def test_mark_scenario_command_line_in_rising_order(folder: Path) -> None:
         ({"modules": ["no_such_module"]}, "no_such_module: no such module"),
     ],
 )
-def test_bad_scenarios_are_told(folder: Path, own: Any, message: str) -> None:
+def test_bad_scenarios_are_reported(folder: Path, own: Any, message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         rules(folder, own)
 
 
-def test_checks_are_read_and_leave_the_scoring_alone(folder: Path) -> None:
+def test_checks_are_read_and_do_not_change_the_scoring(folder: Path) -> None:
     own = {"checks": [{"expect": "laps == 127"}, {"expect": "speed > 0", "hold": "B+LEFT", "within_frames": 60}]}
     assert weights(rules(folder, own)) == REFERENCE
     checks = load_checks(folder / "scenario.json")
@@ -141,25 +141,25 @@ def test_checks_are_read_and_leave_the_scoring_alone(folder: Path) -> None:
         [{"expect": "laps == 127", "within_frames": 10**9}],
     ],
 )
-def test_malformed_checks_are_told(folder: Path, checks: Any) -> None:
-    rules(folder, {"checks": checks})  # training does without them
+def test_malformed_checks_are_reported(folder: Path, checks: Any) -> None:
+    rules(folder, {"checks": checks})  # training does not read them
     with pytest.raises(KartRewardsError, match=r"scenario\.json: (the check .* is not \{\"expect\"|.*must be a list)"):
         load_checks(folder / "scenario.json")
 
 
-def test_unknown_weights_are_told(folder: Path) -> None:
+def test_weights_of_unknown_terms_are_reported(folder: Path) -> None:
     with pytest.raises(KartRewardsError, match="there is no reward term 'top_sped'"):
         rules(folder, weights={"top_sped": 1.0})
 
 
-def test_two_terms_of_one_name_are_told(folder: Path) -> None:
+def test_two_terms_with_the_same_name_are_reported(folder: Path) -> None:
     @reward_term(name="wall")
     def other(ram: Any) -> float:
         return 0.0
 
-    with pytest.raises(KartRewardsError, match="two terms or rules are called 'wall'"):
+    with pytest.raises(KartRewardsError, match="two terms or rules have the name 'wall'"):
         rules(folder, extra=[other])
-    assert weights(rules(folder, extra=[wall])) == REFERENCE  # the same one again is no clash
+    assert weights(rules(folder, extra=[wall])) == REFERENCE  # the same term twice is not an error
 
 
 @pytest.mark.parametrize(
@@ -174,37 +174,37 @@ def test_two_terms_of_one_name_are_told(folder: Path) -> None:
         ("x = 1", r"defines no reward term and no done rule"),
     ],
 )
-def test_rewards_files_that_fail_to_import_are_told(folder: Path, source: str, message: str) -> None:
+def test_a_rewards_file_whose_import_fails_is_reported(folder: Path, source: str, message: str) -> None:
     (folder / "bad.py").write_text(source)
     with pytest.raises(KartRewardsError, match=message) as error:
         rules(folder, extra=[str(folder / "bad.py")])
     assert "bad.py" in str(error.value)
 
 
-def test_a_variable_that_data_json_lacks_is_told_before_the_run(folder: Path) -> None:
+def test_a_variable_that_data_json_does_not_define_is_reported(folder: Path) -> None:
     layout = RamLayout([Variable(name, 0, "|u1") for name in ("speed", "laps", "collision")], source="data.json")
     with pytest.raises(KartRewardsError) as error:
         rules(folder, {"modules": ["own.py"], "rewards": {"slow": 1}, "done": []}).check(layout)
-    assert "'slow'" in str(error.value)  # though it reads it in a helper function
+    assert "'slow'" in str(error.value)  # which reads it in a helper function
     assert "reads 'altitude', which data.json does not define; it defines speed, laps, collision" in str(error.value)
     rules(folder, {"modules": ["own.py"], "rewards": {"top_speed": 1}, "done": ["wall_hits"]}).check(layout)
 
 
-def test_no_terms_at_all_have_a_table(folder: Path) -> None:
+def test_the_table_without_terms_and_rules_is_empty(folder: Path) -> None:
     assert rules(folder, {"rewards": {}, "done": []}).table() == ""
 
 
-def test_fingerprints_tell_terms_rules_weights_and_files_apart(folder: Path) -> None:
+def test_fingerprints_change_with_weights_and_files(folder: Path) -> None:
     first = rules(folder, extra=[folder / "own.py"]).fingerprints()
     assert {"term wall", "term top_speed", "rule wall_hits", "rule stopped"} <= first.keys()
     assert rules(folder, extra=[folder / "own.py"], weights={"wall": -9}).fingerprints() != first
-    (folder / "own.py").write_text(OWN.replace("< 3", "< 4"))  # in a helper of the term's
+    (folder / "own.py").write_text(OWN.replace("< 3", "< 4"))  # a helper function of the term
     second = rules(folder, extra=[folder / "own.py"]).fingerprints()
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"term top_speed", "term slow", "rule stopped"}
 
 
-def test_the_table_shows_what_is_in_force(folder: Path) -> None:
+def test_the_table_shows_weights_and_summaries(folder: Path) -> None:
     table = rules(folder, weights={"wall": -2.5}).table()
     assert "wall             -2.5  Charge every frame" in table
     assert "race_finished    ends  All five laps are done." in table

@@ -1,9 +1,8 @@
-"""``python -m kart_rewards search``: real games, real files, a real terminal and a real window."""
+"""``kart-rewards search``: real games, real files, a real terminal and a real window."""
 
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 import pty
@@ -23,24 +22,24 @@ import pytest
 import stable_retro
 from xvfb import Display, virtual_display, wait_until
 
-from kart_rewards import search as search_module
+from kart_rewards import integrations
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.games import search as search_module
 from kart_rewards.games.inputs import format_inputs
-from kart_rewards.games.search import RamSearch, Reading, SearchPrompt, add_variable
+from kart_rewards.games.search import SearchPrompt
 from kart_rewards.integrations import INTEGRATIONS, find_game
-from kart_rewards.ram import RamLayout, Variable
+from kart_rewards.ram import RamLayout
 
 GAME = "HomebrewKart-Snes"
 AIRSTRIKER = "Airstriker-Genesis-v0"
 LAPS, SPEED, FRAMES = 0x7E10C1, 0x7E10EA, 0x7E0038
 KNOWN = RamLayout.from_file(INTEGRATIONS / GAME / "data.json")
-READING = Reading(SPEED, "<i2", ())
 
 
 @pytest.fixture
 def games(tmp_path: Path) -> Path:
-    """A folder with HomebrewKart, about whose RAM nothing is known."""
+    """A folder with HomebrewKart, without any known variables."""
     folder = tmp_path / "games" / GAME
     folder.mkdir(parents=True)
     for name in ("rom.sfc", "rom.sha", "metadata.json", "scenario.json", "Level1.state"):
@@ -80,10 +79,10 @@ def entry(line: str) -> tuple[int, int, str]:
     return int(match[1]), int(match[2]), match[3]
 
 
-# ------------------------------------------------------------------------------------------------ what it is there for
+# --- real searches ----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[int]]:
-    """A drive as a movie and as a script, and at which of its frames the line was crossed: what a spectator sees."""
+    """A drive as a movie and as a script, and the frames at which the kart crosses the line on the screen."""
     folder = tmp_path_factory.mktemp("drive")
     game = find_game(GAME)
     gc.collect()
@@ -95,7 +94,8 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[in
     movie.configure(GAME, emulator)
     movie.set_state(emulator.get_state())
     buttons = stable_retro.get_system_info("Snes")["buttons"]
-    driver, pressed, crossings = CentrelineDriver(centreline("Level1")), [], []
+    driver, pressed = CentrelineDriver(centreline("Level1")), []
+    crossings: list[int] = []
     ram = KNOWN.decode(data.memory.blocks)
     while len(crossings) < 2:
         pressed.append(driver(ram))
@@ -118,10 +118,10 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[in
 def test_homebrewkarts_variables_are_found_with_no_prior_knowledge(
     games: Path, drive: tuple[Path, Path, list[int]]
 ) -> None:
-    """Of each, one place is left, and the first proposal is the right address with the right type."""
+    """One place is left for each, and its first reading has the right address and type."""
     movie, script, (first, second) = drive
     frame_counter = "play 1\nkeep +1\nplay 7\nkeep +7\nplay 300 B\nkeep +300\nadd 1 current_frame\n"
-    # A kart that stands has the speed 0. Then it goes backwards.
+    # The speed of a stopped kart is 0. Then the kart goes backwards.
     speed = (
         "play 60 B\nkeep greater\nplay 60 B\nkeep greater\nplay 200\nkeep equal 0\nplay 60\nkeep unchanged\n"
         "play 20 Y\nkeep less\nadd 1\n"
@@ -135,7 +135,7 @@ def test_homebrewkarts_variables_are_found_with_no_prior_knowledge(
     frame_counter_left, speed_left, laps_left = map(last_list, printed.split("> load\n"))
     assert [entry(line) for line in frame_counter_left] == [(1, FRAMES, "<u2")]
     assert [entry(line) for line in speed_left] == [(1, SPEED, "<i2")]
-    assert re.search(r"  0, \d+, \d+, 0, 0, -\d+$", speed_left[0]), "what it read at each moment, with its sign"
+    assert re.search(r"  0, \d+, \d+, 0, 0, -\d+$", speed_left[0]), "the value in each sample, with its sign"
     assert [entry(line) for line in laps_left] == [(1, LAPS, "|u1")]
 
     data_path = games / GAME / "data.json"
@@ -153,13 +153,13 @@ def test_homebrewkarts_variables_are_found_with_no_prior_knowledge(
         emulator.step()
         ram, truth = layout.decode(data.memory.blocks), KNOWN.decode(data.memory.blocks)
         assert (ram.laps, ram.speed, ram.current_frame) == (truth.laps, truth.speed, truth.current_frame)
-        assert data.lookup_all() == ram._asdict(), "stable-retro reads the same, the sign too"
+        assert data.lookup_all() == ram._asdict(), "stable-retro reads the same values, with their sign"
         speeds.append(ram.speed)
     assert min(speeds) < 0 < max(speeds)
 
 
 def test_a_big_endian_console_is_searched_too(tmp_path: Path) -> None:
-    """Airstriker's lives are one of one place, its score one of two; both share bytes with what stable-retro ships."""
+    """One place is left for the lives, two for the score. They share bytes with stable-retro's own entries."""
     shipped = Path(stable_retro.data.path()) / "stable" / AIRSTRIKER
     shutil.copytree(shipped, tmp_path / AIRSTRIKER)
     shots = tmp_path / "shots.txt"
@@ -169,7 +169,7 @@ def test_a_big_endian_console_is_searched_too(tmp_path: Path) -> None:
     found = search(tmp_path, score + lives, game=AIRSTRIKER).stdout
     (only,) = last_list(found)
     assert '"address": 16712283, "type": "|u1"}  0xFF025B  3, 2, 1' in only
-    assert "same so far: >u2 (number 3)" in only, "a type for numbers that grow beyond a byte"
+    assert "same so far: >u2 (number 3)" in only, "a type for numbers that need more than a byte"
 
     score_list = last_list(found[: found.index("> load")])
     assert len(score_list) == 2
@@ -184,11 +184,11 @@ def test_a_big_endian_console_is_searched_too(tmp_path: Path) -> None:
     assert info["points"] == info["score"]
     assert info["ships"] == info["lives"]
     added = ',\n    "points": {\n      "address": 16712270,\n      "type": ">u4"\n    }\n  }\n}\n'
-    assert data_path.read_text().endswith(added), "laid out as stable-retro's own entries"
+    assert data_path.read_text().endswith(added), "formatted as stable-retro's own entries"
 
 
 def test_a_person_drives_by_hand(games: Path, tmp_path: Path) -> None:
-    """Keys of a real keyboard move the kart, Escape leads back to the terminal, where the speed is among what grew."""
+    """Keys move the kart, and Escape leads back to the terminal. The speed is among the values that increased."""
     with virtual_display(tmp_path) as display:
         process = subprocess.Popen(
             command(games),
@@ -211,209 +211,53 @@ def test_a_person_drives_by_hand(games: Path, tmp_path: Path) -> None:
 
 
 def drive_in_window(display: Display, key: str) -> None:
-    """Holds a key until the road moves, then leaves the window."""
-    wait_until(lambda: not display.is_dark(), "the window is there")
-    wait_until(lambda: display.picture().shape[0] == 672, "the game is in it")
+    """Holds a key until the road moves, then closes the window."""
+    wait_until(lambda: not display.is_dark(), "the window is open")
+    wait_until(lambda: display.picture().shape[0] == 672, "the window shows the game")
     road = np.s_[180:320, 100:600]
     before = display.picture()[road]
     display.xdotool("keydown", key)
     wait_until(lambda: (display.picture()[road] != before).mean() > 0.2, "the road moves")
     display.xdotool("key", "Escape")
-    wait_until(display.is_dark, "the window is gone")
+    wait_until(display.is_dark, "the window is closed")
     display.xdotool("keyup", key)
 
 
-# ------------------------------------------------------------------------------------------------------ how it narrows
-def test_what_is_kept_is_what_our_decoder_reads(tiny_emulator: Any) -> None:
-    """Random bytes at three moments; every type at every address is decoded again, with nothing of stable-retro's."""
-    emulator, _ = tiny_emulator
-    ram = RamSearch(emulator, "Snes")
-    start, size = 0x7F4000, 120
-    random = np.random.default_rng(1)
-    first = random.integers(0, 256, size)
-    second = (first + random.integers(1, 256, size)) % 256
-    second[80:100] = random.integers(0, 100, 20) // 10 * 16 + random.integers(0, 10, 20)  # digits
-    third = np.where(random.random(size) < 0.4, second, random.integers(0, 256, size))
-    third[::5] = (second[::5] + 3) % 256
-    third[1::20] = (second[1::20] - 1) % 256
-    third[50:60], third[60:70] = 0, [0xFF] * 4 + [0xFB] + [0xFF] * 5
-    moments = [content.astype(np.uint8).tobytes() for content in (first, second, third)]
-
-    def set_memory(content: bytes) -> None:
-        for address, byte in enumerate(content, start=start):
-            ram.data.memory.assign(address, "|u1", byte)
-
-    set_memory(moments[0])
-    ram.start(0)
-    set_memory(moments[1])
-    ram.keep("changed", None, 1)
-    set_memory(moments[2])
-
-    readings = []
-    for type_, at in itertools.product(ram.types, range(size)):
-        raw = [moment[at : at + int(type_[-1])] for moment in moments]
-        above_nine = {"d": r".*[a-f]", "n": r"(..)*.[a-f]"}.get(type_[-2])
-        is_number = not above_nine or not any(re.match(above_nine, content.hex()) for content in raw)
-        if len(raw[0]) == int(type_[-1]) and is_number:
-            decoded = [Variable("value", start + at, type_).decode(content) for content in raw]
-            if decoded[0] != decoded[1]:
-                readings.append(Reading(start + at, type_, tuple(decoded)))
-
-    for comparison, value, fits in (
-        ("changed", None, lambda before, now: now != before),
-        ("unchanged", None, lambda before, now: now == before),
-        ("greater", None, lambda before, now: now > before),
-        ("less", None, lambda before, now: now < before),
-        ("by", 3, lambda before, now: now - before == 3),
-        ("by", -256, lambda before, now: now - before == -256),
-        ("by", 0, lambda before, now: now == before),
-        ("equal", 0, lambda before, now: now == 0),
-        ("equal", -5, lambda before, now: now == -5),
-        ("greater", 60_000, lambda before, now: now > 60_000),
-        ("less", -1, lambda before, now: now < -1),
-    ):
-        ram.keep(comparison, value, 2)
-        kept = {reading for place in ram.places() for reading in place}
-        inside = {kept for kept in kept if start <= kept.address <= start + size - int(kept.type[-1])}
-        expected = {reading for reading in readings if fits(*reading.history[1:])}
-        assert inside == expected, (comparison, value)
-        assert expected, "nothing was tested"
-        assert ram.undo()
+def test_a_variable_of_an_installed_game_is_added_to_a_copy(
+    games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("INTEGRATIONS", "_INSIDE_PACKAGE"):
+        monkeypatch.setattr(integrations, name, games)
+    monkeypatch.setenv(integrations.FOLDER_VARIABLE, str(tmp_path / "mine"))
+    monkeypatch.chdir(tmp_path)
+    commands = tmp_path / "commands.txt"
+    commands.write_text(
+        "play 1\nkeep +1\nplay 7\nkeep +7\nplay 300 B\nkeep +300\nadd 1 frames\nadd 1 again\nload Level1\n"
+    )
+    search_module.command(GAME, script=commands)
+    copy = tmp_path / "mine" / GAME
+    assert RamLayout.from_file(copy / "data.json").names == ("frames", "again")
+    assert (games / GAME / "data.json").read_text() == '{"info": {}}'
+    printed = capsys.readouterr().out
+    assert printed.count(f"copied {GAME} to {copy}") == 1
+    assert f'{copy}/data.json: added "frames": {{"address": {FRAMES}, "type": "<u2"}}' in printed
+    assert find_game(GAME).folder == copy, "the next command finds the copy"
 
 
-def test_why_known_values_are_not_left_to_stable_retros_search(tiny_emulator: Any) -> None:
-    """When this fails, stable-retro's search has become better, and may be used."""
-    emulator, _ = tiny_emulator
-    data = RamSearch(emulator, "Snes").data
-    for i in range(8):
-        data.memory.assign(0x7F4000 + i, "|u1", 0x77)
-    data.memory.assign(0x7F4002, "<u2", 0)
-    data.memory.assign(0x7F4005, ">i2", -5)
-    data.memory.assign(0x1FFF, "|u1", 0)  # the last byte of the block before
-    data.search("zero", 0)
-    data.search("minus five", -5)
-    found = {
-        name: {(address, type_) for (address, *_), types in search.typed_results() for type_ in types}
-        for name, search in data.list_searches().items()
-    }
-    assert (0x7F4002, "|u1") in found["zero"]
-    assert (0x7F4002, "<u2") not in found["zero"]
-    assert (0x7F4006, "|i1") in found["minus five"]
-    assert (0x7F4005, ">i2") not in found["minus five"]
+def test_every_command_has_a_help_text_that_starts_with_its_usage(
+    prompt: SearchPrompt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt.onecmd("help")
+    summaries = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in summaries]
+    assert names == ["play", "run", "window", "trace", "load", "start", "keep", "undo", "list", "add", "help", "quit"]
+    for name, summary in zip(names, summaries, strict=True):
+        prompt.onecmd(f"help {name}")
+        usage, _, rest = capsys.readouterr().out.splitlines()[0].partition(": ")
+        assert summary == f"  {usage:<24}{rest}"
 
 
-def test_a_mirror_is_no_second_place(tiny_emulator: Any) -> None:
-    emulator, _ = tiny_emulator
-    ram = RamSearch(emulator, "Snes")
-    for value in (1, 2):
-        ram.data.memory.assign(0x7E0123, "<u2", value * 1000)
-        if value == 1:
-            ram.start(0)
-    assert ram.data.memory.extract(0x0123, "<u2") == 2000, "the low page shows it, too"
-    ram.keep("by", 1000, 1)
-    assert [place[0] for place in ram.places()] == [Reading(0x7E0123, "<u2", (1000, 2000))]
-    assert ram.addresses_left() == 1
-
-
-def test_undo_takes_back_what_was_kept_and_begun(tiny_emulator: Any) -> None:
-    emulator, _ = tiny_emulator
-    ram = RamSearch(emulator, "Snes")
-    everything = ram.addresses_left()
-    assert not ram.undo()
-    ram.data.memory.assign(0x7F3FFC, "<u8", 0)
-    ram.start(0)
-    for frame, value in enumerate((7, 8), start=1):
-        ram.data.memory.assign(0x7F4000, "|u1", value)
-        ram.keep("greater", None, frame)
-    left = ram.places()
-    assert left[0][0].history == (0, 7, 8)
-    ram.data.memory.assign(0x7F4000, "|u1", 5)
-    ram.keep("greater", None, 3)
-    assert ram.addresses_left() == 0
-    with pytest.raises(KartRewardsError, match="no address is left: 'undo' takes the last 'keep' back"):
-        ram.keep("less", None, 3)
-    assert ram.undo()
-    assert ram.places() == left
-    ram.keep("less", None, 3)
-    assert ram.places()[0][0].history == (0, 7, 8, 5), "another comparison of the same two moments"
-    ram.start(3)
-    assert ram.addresses_left() == everything
-    assert ram.undo()
-    assert ram.places()[0][0].history == (0, 7, 8, 5)
-
-
-# -------------------------------------------------------------------------------------------------- what it writes
-ONE_LINE = '{\n  "info": {\n    "a": {"address": 1, "type": "|u1"}\n  },\n  "mine": [1]\n}\n'
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (ONE_LINE, ONE_LINE.replace('"}\n', '"},\n    "speed": {"address": 8261866, "type": "<i2"}\n')),
-        (
-            '{"x": {"info": {}}, "info": {"a": {"type": "<u2", "address": 9, "mask": 15}}}',
-            '{"x": {"info": {}}, "info": {"a": {"type": "<u2", "address": 9, "mask": 15},'
-            '"speed": {"address": 8261866, "type": "<i2"}}}',
-        ),
-        (
-            '{\r\n\t"info": {\r\n\t\t"a": {\r\n\t\t\t"address": 1,\r\n\t\t\t"type": "|u1"\r\n\t\t}\r\n\t}\r\n}',
-            '{\r\n\t"info": {\r\n\t\t"a": {\r\n\t\t\t"address": 1,\r\n\t\t\t"type": "|u1"\r\n\t\t},\r\n'
-            '\t\t"speed": {\r\n\t\t\t"address": 8261866,\r\n\t\t\t"type": "<i2"\r\n\t\t}\r\n\t}\r\n}',
-        ),
-        ('{"info": {}}', '{\n  "info": {\n    "speed": {"address": 8261866, "type": "<i2"}\n  }\n}\n'),
-        ("{}", '{\n  "info": {\n    "speed": {"address": 8261866, "type": "<i2"}\n  }\n}\n'),
-    ],
-    ids=["a line each", "all on one line", "spread out, tabs, CRLF", "empty", "without info"],
-)
-def test_an_entry_is_laid_out_as_the_others_and_these_stay(tmp_path: Path, before: str, after: str) -> None:
-    path = tmp_path / "data.json"
-    path.write_bytes(before.encode())
-    path.chmod(0o640)
-    add_variable(path, "speed", READING)
-    assert path.read_bytes().decode() == after
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert json.loads(after)["info"]["speed"] == {"address": SPEED, "type": "<i2"}
-    add_variable(path, "second", READING)
-    assert list(RamLayout.from_file(path).names)[-2:] == ["speed", "second"]
-    assert [file.name for file in tmp_path.iterdir()] == ["data.json"]
-
-
-@pytest.mark.parametrize(
-    ("content", "name", "message"),
-    [
-        (ONE_LINE, "a", r"has a variable 'a' already, \{\"address\": 1, \"type\": \"\|u1\"\}: choose another name"),
-        (ONE_LINE, "2nd", "'2nd' can't be a variable's name"),
-        (ONE_LINE[:30], "speed", r"data\.json: is not JSON"),
-        (ONE_LINE.replace("|u1", "u8"), "speed", r"data\.json: unknown type 'u8' of variable 'a'"),
-        ('{"info": []}', "speed", r"data\.json: holds no variables"),
-    ],
-)
-def test_what_cannot_be_added_is_told_and_the_file_stays(tmp_path: Path, content: str, name: str, message: str) -> None:
-    path = tmp_path / "data.json"
-    path.write_text(content)
-    with pytest.raises(KartRewardsError, match=message):
-        add_variable(path, name, READING)
-    assert path.read_text() == content
-    assert [file.name for file in tmp_path.iterdir()] == ["data.json"]
-
-
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a read-only folder")
-def test_a_read_only_folder_is_told_with_the_entry(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "data.json").write_text(ONE_LINE)
-    subprocess.run(["mount", "--bind", folder, folder], check=True)  # noqa: S607
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)  # noqa: S607
-        with pytest.raises(KartRewardsError) as told:
-            add_variable(folder / "data.json", "speed", READING)
-    finally:
-        subprocess.run(["umount", folder], check=True)  # noqa: S607
-    assert "data.json: can't be written: Read-only file system. The entry is" in str(told.value)
-    assert '"speed": {"address": 8261866, "type": "<i2"}' in str(told.value)
-
-
-# ------------------------------------------------------------------------------------------------------ what goes wrong
+# --- errors -----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def prompt(games: Path) -> Iterator[SearchPrompt]:
     prompt = SearchPrompt(find_game(GAME, games), "Level1", None)
@@ -422,51 +266,53 @@ def prompt(games: Path) -> Iterator[SearchPrompt]:
     gc.collect()
 
 
-def test_bad_commands_are_told(prompt: SearchPrompt, tmp_path: Path) -> None:
+def test_wrong_commands_are_reported(prompt: SearchPrompt, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("30 B\n30 JUMP\n")
     (tmp_path / "short.txt").write_text("30 B\n")
     (tmp_path / "race.csv.gz").write_bytes(b"")
     movie = tmp_path / "race.bk2"
     movie.write_bytes(b"not a movie")
     for line, message in {
-        "kep greater": "unknown command 'kep': did you mean 'keep'?",
-        "keep": "say it as: keep COMPARISON",
-        "keep bigger": "'keep bigger' is no comparison: see 'help keep'",
-        "keep changed 5": "'keep changed 5' is no comparison",
-        "keep equal lots": "'lots' is not a value: write a whole number",
-        f"keep +{2**63}": "is larger than any number in RAM",
-        "keep greater": "the game has not gone on since the moment before: play first",
-        "play": "say it as: play FRAMES [BUTTONS]",
+        "kep greater": "unknown command 'kep'. Did you mean 'keep'? The commands are play, run, window,",
+        "keep": "usage: keep COMPARISON",
+        "keep bigger": "'keep bigger' is not a comparison: see 'help keep'",
+        "keep changed 5": "'keep changed 5' is not a comparison",
+        "keep equal lots": "'lots' is not an integer",
+        f"keep +{2**63}": "is larger than any value in RAM",
+        "keep greater": "the game is still at the last sample: run some frames first",
+        "play": "usage: play FRAMES [BUTTONS]",
         "play soon": "'soon' is not a number of frames",
         "play 5 JUMP": "this console has no button 'JUMP'; it has B, Y, SELECT",
         f"run {tmp_path}/none.txt": "none.txt: no such file",
         f"run {tmp_path}/bad.txt": "bad.txt, line 2: this console has no button 'JUMP'",
-        f"trace {tmp_path}/short.txt 31": "short.txt: has 30 frames, and no frame 31",
-        f"trace {tmp_path}/race.csv.gz": f"the variables known when it was made, not RAM. Search in {movie}",
+        f"trace {tmp_path}/short.txt 31": "short.txt: has only 30 frames: frame 31 does not exist",
+        f"trace {tmp_path}/race.csv.gz": f"known when it was recorded, and no other RAM. Use {movie}",
         f"trace {movie}": "race.bk2: stable-retro can't read this movie: it is damaged",
         "load Level9": "no such start state of HomebrewKart-Snes",
-        "undo": "there is nothing to take back",
-        "list": "too many to rank: narrow them down with 'keep' first",
-        "list some": "say it as: list [all]",
-        "add 1": "say what to call it: add NUMBER [NAME]",
-        "help fly": "there is no command 'fly'",
+        "undo": "there is no 'keep' or 'start' to revert",
+        "list": "too many to list: use 'keep' first",
+        "list some": "usage: list [all]",
+        "add 1": "the variable needs a name. usage: add NUMBER [NAME]",
+        "help fly": "unknown command 'fly'. The commands are",
         "play 'x": "is not a command: No closing quotation",
     }.items():
         with pytest.raises(KartRewardsError, match=re.escape(message)):
             prompt.onecmd(line)
-    assert prompt.prompt == "frame 0, 131,073 addresses left> ", "nothing of it had an effect"
+    assert prompt.prompt == "frame 0, 131,073 addresses left> ", "none of them had an effect"
 
 
-def test_when_nothing_is_left_undo_is_offered(prompt: SearchPrompt, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undo_is_offered_when_no_candidate_is_left(prompt: SearchPrompt, capsys: pytest.CaptureFixture[str]) -> None:
     for line in ("play 3", "keep +3", "play 5", "keep +4"):
         assert not prompt.onecmd(line)
-    assert capsys.readouterr().out.endswith("no address fits. 'undo' takes this back; 'start' begins anew\n")
-    with pytest.raises(KartRewardsError, match="there is no number 1 in the list: it has 0"):
+    assert capsys.readouterr().out.endswith(
+        "no address fits. 'undo' reverts this 'keep', 'start' starts a new search\n"
+    )
+    with pytest.raises(KartRewardsError, match="number 1 is not in the list, which has 0 entries"):
         prompt.onecmd("add 1 frames")
     for line in ("undo", "keep +5", "add 1 frames"):
         prompt.onecmd(line)
     assert "0x7E0038" in capsys.readouterr().out
-    with pytest.raises(KartRewardsError, match="there is no number 99 in the list"):
+    with pytest.raises(KartRewardsError, match="number 99 is not in the list"):
         prompt.onecmd("add 99 frames")
 
 
@@ -475,7 +321,7 @@ def test_a_script_ends_at_the_command_that_fails(games: Path, tmp_path: Path) ->
     script.write_text("# first\nplay 1\nfly\nplay 1\n")
     done = search(games, "", "--script", script, check=False)
     assert done.returncode == 2
-    assert f"error: {script}, line 3: unknown command 'fly': There are play, run, window" in done.stderr
+    assert f"error: {script}, line 3: unknown command 'fly'. The commands are play, run, window" in done.stderr
     assert done.stdout.endswith("frame 1, 131,073 addresses left> fly\n")
 
     done = search(games, "play 1\nwindow\n", check=False)
@@ -485,18 +331,19 @@ def test_a_script_ends_at_the_command_that_fails(games: Path, tmp_path: Path) ->
 
 def test_files_are_checked_before_the_game_starts(games: Path) -> None:
     data = games / GAME / "data.json"
-    for content, options, message in (
+    cases: list[tuple[str, dict[str, Any], str]] = [
         ('{"info"', {}, f"{data}: is not JSON"),
         ('{"info": {}}', {"script": games / "none.txt"}, "none.txt: can't be read"),
         ('{"info": {}}', {"state": "Level9"}, "no such start state"),
-    ):
+    ]
+    for content, options, message in cases:
         data.write_text(content)
         with pytest.raises(KartRewardsError, match=re.escape(message)):
-            search_module.search(GAME, integrations=games, **options)
+            search_module.command(GAME, integrations_path=games, **options)
 
 
 def test_a_person_at_a_terminal_can_interrupt_and_go_on(games: Path) -> None:
-    """Ctrl-C ends what runs, not the search; at the prompt it ends the search. Mistakes end nothing."""
+    """Ctrl-C stops the command that runs. At the prompt, it ends the search. Wrong commands do not end the search."""
     terminal, other_end = pty.openpty()
     process = subprocess.Popen(command(games), stdin=other_end, stdout=other_end, stderr=other_end, close_fds=True)
     os.close(other_end)
@@ -520,7 +367,7 @@ def test_a_person_at_a_terminal_can_interrupt_and_go_on(games: Path) -> None:
         assert re.search(r"stopped at frame \d+", expect(" addresses left> "))
         os.write(terminal, b"play 1\n")
         expect(" addresses left> ")
-        # Python misses one that comes between its showing the prompt and its reading; a person presses again.
+        # Python ignores a Ctrl-C between showing the prompt and reading from it. A person would press again.
         for _ in range(30):
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):

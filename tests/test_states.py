@@ -1,4 +1,4 @@
-"""Start states, made by a script and by hand: real cores, real files, a real window with real keys."""
+"""Start states, made by a script: real cores and real files. tests/test_state_window.py makes them by hand."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import stable_retro
-from xvfb import Display, virtual_display, wait_until
+from command_line import run
 
+from kart_rewards import integrations
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.games.inputs import read_inputs
-from kart_rewards.games.states import Console, Moment, Rewind, make_state
+from kart_rewards.games.states import Session, command
 from kart_rewards.integrations import INTEGRATIONS, Game
 from kart_rewards.ram import read_snapshot, read_state_file
 
@@ -48,18 +45,13 @@ def games(tmp_path: Path) -> Path:
     return folder
 
 
-def command(games: Path, *arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "kart_rewards", "state", *map(str, arguments), "--integrations-path", str(games)]
+def state(games: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the command, with no display."""
+    no_display = {"DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    return run("state", *arguments, "--integrations-path", games, environment=no_display)
 
 
-def state(games: Path, *arguments: Any, wrapper: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    without_display = {name: value for name, value in os.environ.items() if "DISPLAY" not in name}
-    return subprocess.run(
-        [*wrapper, *command(games, *arguments)], capture_output=True, text=True, env=without_display, timeout=120
-    )
-
-
-def assert_told(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+def assert_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert done.returncode == 2, done
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for part in parts:
@@ -94,7 +86,7 @@ def test_a_script_makes_the_state_that_the_project_brings(games: Path, tmp_path:
     assert files_in(folder) == {"rom.sfc", "rom.sha", "data.json", "metadata.json", "Level1.state"}
 
     shutil.copy(INTEGRATIONS / KART / "scenario.json", folder)
-    env = KartEnv(KART, integrations=games)  # which takes metadata.json's state
+    env = KartEnv(KART, integrations=games)  # which begins with the state in metadata.json
     env.reset()
     assert env.ram.current_frame == values["current_frame"] + 1
     env.close()
@@ -110,7 +102,7 @@ def test_another_consoles_menus_without_any_file_but_the_rom(games: Path, tmp_pa
     (games / AIR / "data.json").unlink()
     steps = script(tmp_path, TO_THE_FIRST_LEVEL + "60\n")
     done = state(games, AIR, "Level1", "--inputs", steps)
-    assert_told(done, "Level1.state: is there already; --overwrite replaces it")
+    assert_error(done, "Level1.state: exists already; --overwrite replaces it")
     assert (games / AIR / "Level1.state").read_bytes() == made
     done = state(games, AIR, "Level1", "--inputs", steps, "--overwrite")
     assert done.stdout == f"kept {games / AIR / 'Level1.state'}: 775 frames from power-on; loaded again and checked\n"
@@ -159,10 +151,10 @@ def test_from_a_state_on(games: Path, tmp_path: Path) -> None:
     assert record.read_text() == f"# {KART}, Rolling: from state Level1\n{frames} B\n"
     speed = next(int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("speed"))
     assert 500 < speed < 520
-    assert_told(state(games, KART, "Another", *arguments), f"{record}: is there already; --overwrite replaces it")
+    assert_error(state(games, KART, "Another", *arguments), f"{record}: exists already; --overwrite replaces it")
 
 
-def test_what_can_not_be_done_is_told_and_leaves_nothing(games: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_done_is_reported_and_leaves_nothing(games: Path, tmp_path: Path) -> None:
     folder = games / KART
     (folder / "damaged.state").write_bytes(gzip.compress(b"#!s9xsnp:0011\n and no more"))
     before = files_in(folder)
@@ -173,34 +165,34 @@ def test_what_can_not_be_done_is_told_and_leaves_nothing(games: Path, tmp_path: 
         (("--start", "damaged", "--until", "laps"), "state damaged: the emulator refuses it"),
         (
             ("--until", "laps > 200 and speed == 0", "--max-frames", 100),
-            "'laps > 200 and speed == 0' did not hold on any of 100 frames (--max-frames); after the last: laps 127, ",
+            "'laps > 200 and speed == 0' did not hold on any of 100 frames (--max-frames); after the last frame: laps ",
         ),
         (("--play",), "neither DISPLAY nor WAYLAND_DISPLAY is set"),
     ):
-        assert_told(state(games, KART, "New", *arguments), message)
+        assert_error(state(games, KART, "New", *arguments), message)
     assert files_in(folder) == before
 
 
 @pytest.mark.parametrize(
     ("game", "name", "options", "message"),
     [
-        (KART, "New", {"until": None}, "say how to get there: --play, --inputs FILE or --until CONDITION"),
+        (KART, "New", {"until": None}, "say how to reach the state: --play, --inputs FILE or --until CONDITION"),
         (KART, "New", {"max_frames": 0}, "--max-frames must be 1 or more, not 0"),
         (KART, "../New", {}, "'../New' can't be a state's name"),
         (KART, "", {}, "'' can't be a state's name"),
-        ("Homebrew", "New", {}, f"did you mean '{KART}'?"),
+        ("Homebrew", "New", {}, f"Did you mean '{KART}'?"),
         (KART, "New", {"start": "Level1"}, "no such start state"),
         ("No-Rom", "New", {}, "No-Rom has no ROM: there is none"),
         ("Bad-Metadata", "New", {"default": True}, "metadata.json: is not JSON"),
     ],
 )
-def test_what_can_not_be_begun_is_told(games: Path, game: str, name: str, options: Any, message: str) -> None:
+def test_what_can_not_be_begun_is_reported(games: Path, game: str, name: str, options: Any, message: str) -> None:
     (games / "No-Rom").mkdir()
     (games / "No-Rom" / "rom.sha").touch()
     shutil.copytree(games / KART, games / "Bad-Metadata")
     (games / "Bad-Metadata" / "metadata.json").write_text("{")
     with pytest.raises(KartRewardsError, match=re.escape(message)):
-        make_state(game, name, **{"integrations": games, "max_frames": 10, "until": "laps"} | options)
+        command(game, name, **{"integrations_path": games, "max_frames": 10, "until": "laps"} | options)
 
 
 def test_a_game_that_does_not_run_on_is_not_kept(tiny_rom_path: Path, tmp_path: Path) -> None:
@@ -209,23 +201,25 @@ def test_a_game_that_does_not_run_on_is_not_kept(tiny_rom_path: Path, tmp_path: 
     shutil.copy(tiny_rom_path, folder)
     (folder / "rom.sha").write_text(hashlib.sha1(tiny_rom_path.read_bytes()).hexdigest())  # noqa: S324 - the format's
     done = state(tmp_path / "games", "Tiny-Snes", "New", "--inputs", script(tmp_path, "10\n"))
-    assert_told(done, "not kept: the game does not run on from here")
+    assert_error(done, "not kept: the game does not run on from here")
     assert files_in(folder) == {"rom.sfc", "rom.sha"}
 
 
-def test_a_full_disk_is_told(games: Path, tmp_path: Path) -> None:
-    """A limit on the size of files makes the kernel refuse the write, as a full disk does, with no disk to mount."""
+def test_a_full_disk_is_reported(games: Path, tmp_path: Path) -> None:
+    """A limit on the size of files makes the kernel refuse the write, as on a full disk, without a disk to mount."""
     code = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
-        "sys.argv = sys.argv[3:]; runpy.run_module('kart_rewards', run_name='__main__')"
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        "runpy.run_module('kart_rewards', run_name='__main__')"
     )
-    done = state(games, KART, "New", "--inputs", script(tmp_path, "60\n"), wrapper=(sys.executable, "-c", code))
-    assert_told(done, f"{games / KART / 'New.state'}: can't be written: File too large")
+    options = ["--inputs", script(tmp_path, "60\n"), "--integrations-path", games]
+    arguments = [sys.executable, "-c", code, "state", KART, "New", *options]
+    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
+    assert_error(done, f"{games / KART / 'New.state'}: can't be written: File too large")
     assert files_in(games / KART) == {"rom.sfc", "rom.sha", "data.json"}
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk")
-def test_a_read_only_folder_is_told(games: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_reported(games: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)  # noqa: S607
@@ -233,7 +227,7 @@ def test_a_read_only_folder_is_told(games: Path, tmp_path: Path) -> None:
         shutil.copytree(games / KART, disk / KART)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)  # noqa: S607
         done = state(disk, KART, "New", "--inputs", script(tmp_path, "60\n"))
-        assert_told(done, f"{disk / KART / 'New.state'}: can't be written: Read-only file system")
+        assert_error(done, f"{disk / KART / 'New.state'}: can't be written: Read-only file system")
     finally:
         subprocess.run(["umount", disk], check=True)  # noqa: S607
 
@@ -242,165 +236,83 @@ def test_a_read_only_folder_is_told(games: Path, tmp_path: Path) -> None:
 def test_being_killed_while_it_writes_leaves_the_old_state(games: Path, tmp_path: Path) -> None:
     folder = games / KART
     (folder / "New.state").write_bytes(b"the old one")
-    partial = folder / ".New.state.partial"
-    os.mkfifo(partial)  # in the middle of the file, the writer waits for a reader who does not go on
-    arguments = command(games, KART, "New", "--inputs", script(tmp_path, "60\n"), "--overwrite")
-    with subprocess.Popen(arguments) as process, partial.open("rb", buffering=0) as reader:
+    partial = folder / ".New.partial.state"
+    os.mkfifo(partial)  # in the middle of the file, the writer waits for a reader that has stopped reading
+    options = ["--inputs", script(tmp_path, "60\n"), "--overwrite", "--integrations-path", games]
+    arguments = [sys.executable, "-m", "kart_rewards", "state", KART, "New", *options]
+    with subprocess.Popen([*map(str, arguments)]) as process, partial.open("rb", buffering=0) as reader:
         assert reader.read(2) == b"\x1f\x8b"  # a gzip file has begun
         process.kill()
     assert (folder / "New.state").read_bytes() == b"the old one"
 
     partial.unlink()
-    partial.write_bytes(b"\x1f\x8b and no more")  # what a file would hold then
+    partial.write_bytes(b"\x1f\x8b and no more")  # an incomplete file
     done = state(games, KART, "New", "--inputs", script(tmp_path, "60\n"), "--overwrite")
     assert done.returncode == 0, done
     assert read_snapshot(folder / "New.state").startswith(b"#!s9xsnp")
     assert files_in(folder) == {"rom.sfc", "rom.sha", "data.json", "New.state"}
 
 
-def test_rewind_forgets_the_oldest_in_bounded_memory() -> None:
-    rewind = Rewind(most_bytes=100)
-    for frame in range(1000):
-        rewind.push(Moment(bytes(30), [], frame))
-    assert [rewind.pop() for _ in range(4)] == [Moment(bytes(30), [], frame) for frame in (999, 998, 997)] + [None]
-    rewind.push(Moment(bytes(100), [], 1))
-    assert rewind.pop() is not None
-
-
-# By hand, in a window.
-
-
-@pytest.fixture(scope="module")
-def display(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Display]:
-    with virtual_display(tmp_path_factory.mktemp("display")) as running:
-        yield running
-
-
-class Hand:
-    """A person at the window of ``state --play``."""
-
-    def __init__(self, display: Display, games: Path, *arguments: Any) -> None:
-        self.display = display
-        self._output = games.parent / "output.txt"
-        with self._output.open("w") as output:
-            self.process = subprocess.Popen(
-                command(games, *arguments, "--play"),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"DISPLAY": display.name},
-            )
-
-    def press(self, *keys: str) -> None:
-        self.display.xdotool("key", "--delay", "40", *keys)
-
-    def hold(self, key: str, seconds: float) -> None:
-        self.display.xdotool("keydown", key, "sleep", str(seconds), "keyup", key)
-
-    def output(self) -> str:
-        return self._output.read_text()
-
-    def keep(self) -> int:
-        """Keeps the state, and returns of how many frames it says to be."""
-        before = self.output().count("loaded again and checked")
-        self.press("F5")
-        wait_until(lambda: self.output().count("loaded again and checked") > before, "the state is kept")
-        return int(self.output().rpartition(".state: ")[2].split()[0])
-
-    def end(self) -> int:
-        self.press("Escape")
-        return self.process.wait(timeout=30)
-
-
 @pytest.fixture
-def play(display: Display, games: Path) -> Iterator[Callable[..., Hand]]:
-    """Starts ``state --play`` with these arguments; all are ended with the test."""
-    hands = []
-
-    def start(*arguments: Any) -> Hand:
-        hands.append(Hand(display, games, *arguments))
-        wait_until(lambda: not display.is_dark(), "the window is there")
-        return hands[-1]
-
-    yield start
-    for hand in hands:
-        hand.process.kill()
-        hand.process.wait()
-    wait_until(display.is_dark, "the window is gone")
+def packaged(games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of games as inside an installed package. The user's data folder is tmp_path/mine, and has no games."""
+    monkeypatch.setattr(integrations, "INTEGRATIONS", games)
+    monkeypatch.setattr(integrations, "_INSIDE_PACKAGE", games)
+    monkeypatch.setenv(integrations.FOLDER_VARIABLE, str(tmp_path / "mine"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return games
 
 
-def test_by_hand_with_slots_rewind_and_frame_steps(games: Path, tmp_path: Path, play: Callable[..., Hand]) -> None:
-    record = tmp_path / "hand.inputs"
-    hand = play(KART, "Hand", "--until", "game_mode == 0x1c", "--record", record)
-    counts = [-1]
-
-    def is_paused() -> bool:  # frames count on until the race begins, and the condition pauses it
-        hand.press("Return")
-        hand.hold("f", 0.2)
-        counts.append(hand.keep())
-        return counts[-2] == counts[-1]
-
-    wait_until(is_paused, "the race begins")
-    at_go = counts[-1]
-    assert read_state_file(games / KART / "Hand.state")[0][0xB5] == 0x1C
-
-    hand.press("F2", "n", "n", "n", "5", "F3")  # slot 1 is saved; slot 5 is empty
-    assert hand.keep() == at_go + 3
-    hand.press("1", "F3")
-    assert hand.keep() == at_go
-    console = Console(Game(KART, games / KART), start="Hand")
-    shown = cv2.resize(console.screen, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
-    del console
-    assert np.array_equal(hand.display.picture()[: shown.shape[0], : shown.shape[1]], shown)
-
-    def is_back() -> bool:
-        hand.hold("BackSpace", 0.1)
-        return hand.keep() < at_go
-
-    wait_until(is_back, "what was before the slot comes back")
-    rewound = hand.keep()
-    hand.press("F9")
-    assert hand.keep() == 0
-    hand.hold("BackSpace", 0.1)  # which takes back going there, too
-    assert 0 < hand.keep() <= rewound
-    hand.press("F3", "p")
-    assert hand.keep() >= at_go
-    hand.press("p")
-    assert hand.keep() > at_go
-    hand.hold("z", 0.1)  # while it is paused: nothing
-    hand.display.xdotool("keydown", "z", "keydown", "Left", "key", "n", "sleep", "0.2", "keyup", "z", "keyup", "Left")
-    frames = hand.keep()
-    assert hand.end() == 0, hand.output()
-
-    pressed = read_inputs(record, stable_retro.get_system_info("Snes")["buttons"])
-    assert sum(count for count, _ in pressed) == frames
-    assert pressed[-1] == (1, frozenset({"B", "LEFT"}))
-    assert {name for _, held in pressed[:-1] for name in held} == {"START"}
-    done = state(games, KART, "Again", "--inputs", record)
-    assert f"{frames} frames from power-on" in done.stdout
-    assert read_state_file(games / KART / "Again.state") == read_state_file(games / KART / "Hand.state")
-
-
-def test_what_can_not_be_written_is_told_in_the_window_and_the_game_goes_on(
-    games: Path, play: Callable[..., Hand]
+def test_the_state_of_a_game_in_the_package_is_kept_in_the_users_folder(
+    packaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hand = play(KART, "Hand")
-    in_the_way = games / KART / ".Hand.state.partial"
-    in_the_way.mkdir()
-    message = np.s_[24:48, 800:]
-    before = hand.display.picture()[message]
-    hand.press("F5")
-    wait_until(lambda: not np.array_equal(hand.display.picture()[message], before), "the message changes")
-    assert not (games / KART / "Hand.state").exists()
-    in_the_way.rmdir()
-    assert hand.keep() > 0
-    hand.process.send_signal(signal.SIGINT)
-    assert hand.process.wait(timeout=30) == 130
-    assert "Traceback" not in hand.output()
-    assert (games / KART / "Hand.state").exists()
+    mine = tmp_path / "mine" / KART
+    steps = script(tmp_path, TO_THE_RACE)
+    command(KART, "Grid", inputs=steps, until="game_mode == 0x1c", default=True)
+    copied, kept, *_ = capsys.readouterr().out.splitlines()
+    assert copied.startswith(f"copied {KART} to {mine}")
+    assert kept.startswith(f"kept {mine / 'Grid.state'}: 240 frames from power-on")
+    assert json.loads((mine / "metadata.json").read_text()) == {"default_state": "Grid"}
+    assert files_in(packaged / KART) == {"rom.sfc", "rom.sha", "data.json"}
+
+    command(KART, "Later", start="Grid", inputs=steps)  # the copy is found first
+    assert capsys.readouterr().out.startswith(f"kept {mine / 'Later.state'}: 61 frames from state Grid")
+    with pytest.raises(KartRewardsError, match=r"mine/.*/Grid\.state: exists already"):
+        command(KART, "Grid", inputs=steps)
 
 
-def test_a_window_closed_too_early_is_told(games: Path, play: Callable[..., Hand]) -> None:
-    hand = play(KART, "Hand", "--default")
-    assert hand.end() == 2
-    assert hand.output() == "error: the window was closed, and no state was kept: f5 keeps it\n"
-    assert files_in(games / KART) == {"rom.sfc", "rom.sha", "data.json"}
+def test_a_failed_attempt_does_not_copy_the_game(packaged: Path, tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match="'laps == 9' did not hold on any of 10 frames"):
+        command(KART, "Grid", until="laps == 9", max_frames=10)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_session_goes_back_to_a_moment_with_the_inputs_up_to_it(games: Path) -> None:
+    session = Session(Game(KART, games / KART))
+    at_first = session.console.ram()
+    for _ in range(20):
+        session.step()
+    moment, ram = session.moment(), session.console.ram()
+    session.step(frozenset({"START"}))
+    session.go_to(moment)
+    assert session.console.ram() == ram
+    assert session.pressed == [frozenset()] * 20
+    session.step(frozenset({"LEFT"}))
+    session.go_to(session.beginning)
+    assert (session.pressed, session.console.ram()) == ([], at_first)
+
+
+def test_saving_does_not_change_the_session(games: Path, tmp_path: Path) -> None:
+    session = Session(Game(KART, games / KART))
+    for _ in range(60):
+        session.step()
+    ram, picture = session.console.ram(), session.console.screen
+    assert not session.saved
+    session.save(tmp_path / "New.state")
+    assert session.saved
+    assert session.console.ram() == ram
+    assert np.array_equal(session.console.screen, picture)
+    again = tmp_path / "Again.state"
+    session.save(again)
+    assert again.read_bytes() == (tmp_path / "New.state").read_bytes()  # no time stamp, no name

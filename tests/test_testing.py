@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +12,9 @@ from kart_rewards.done import REFERENCE_RULES
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import RaceMetrics
 from kart_rewards.rewards import REFERENCE_TERMS
-from kart_rewards.testing import TRACES, ends_at, load_trace, score, snapshot
+from kart_rewards.testing import TRACES, ends_at, load_trace, save_trace, score, snapshot
 
-# What the recorded drives pay, term by term: worked out once, to notice when scoring changes.
+# The sum of each term over the recorded traces. They were computed once, to detect changes of the scoring.
 GOLDEN = {
     "race": {"wall": 0, "checkpoint": 36000, "terrain": -45, "time": -51.5, "backwards": 0},
     "walls": {"wall": -310, "checkpoint": 1200, "terrain": -345, "time": -28.5, "backwards": 0},
@@ -22,12 +23,12 @@ GOLDEN = {
 }
 
 
-def test_snapshots_are_the_start_of_a_race_with_changes() -> None:
+def test_a_snapshot_is_the_start_of_a_race_with_some_values_replaced() -> None:
     ram = snapshot(speed=-5, kart_x=12)
     assert (ram.laps, ram.checkpoint, ram.speed, ram.kart_x, ram.kart_y) == (127, 29, -5, 12, 0)
 
 
-def test_a_snapshot_that_no_game_could_show_is_told() -> None:
+def test_unknown_variables_and_values_outside_their_type_are_reported() -> None:
     with pytest.raises(KartRewardsError, match=r"no RAM variable 'sped'\. Did you mean 'speed'\?"):
         snapshot(sped=3)
     for values in ({"speed": 40_000}, {"speed": -40_000}, {"laps": 256}, {"laps": -1}, {"race_seconds": 10_000}):
@@ -37,11 +38,11 @@ def test_a_snapshot_that_no_game_could_show_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_recorded_drives_are_scored_to_golden_totals(name: str) -> None:
+def test_recorded_traces_have_their_golden_sums(name: str) -> None:
     assert score(load_trace(name), REFERENCE_TERMS) == GOLDEN[name]
 
 
-def test_the_recorded_race_is_a_whole_race() -> None:
+def test_the_recorded_race_is_a_complete_race() -> None:
     trace = load_trace("race")
     assert ends_at(trace, REFERENCE_RULES) == (len(trace) - 1, "race_finished")
     assert ends_at(trace[:-1], REFERENCE_RULES) is None
@@ -54,12 +55,29 @@ def test_the_recorded_race_is_a_whole_race() -> None:
     assert metrics.summary()["laps_completed"] == 5
 
 
-def test_every_shipped_trace_has_its_golden_totals() -> None:
+def test_each_trace_of_the_package_has_golden_sums() -> None:
     assert sorted(path.name.removesuffix(".csv.gz") for path in TRACES.iterdir()) == sorted(GOLDEN)
 
 
-def test_bad_traces_are_told(tmp_path: Path) -> None:
-    with pytest.raises(KartRewardsError, match=r"nowhere\.csv\.gz: no such trace; the package brings race, reverse"):
+def test_a_saved_trace_is_loaded_again_and_its_bytes_are_reproducible(tmp_path: Path) -> None:
+    trace = [snapshot(speed=speed) for speed in (0, -5, 900)]
+    for path in (tmp_path / "a.csv.gz", tmp_path / "new" / "b.csv.gz"):
+        save_trace(path, trace)
+        assert load_trace(path) == trace
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "new" / "b.csv.gz").read_bytes()
+    assert load_trace(tmp_path / "a.csv.gz")[1].speed == -5
+
+
+def test_a_trace_ends_after_its_first_frame_at_the_earliest() -> None:
+    def always(ram: object) -> bool:
+        return True
+
+    assert ends_at([snapshot()] * 3, [always]) == (1, "always")
+    assert ends_at([snapshot()], [always]) is None
+
+
+def test_bad_traces_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match=r"nowhere\.csv\.gz: no such trace; the package has race, reverse"):
         load_trace("nowhere")
     for content in (b"plain", gzip.compress(b""), gzip.compress(b"a,b\n1\n"), gzip.compress(b"a,b\n1,x\n")):
         path = tmp_path / "bad.csv.gz"
@@ -68,9 +86,7 @@ def test_bad_traces_are_told(tmp_path: Path) -> None:
             load_trace(path)
 
 
-def test_a_term_is_tested_without_emulator_or_torch() -> None:
-    import subprocess
-
+def test_the_module_imports_neither_the_emulator_nor_torch() -> None:
     code = "import sys, kart_rewards.testing; print('stable_retro' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -1,4 +1,4 @@
-"""Environments in groups and processes: the same as one alone, whatever the split; and what goes wrong is told."""
+"""Parallel environments give the same results as a single one, for all numbers of groups and processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from kart_rewards import KartEnv, KartRewardsError, make_env
-from kart_rewards.training.processes import core_by_core
 from kart_rewards.training.vector import EnvGroups
 
 GAME = "HomebrewKart-Snes"
@@ -31,7 +30,7 @@ def driving(**options: Any) -> Callable[[], gym.Env]:
 
 
 def play(envs: EnvGroups) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The observations and rewards of DRIVES, the groups always one ahead of another, as in training."""
+    """Plays DRIVES; the groups step in turns, as in training. Returns the observations and rewards of each step."""
     observations = [envs.reset(seed=1)]
     rewards = []
     for step in range(STEPS):
@@ -47,7 +46,7 @@ def play(envs: EnvGroups) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 @pytest.mark.parametrize(("groups", "processes"), [(1, 1), (2, 2), (2, 5), (3, 2), (9, 9)])
-def test_environments_play_as_if_alone_however_they_are_split(groups: int, processes: int) -> None:
+def test_environments_play_as_if_alone_for_all_numbers_of_groups_and_processes(groups: int, processes: int) -> None:
     with closing(EnvGroups([driving(random_start_steps=20)] * NUM_ENVS, groups, processes)) as envs:
         observations, rewards = play(envs)
     for i in range(NUM_ENVS):
@@ -63,25 +62,23 @@ def test_environments_play_as_if_alone_however_they_are_split(groups: int, proce
 
 
 @pytest.mark.parametrize(("num_envs", "processes"), [(2, 2), (3, 2), (6, 2), (5, 4)])
-def test_processes_have_equally_many_environments(num_envs: int, processes: int) -> None:
-    with closing(EnvGroups([MakesNoted()] * num_envs, groups=2, processes=processes)) as envs:
+def test_the_environments_are_divided_equally_among_the_processes(num_envs: int, processes: int) -> None:
+    with closing(EnvGroups([make_with_process_id] * num_envs, groups=2, processes=processes)) as envs:
         in_process = Counter(envs.call("get_process_id"))
     assert len(in_process) == processes
     assert max(in_process.values()) - min(in_process.values()) <= 1
 
 
-class MakesNoted:
-    """Makes an environment that tells its process."""
-
-    def __call__(self) -> gym.Env:
-        class Noted(gym.Wrapper):
-            def get_process_id(self) -> int:
-                return os.getpid()
-
-        return Noted(make_env(GAME))
+class WithProcessId(gym.Wrapper):
+    def get_process_id(self) -> int:
+        return os.getpid()
 
 
-def test_every_process_has_its_part_of_every_group() -> None:
+def make_with_process_id() -> gym.Env:
+    return WithProcessId(make_env(GAME))
+
+
+def test_each_process_has_environments_of_each_group() -> None:
     with closing(EnvGroups([driving()] * NUM_ENVS, groups=2, processes=2)) as envs:
         assert envs.groups == [slice(0, 3), slice(3, 5)]
         assert len(psutil.Process().children()) - trackers() == envs.num_processes == 2
@@ -91,16 +88,16 @@ def test_every_process_has_its_part_of_every_group() -> None:
             envs.send(group, [0] * (3 - group))
             envs.recv(group)
         worked = [after["processor"] - then["processor"] for then, after in zip(before, envs.seconds(), strict=True)]
-    assert all(seconds > 0.001 for seconds in worked), "each emulated at least one step"
-    assert len(psutil.Process().children()) == trackers(), "closing ends the processes"
+    assert all(seconds > 0.001 for seconds in worked), "each process emulated at least one step"
+    assert len(psutil.Process().children()) == trackers(), "close ends the processes"
 
 
 def trackers() -> int:
-    """Children of this process that are multiprocessing's own."""
+    """Returns the number of child processes that multiprocessing itself uses."""
     return sum("resource_tracker" in " ".join(child.cmdline()) for child in psutil.Process().children())
 
 
-def test_an_episode_that_ends_shows_its_last_and_the_next_ones_first_observation() -> None:
+def test_the_end_of_an_episode_gives_its_last_and_the_next_first_observation() -> None:
     limits = (3, 99)
     with closing(EnvGroups([driving(max_episode_steps=limit) for limit in limits], processes=2)) as envs:
         first = envs.reset(seed=1)
@@ -112,12 +109,12 @@ def test_an_episode_that_ends_shows_its_last_and_the_next_ones_first_observation
         ((i, (final, info)),) = outcome.finals.items()
         assert i == 0
         assert info["episode_rewards"]["sum"].keys() == {"wall", "checkpoint", "terrain", "time", "backwards"}
-        assert np.array_equal(outcome.observations[0], first[0]), "the next episode's first"
-        assert np.array_equal(final, outcome.observations[1]), "what the other sees, which drives on"
+        assert np.array_equal(outcome.observations[0], first[0]), "the first of the next episode"
+        assert np.array_equal(final, outcome.observations[1]), "the other environment continues from the same state"
         assert not np.array_equal(final, first[0])
 
 
-def test_a_killed_process_is_noticed_at_once() -> None:
+def test_a_killed_process_is_detected_at_once() -> None:
     with closing(EnvGroups([driving()] * NUM_ENVS, processes=2)) as envs:
         envs.reset(seed=1)
         os.kill(process_ids()[1], signal.SIGKILL)
@@ -133,39 +130,24 @@ def process_ids() -> list[int]:
 
 
 class OnlyHere:
-    """Makes an environment in this process, and fails in others."""
+    """Makes an environment in the test's process, and fails in others."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
 
     def __call__(self) -> gym.Env:
         if os.getpid() != self.process:
-            raise KartRewardsError("not here")
+            raise KartRewardsError("not in this process")
         return make_env(GAME)
 
 
-def test_an_environment_that_can_not_be_made_is_told_and_leaves_no_process() -> None:
-    with pytest.raises(KartRewardsError, match="not here"):
+def test_an_environment_that_can_not_be_made_is_reported_and_no_process_is_left() -> None:
+    with pytest.raises(KartRewardsError, match="not in this process"):
         EnvGroups([OnlyHere()] * 2, processes=2)
     assert len(psutil.Process().children()) == trackers()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only there a thread chooses its cores")
-def test_a_thread_moves_from_core_to_core_and_has_all_of_them_again() -> None:
-    cores = os.sched_getaffinity(0)
-    seen = []
-    with core_by_core(busy_cores=len(cores)) as change_core:
-        for _ in range(2 * len(cores)):
-            change_core()
-            seen.append(os.sched_getaffinity(0))
-    assert len(cores) == 1 or seen == 2 * [{core} for core in sorted(cores)]
-    assert os.sched_getaffinity(0) == cores
-    with core_by_core(busy_cores=len(cores) - 1) as change_core:
-        change_core()
-        assert os.sched_getaffinity(0) == cores, "a core is free: the operating system finds it"
-
-
-def test_errors_of_environments_reach_the_caller() -> None:
+def test_errors_of_environments_are_raised_in_the_caller() -> None:
     def too_fast(ram: Any) -> float:
         raise ValueError("too fast")
 
@@ -174,10 +156,10 @@ def test_errors_of_environments_reach_the_caller() -> None:
 
     class Broken(KartEnv):
         def step(self, action: Any) -> Any:
-            raise ZeroDivisionError("a mistake of ours")
+            raise ZeroDivisionError("a bug")
 
     with closing(EnvGroups([lambda: Broken(GAME)])) as envs:
         envs.reset(seed=1)
         envs.send(0, [[0.0]])
-        with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ZeroDivisionError: a mistake of ours"):
+        with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ZeroDivisionError: a bug"):
             envs.recv(0)

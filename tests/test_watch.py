@@ -1,4 +1,4 @@
-"""``python -m kart_rewards watch``: an agent in a real window under Xvfb, and in video files."""
+"""``kart-rewards watch``: an agent in a real window under Xvfb, and in video files."""
 
 from __future__ import annotations
 
@@ -7,54 +7,55 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-import torch
+import straight_on
 from xvfb import Display, virtual_display, wait_until
 
-import ppo_continuous_single_file as ppo
 from kart_rewards.env import KartEnv
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation import Policy, PolicyMaker
+from kart_rewards.evaluation.agents import DEFAULT_LOADER
+from kart_rewards.look import watch as look
 
-GAME = "HomebrewKart-Snes"
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of an agent that has learned nothing, whose episodes end after two seconds."""
-    path = tmp_path_factory.mktemp("agent") / "best.pt"
-    args = ppo.Args(env=ppo.EnvOptions(env_id=GAME, max_episode_steps=30))
-    env = KartEnv(**args.env.of_kart_env())
-    torch.manual_seed(1)
-    weights = ppo.Agent(env.observation_space, env.action_space).state_dict()
-    env.close()
-    torch.save(
-        {"agent": weights, "updates": 0, "steps": 0, "options": ppo.plain(asdict(args)), "scoring": {}},
-        path,
-    )
-    return path
+    """An agent that drives straight on, whose episodes are truncated after two seconds."""
+    return straight_on.save_agent(tmp_path_factory.mktemp("agent") / "agent.json")
 
 
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "kart_rewards", "watch", *map(str, arguments)]
 
 
-def watch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def watch(*arguments: str | Path, loader: str = straight_on.LOADER) -> subprocess.CompletedProcess[str]:
+    """Runs the command without a display."""
     without = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    return subprocess.run(command(*arguments), cwd=ROOT, env=without, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*command(*arguments), "--loader", loader],
+        cwd=ROOT,
+        env=without | straight_on.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_video_shows_the_game_and_the_terms(agent: Path, tmp_path: Path) -> None:
     done = watch(agent, "--output", tmp_path / "drive.mp4", "--scale", "2", "--state", "Level2")
     assert done.returncode == 0, done.stderr
-    assert "Level2, seed 1: 0 laps until it was cut off, return " in done.stdout
+    assert "Level2, seed 1: 0 laps, ended by the time limit, return " in done.stdout
     assert f"wrote {tmp_path / 'drive.mp4'}" in done.stdout
     frames = list(imageio.get_reader(tmp_path / "drive.mp4").iter_data())
-    assert len(frames) == 30 * 4 + 90, "every emulated frame, and the last one for a second and a half more"
+    assert len(frames) == 120 + 90, "each emulated frame, and the last one for a second and a half more"
+    assert [path.name for path in tmp_path.iterdir()] == ["drive.mp4"]
     game, panel = frames[100][:, :512].astype(int), frames[100][:, 512:].astype(int)
     assert np.abs(game - frames[0][:, :512]).mean() > 3, "the picture moves"
     assert np.abs(panel - frames[0][:, 512:]).max() > 60, "a term's total changed"
@@ -75,9 +76,14 @@ def display(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Display]:
 
 @pytest.mark.parametrize("how", ["Escape", "close button", "Ctrl-C"])
 def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Display, how: str) -> None:
-    environment = os.environ | {"DISPLAY": display.name, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | straight_on.ENVIRONMENT | {"DISPLAY": display.name, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command(agent), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(agent, "--loader", straight_on.LOADER),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout
         assert process.stdout.readline().startswith("Level1, seed 1: ")
@@ -100,13 +106,15 @@ def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Displa
     [
         ([], "a window needs a display, and there is none"),
         (["--output", "drive.avi"], "drive.avi: must end in .mp4 or .gif"),
-        (["--output", "pyproject.toml/drive.mp4"], "pyproject.toml/drive.mp4: the video can't be written"),
-        (["--output", "pyproject.toml/drive.gif"], "pyproject.toml/drive.gif: can't be made"),
+        (["--output", "pyproject.toml/drive.mp4"], "pyproject.toml/drive.mp4: can't be written"),
+        (["--output", "pyproject.toml/drive.gif"], "pyproject.toml/drive.gif: can't be written"),
         (["--state", "Level9", "--output", "drive.mp4"], "Level9.state: no such start state"),
+        (["--scale", "17", "--output", "drive.mp4"], "--scale must be between 1 and 16, not 17"),
+        (["--seconds", "0", "--output", "drive.mp4"], "--seconds more than 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_told(agent: Path, arguments: list[str], words: str) -> None:
+def test_mistakes_are_reported(agent: Path, arguments: list[str], words: str) -> None:
     done = watch(agent, *arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
@@ -115,8 +123,59 @@ def test_mistakes_are_told(agent: Path, arguments: list[str], words: str) -> Non
     assert not (ROOT / "drive.mp4").exists()
 
 
-def test_a_file_that_holds_no_agent_is_told(tmp_path: Path) -> None:
+def test_an_episode_starts_on_the_course_of_training_unless_another_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json", max_episode_frames=8))
+    trained_on = replace(agent, env_options={**agent.env_options, "state": ("Level3", "Level4")})
+    for state, expected in ((None, "Level3"), ("Level5", "Level5")):
+        look.watch(trained_on, state=state, output=tmp_path / "drive.mp4", scale=1, seed=7)
+        assert capsys.readouterr().out.startswith(f"{expected}, seed 7: ")
+
+
+def test_actions_are_deterministic_unless_they_are_to_be_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json"))
+    asked: list[bool] = []
+
+    def make_policy(deterministic: bool) -> PolicyMaker:
+        asked.append(deterministic)
+        return agent.make_policy(deterministic)
+
+    for sampled in (False, True):
+        look.watch(
+            replace(agent, make_policy=make_policy),
+            output=tmp_path / "drive.mp4",
+            scale=1,
+            seconds=0.1,
+            sampled=sampled,
+        )
+    assert asked == [True, False]
+
+
+def test_a_video_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json"))
+
+    def make_policy(env: KartEnv, state: str, seed: int) -> Policy:
+        def policy(env: KartEnv, observation: np.ndarray) -> list[bool]:
+            raise KartRewardsError("the policy failed")
+
+        return policy
+
+    for name in ("drive.mp4", "drive.gif"):
+        with pytest.raises(KartRewardsError, match="the policy failed"):
+            look.watch(replace(agent, make_policy=lambda deterministic: make_policy), output=tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.json"]
+
+
+def test_the_default_loader_loads_agents_of_the_training_script(tmp_path: Path) -> None:
+    arguments = ("--output", tmp_path / "drive.mp4", "--seconds", "0.5", "--scale", "1")
+    done = watch(ROOT / "agents" / "HomebrewKart.pt", *arguments, loader=DEFAULT_LOADER)
+    assert done.returncode == 0, done.stderr
+    assert "Level1, seed 1: 0 laps, ended by the time limit, return " in done.stdout
     (tmp_path / "agent.pt").write_bytes(b"nothing")
-    done = watch(tmp_path / "agent.pt", "--output", tmp_path / "drive.mp4")
+    done = watch(tmp_path / "agent.pt", *arguments, loader=DEFAULT_LOADER)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "agent.pt: is not a checkpoint, or a damaged one" in done.stderr
+    assert "agent.pt: " in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,14 +1,15 @@
-"""What the agent may press.
+"""Action modes: they convert the agent's actions to buttons.
 
-* ``make_actions`` - one of the action modes below, by name
-* ``Actions`` - an action space, and the buttons that an action holds down on each frame of a step
+* ``make_actions`` - returns one of the action modes below, by name
+* ``Actions`` - an action mode: an action space, and the buttons to hold on each frame of a step
+* ``ButtonMask`` - the type of the buttons to hold on one frame
 
 Modes:
 
-* ``continuous``: steering in [-1, 1], the throttle always held. The D-pad only knows left, right and neither, so
-  steering is a duty cycle: at 0.25 it is pressed on one frame in four. What a step leaves over, the next one uses
-* ``driving``: the original's four: throttle, throttle and left, throttle and right, throttle and hop
-* ``all``, ``filtered``, ``discrete``, ``multi-discrete``: stable-retro's own, over every button
+* ``continuous``: steering in [-1, 1]; the throttle is always held. A D-pad steers fully or not at all, so steering is a
+  duty cycle: at 0.25, RIGHT is held on one frame in four. The remainder of a step's duty cycle is added to the next one
+* ``driving``: the four actions of the original: throttle, throttle and left, throttle and right, throttle and hop
+* ``all``, ``filtered``, ``discrete``, ``multi-discrete``: stable-retro's modes, with all buttons of the console
 """
 
 from __future__ import annotations
@@ -22,36 +23,54 @@ import numpy as np
 
 from kart_rewards.errors import KartRewardsError
 
-Buttons = np.ndarray
-"""Which of the console's buttons are down: shape (number of buttons,), dtype uint8, in the core's order."""
+ButtonMask = np.ndarray
+"""The buttons to hold: shape (number of buttons,), dtype uint8, in the core's order; 1 is held, 0 is released."""
 
 THROTTLE, LEFT, RIGHT, HOP = "B", "LEFT", "RIGHT", "L"
 ACTION_MODES = ("continuous", "driving", "all", "filtered", "discrete", "multi-discrete")
 
 
 class Actions(Protocol):
-    """An action mode at work."""
+    """An action mode.
+
+    Attributes:
+        space: The action space.
+        remainder: The remainder of the steering duty cycle, in frames. It is the only state of an action mode.
+    """
 
     space: gym.Space
-    remainder: float  # of a duty cycle, in frames; the only thing that an action leaves for the next
+    remainder: float
 
     def reset(self) -> None:
-        """Forgets the episode before."""
+        """Begins an episode: sets the remainder to 0."""
 
-    def frames(self, action: Any, frame_skip: int) -> Sequence[Buttons]:
-        """Returns the buttons to hold on each of the step's ``frame_skip`` emulated frames."""
+    def frames(self, action: Any, frame_skip: int) -> Sequence[ButtonMask]:
+        """Converts an action to buttons.
+
+        Args:
+            action: An element of ``space``.
+            frame_skip: Number of emulated frames of the step.
+
+        Returns:
+            One mask per frame.
+
+        Raises:
+            KartRewardsError: The action is not an element of the space.
+        """
 
 
 class ContinuousSteering:
-    """Steering as a D-pad duty cycle. The space is Box(-1, 1, shape (1,), float32): full left to full right.
+    """Steering as a duty cycle of the D-pad.
+
+    The action space is ``Box(-1, 1, (1,), float32)``; -1 is full left, 1 is full right.
 
     Args:
-        neutral: The throttle alone.
-        left: Throttle and left.
-        right: Throttle and right.
+        neutral: The mask of the throttle alone.
+        left: The mask of throttle and left.
+        right: The mask of throttle and right.
     """
 
-    def __init__(self, neutral: Buttons, left: Buttons, right: Buttons) -> None:
+    def __init__(self, neutral: ButtonMask, left: ButtonMask, right: ButtonMask) -> None:
         self.space: gym.Space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._neutral, self._left, self._right = neutral, left, right
         self.remainder = 0.0
@@ -59,12 +78,12 @@ class ContinuousSteering:
     def reset(self) -> None:
         self.remainder = 0.0
 
-    def frames(self, action: Any, frame_skip: int) -> Sequence[Buttons]:
+    def frames(self, action: Any, frame_skip: int) -> Sequence[ButtonMask]:
         try:
             steering = min(max(float(action[0]), -1.0), 1.0)
         except (TypeError, IndexError):
             raise KartRewardsError(
-                f"action {action!r} is not steering: pass one number in a list, such as [0.5]"
+                f"action {action!r} is not a steering action: pass a list of one number, such as [0.5]"
             ) from None
         if math.isnan(steering):
             raise KartRewardsError("the action is not a number (NaN): has the agent diverged?")
@@ -83,14 +102,14 @@ class ContinuousSteering:
 
 
 class HeldButtons:
-    """The same buttons through all of a step's frames.
+    """Holds the same buttons on all frames of a step.
 
     Args:
         space: The action space.
-        buttons: Action -> buttons.
+        buttons: Converts an action to a mask.
     """
 
-    def __init__(self, space: gym.Space, buttons: Callable[[Any], Buttons]) -> None:
+    def __init__(self, space: gym.Space, buttons: Callable[[Any], ButtonMask]) -> None:
         self.space = space
         self.remainder = 0.0
         self._buttons = buttons
@@ -98,7 +117,7 @@ class HeldButtons:
     def reset(self) -> None:
         pass
 
-    def frames(self, action: Any, frame_skip: int) -> Sequence[Buttons]:
+    def frames(self, action: Any, frame_skip: int) -> Sequence[ButtonMask]:
         try:
             buttons = self._buttons(action)
         except (TypeError, ValueError, IndexError):
@@ -112,23 +131,23 @@ def make_actions(
     combinations: Sequence[Sequence[int]],
     filter_action: Callable[[int], int],
 ) -> Actions:
-    """Returns the action mode called ``mode``.
+    """Returns an action mode.
 
     Args:
         mode: One of ``ACTION_MODES``.
-        button_names: The core's buttons, in its order.
-        combinations: Groups of allowed combinations as bit masks, as stable-retro's ``valid_actions`` returns them.
-        filter_action: Keeps the allowed part of a bit mask, as stable-retro's ``filter_action`` does.
+        button_names: The console's buttons in the core's order; None where the core has no button.
+        combinations: Groups of allowed combinations, each a bit mask; the result of stable-retro's ``valid_actions``.
+        filter_action: Removes the buttons that are not allowed from a bit mask; stable-retro's ``filter_action``.
 
     Raises:
-        KartRewardsError: There is no such mode, or the console lacks a button that it needs.
+        KartRewardsError: The mode is unknown, or the console has no button that the mode needs.
     """
     count = len(button_names)
 
-    def from_bits(bits: int) -> Buttons:
+    def from_bits(bits: int) -> ButtonMask:
         return np.array([bits >> i & 1 for i in range(count)], np.uint8)
 
-    def press(*names: str) -> Buttons:
+    def press(*names: str) -> ButtonMask:
         missing = [name for name in names if name not in button_names]
         if missing:
             known = ", ".join(name for name in button_names if name)
@@ -151,7 +170,7 @@ def make_actions(
         return HeldButtons(gym.spaces.MultiBinary(count), lambda action: from_bits(filter_action(bits(action))))
     sizes = [len(group) for group in combinations]
 
-    def combine(chosen: Sequence[int]) -> Buttons:
+    def combine(chosen: Sequence[int]) -> ButtonMask:
         mask = 0
         for group, i in zip(combinations, chosen, strict=True):
             mask |= group[i]
@@ -159,7 +178,7 @@ def make_actions(
 
     if mode == "multi-discrete":
         return HeldButtons(gym.spaces.MultiDiscrete(sizes), combine)
-    if mode == "discrete":  # the first group varies fastest, as in stable-retro
+    if mode == "discrete":  # the index of the first group changes fastest, as in stable-retro
         return HeldButtons(
             gym.spaces.Discrete(math.prod(sizes)), lambda action: combine(np.unravel_index(action, sizes, order="F"))
         )

@@ -1,13 +1,15 @@
-"""stable-retro's emulator, of which a process can have one at a time.
+"""stable-retro's emulator. A process can have one at a time.
 
-* ``start_emulator`` - starts it
-* ``console_of``, ``buttons_of`` - the console that a ROM is for, and its buttons
+* ``start_emulator`` - starts an emulator
+* ``console_of``, ``buttons_of`` - the console of a ROM, and the buttons of a console
 * ``game_runs_on`` - whether a loaded state is one of a running game
-* ``SharedEmulator`` - the process's emulator, which several environments of one game take turns at
+* ``SharedEmulator`` - the emulator of this process; several environments of one game use it in turns
+* ``Player`` - the interface of such an environment
 
-A turn costs a fifth of a frame on the SNES, for putting one game aside and taking up the other (``python
-benchmarks/scoring.py``). That is less than a process for each environment costs on fewer cores: whenever these take
-turns, the interpreter is fetched into the caches again (``python benchmarks/speed.py``).
+A change of turns saves one game and loads the other. On the SNES it takes a fifth of the time of an emulated frame
+(``python benchmarks/scoring.py``). One process per environment would take more on a machine with fewer cores than
+environments, because each switch of processes loads the interpreter into the caches again (``python
+benchmarks/speed.py``).
 """
 
 from __future__ import annotations
@@ -25,12 +27,16 @@ from kart_rewards.errors import KartRewardsError
 
 
 def start_emulator(rom: Path) -> Any:
-    """Returns a fresh ``stable_retro.RetroEmulator``; the one before must no longer be referred to.
+    """Returns a new ``stable_retro.RetroEmulator``. There must be no reference to a previous one.
+
+    Args:
+        rom: The ROM. Its suffix decides the console.
 
     Raises:
-        KartRewardsError: It does not start: the ROM is not what its suffix says, or there is another emulator.
+        KartRewardsError: The emulator does not start: the ROM does not belong to the console of its suffix, or this
+            process has another emulator.
     """
-    gc.collect()  # an emulator that is no longer referred to must be gone before the next
+    gc.collect()  # deletes a previous emulator, if only a reference cycle keeps it
     try:
         return stable_retro.RetroEmulator(str(rom))
     except RuntimeError as error:
@@ -38,37 +44,37 @@ def start_emulator(rom: Path) -> Any:
 
 
 def console_of(rom: Path) -> str:
-    """Returns the console that a ROM is for, by stable-retro's name: ``Snes``. The file's suffix decides."""
+    """Returns stable-retro's name of a ROM's console, such as ``Snes``. The suffix of the file decides."""
     return str(stable_retro.get_romfile_system(str(rom)))
 
 
 def buttons_of(console: str) -> list[str | None]:
-    """Returns a console's buttons in the core's order; None where the core has no button at a place."""
+    """Returns a console's buttons in the core's order; None where the core has no button."""
     return list(stable_retro.get_system_info(console)["buttons"])
 
 
-_FRAMES_TO_COUNT = 10  # in which current_frame must count up
-_FRAMES_TO_MOVE = 60  # in which something must change, in a game without current_frame
+_FRAMES_TO_COUNT = 10  # current_frame must count up within this many frames
+_FRAMES_TO_MOVE = 60  # RAM or screen must change within this many frames, in a game without current_frame
 
 
 def game_runs_on(em: Any, data: Any, read: Callable[[], Any] | None, step: Callable[[], object]) -> bool:
-    """Whether time passes in the game from here on. A state of another ROM may load, and then the game stands still.
+    """Returns whether the game continues from a loaded state.
 
-    ``current_frame`` must count up; in a game without this variable, RAM or picture must change.
+    The emulator may accept a state of another ROM; then the game hangs. This function checks that ``current_frame``
+    counts up. In a game without this variable, it checks that RAM or screen changes.
 
     Args:
-        em: stable-retro's emulator, with the state loaded. The check runs at most 61 frames.
-        data: The ``GameData`` that is bound to it.
-        read: Returns a ``RamSnapshot`` of now. None: the game has no known variables.
-        step: Runs one emulated frame with no buttons held.
+        em: stable-retro's emulator, with the state loaded. This function runs it for at most 61 frames.
+        data: The ``GameData`` that is bound to the emulator.
+        read: Returns a ``RamSnapshot`` of live memory. None if the game's variables are not known.
+        step: Runs one emulated frame without buttons.
     """
-    before = read() if read else None
-    if hasattr(before, "current_frame"):
-        assert read
+    before: Any = read() if read else None
+    if read and hasattr(before, "current_frame"):
         for _ in range(_FRAMES_TO_COUNT):
             step()
         return 1 <= (read().current_frame - before.current_frame) % 2**16 <= _FRAMES_TO_COUNT
-    step()  # the picture before is not this state's
+    step()  # the screen shows a loaded state only after a frame
     memory, screen = dict(data.memory.blocks), em.get_screen()
     for _ in range(_FRAMES_TO_MOVE):
         step()
@@ -76,17 +82,19 @@ def game_runs_on(em: Any, data: Any, read: Callable[[], Any] | None, step: Calla
 
 
 class Player(Protocol):
-    """Who takes turns at a shared emulator."""
+    """An environment that uses a shared emulator in turns."""
 
     def put_aside(self) -> None:
-        """Saves its game, since another's turn begins."""
+        """Saves the game. It is called at the end of this player's turn."""
 
     def take_up(self) -> None:
-        """Loads its game again, since its turn begins."""
+        """Loads the saved game. It is called at the beginning of this player's turn."""
 
 
 class SharedEmulator:
-    """The process's emulator. Who asks ``of`` for the same ROM shares it; it ends with the last who refers to it.
+    """The emulator of this process. ``SharedEmulator.of`` returns the same one for the same ROM.
+
+    The emulator ends when nothing refers to it any more.
 
     Args:
         rom: The game's ROM.
@@ -108,10 +116,14 @@ class SharedEmulator:
 
     @classmethod
     def of(cls, rom: Path) -> SharedEmulator:
-        """Returns the process's emulator, if it runs this ROM, or a new one. See the class."""
+        """Returns the emulator of this process if it runs this ROM, else a new one.
+
+        Raises:
+            KartRewardsError: See ``start_emulator``. There must be no reference to an emulator of another ROM.
+        """
         running = cls._running and cls._running()
         if not running or running.rom != rom:
-            running = None  # one that nobody else refers to must be gone
+            running = None  # the only reference must not keep the old emulator while the new one starts
             running = cls(rom)
             cls._running = weakref.ref(running)
         return running
@@ -119,10 +131,10 @@ class SharedEmulator:
     def configure(self, data: Any) -> None:
         """Binds a ``stable_retro.data.GameData`` to the emulator's memory."""
         self.em.configure_data(data)
-        self._data = data  # the emulator keeps a bare pointer to the latest
+        self._data = data  # the emulator keeps only a raw pointer to the latest data
 
     def take(self, player: Player) -> None:
-        """Begins a player's turn, if it is not its turn already. This runs once a step."""
+        """Begins a player's turn, unless it is that player's turn already. This method runs once per step."""
         previous = self._player and self._player()
         if previous is player:
             return
@@ -132,6 +144,6 @@ class SharedEmulator:
         player.take_up()
 
     def leave(self, player: Player) -> None:
-        """Ends a player's turns: its game is not needed any more."""
+        """Ends the last turn of a player, without saving its game."""
         if self._player and self._player() is player:
             self._player = None

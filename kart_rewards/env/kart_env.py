@@ -1,10 +1,10 @@
-"""The Gymnasium environment: emulate, decode, score.
+"""The Gymnasium environment: it emulates frames, decodes their RAM, and scores them.
 
 * ``KartEnv`` - one game in stable-retro's emulator, with rewards and done rules in Python
-* ``make_env`` - the same with a step limit, from any folder of integrations
+* ``make_env`` - makes a ``KartEnv`` with a step limit
 
-``gymnasium.make("kart_rewards:HomebrewKart-Snes")`` makes the same environment; every game under ``integrations/`` is
-registered under its folder's name.
+``gymnasium.make("kart_rewards:HomebrewKart-Snes")`` makes the same environment. Each game is registered under the name
+of its folder.
 
 Example:
     >>> env = make_env("HomebrewKart-Snes", action_mode="driving")
@@ -38,7 +38,7 @@ from kart_rewards.env.core import SharedEmulator, buttons_of, console_of, game_r
 from kart_rewards.env.observations import ObservationConfig, ScreenObserver
 from kart_rewards.env.window import Window
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.integrations import INTEGRATIONS, find_game
+from kart_rewards.integrations import find_game
 from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import EpisodeRewards, make_transform
@@ -49,54 +49,64 @@ from kart_rewards.scripting import from_plain, to_plain
 class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     """One game in stable-retro's emulator.
 
-    stable-retro allows one emulator a process. Environments of the same game share it: their steps may come in any
-    order. Close them before making one of another game.
+    stable-retro allows one emulator per process. Environments of the same game share it, and their steps may be
+    interleaved in any order. Close all of them before you make an environment of another game.
 
-    ``step`` holds an action for ``frame_skip`` emulated frames. Each frame's RAM is decoded and scored, the reward
-    transform is applied to each frame's reward, and the step's reward is their sum. The step ends early on the frame on
-    which a done rule holds.
+    ``step`` holds an action for ``frame_skip`` emulated frames. On each frame, it decodes the RAM, scores it, and
+    applies the reward transform to the weighted sum. The reward of the step is the sum over its frames. The step ends
+    early on the frame on which a done rule is true.
 
-    ``reset`` takes ``options={"state": name}`` to start from that state. Its first frame is scored once and that score
-    is thrown away; the terms keep what they saw. ``options={"random_start_frames": n}`` takes the place of
-    ``random_start_steps``, in emulated frames: from one state and seed it leads to the same start in every action mode.
-    The start is unscored; only the race clock counts it.
+    ``reset`` accepts these options:
 
-    ``info`` holds, after each step:
+    * ``state``: the start state of this episode
+    * ``random_start_frames``: the maximum length of the random start, in emulated frames; it replaces
+      ``random_start_steps``. For one state and seed, the start is the same in each action mode
+
+    The terms and rules are called with the first frame of an episode, but it is not paid. A random start is not scored;
+    only the race clock includes it.
+
+    ``info`` contains after each step:
 
     * ``reward_terms``: term -> weighted sum over this step, before the transform
-    * ``episode_rewards``: what each term did over the episode: the tables of ``EpisodeRewards.episode_summary``
-    * ``race``: the metrics of ``RaceMetrics.summary``, for games that have the variables
-    * ``done_rule``: what ended the episode, once a rule did
+    * ``episode_rewards``: the tables of ``EpisodeRewards.episode_summary``
+    * ``race``: the metrics of ``RaceMetrics.summary``, if the game has their variables
+    * ``done_rule``: the name of the rule that ended the episode, on its last step
+
+    After a reset, ``info`` also contains ``state``, the name of the start state.
 
     Args:
         game: The game's folder name.
-        integrations: The folder of games.
-        state: Start state, or several, of which each reset draws one. By default ``metadata.json`` says.
-        scenario: Scenario file: a name in the game's folder, or a path that ends in ``.json``.
-        info: Data file, likewise.
+        integrations: The only folder to look for the game in. None: the standard lookup of
+            ``kart_rewards.integrations``.
+        state: The start state, or several; each reset selects one of them at random. The default is the state in
+            ``metadata.json``.
+        scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``.
+        info: The data file: a name in the game's folder, or a path that ends in ``.json``.
         rewards: Reward terms and done rules to add to the scenario's: functions and classes, paths of Python files, or
             names of modules.
-        reward_weights: Term -> weight, over the scenario's.
-        reward_transform: ``scale``, ``sign`` (as the original) or ``none``, applied to each emulated frame's reward.
-        reward_scale: The factor of ``scale``.
+        reward_weights: Term -> weight; replaces the scenario's weights.
+        reward_transform: ``scale``, ``sign`` (as in the original) or ``none``. See ``make_transform``.
+        reward_scale: The factor of the transform ``scale``.
         action_mode: One of ``kart_rewards.env.actions.ACTION_MODES``.
-        observation: What the agent sees.
-        frame_skip: Emulated frames a step.
-        random_start_steps: A reset plays 0 to this many steps of random driving before the episode begins.
-        render_mode: ``rgb_array``: ``render`` returns the screen, uint8 (height, width, 3). ``human``: a window shows
-            every frame, at the console's pace, until it is closed. None: neither.
+        observation: The options of the observations.
+        frame_skip: Number of emulated frames per step.
+        random_start_steps: The maximum length of a random start, in steps. A reset drives at random for 0 to this many
+            steps before the episode begins.
+        render_mode: ``rgb_array``: ``render`` returns the screen, uint8, shape (height, width, 3). ``human``: a window
+            shows each frame at the console's speed, until the user closes it. None: no rendering.
 
     Attributes:
-        ram: The snapshot of the latest frame.
-        race: The episode's ``RaceMetrics``; None for games without their variables.
-        step_seconds: Wall-clock time that ``step`` has taken so far, by part: ``emulator``, ``scoring`` (decoding,
+        ram: The ``RamSnapshot`` of the latest frame.
+        race: The ``RaceMetrics`` of the episode; None if the game does not have their variables.
+        step_seconds: Part -> wall-clock seconds in ``step`` so far. The parts are ``emulator``, ``scoring`` (decoding,
             terms, rules and info) and ``observation``.
-        em: stable-retro's emulator. It runs this environment's game from its ``reset`` or ``step`` to those of another.
-        buttons: The console's buttons, in the core's order.
-        on_frame: Is called after each emulated frame, if it is not None.
+        em: stable-retro's emulator. After ``reset`` or ``step`` it runs this environment's game, until another
+            environment uses it.
+        buttons: The names of the console's buttons in the core's order; None where the core has no button.
+        on_frame: A function that is called after each emulated frame, or None.
 
     Raises:
-        KartRewardsError: Something about the game's files or the options is wrong; says what.
+        KartRewardsError: A file of the game or an argument is not valid. The message says which one and why.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 15}  # noqa: RUF012 - Gymnasium's own form
@@ -105,7 +115,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self,
         game: str,
         *,
-        integrations: str | Path = INTEGRATIONS,
+        integrations: str | Path | None = None,
         state: str | Path | Sequence[str | Path] = (),
         scenario: str | Path = "scenario",
         info: str | Path = "data",
@@ -161,17 +171,17 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._emulator: Any = SharedEmulator.of(rom)
         self.em = self._emulator.em
         self._snapshot: bytes | None = None
-        self._screen: np.ndarray | None = None  # from another environment's turn to this one's next frame
+        self._screen: np.ndarray | None = None  # the screen while another environment uses the emulator
         try:
             self._emulator.take(self)
             self.data = self._load_data(data_path, scenario_path)
             self._prepare(rom, action_mode, observation)
         except BaseException:
-            self.close()  # or whoever keeps the exception keeps the process's one emulator
+            self.close()  # otherwise a reference to the exception keeps the process's only emulator alive
             raise
 
     def _load_data(self, data_path: Path, scenario_path: Path) -> Any:
-        """Returns stable-retro's game data, bound to the emulator."""
+        """Returns stable-retro's ``GameData``, bound to the emulator."""
         data = stable_retro.data.GameData()
         self._emulator.configure(data)
         self.em.step()
@@ -180,7 +190,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         return data
 
     def _prepare(self, rom: Path, action_mode: str, observation: ObservationConfig) -> None:
-        """The part of the constructor that needs the emulator."""
+        """Does the part of the constructor that needs the emulator."""
         self._read: Any = self.layout.reader(self.data)
         for name in self.states:
             self._try_state(name)
@@ -197,7 +207,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._has_race = set(self.layout.names) >= METRIC_VARIABLES
 
     def _try_state(self, name: str) -> None:
-        """Raises KartRewardsError if the emulator refuses a start state, or the game does not run on from it."""
+        """Loads a start state, and raises KartRewardsError if the game does not continue from it."""
         path = self.game.state_path(name)
         if not self.em.set_state(self._loaded_states[name]):
             raise KartRewardsError(
@@ -212,7 +222,18 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Loads a start state and begins an episode. See the class."""
+        """Begins an episode.
+
+        Args:
+            seed: Seed of the random numbers of this and the following episodes. None continues with the current ones.
+            options: ``state`` and ``random_start_frames``; see the class.
+
+        Returns:
+            The first observation, and ``info``; see the class.
+
+        Raises:
+            KartRewardsError: The start state is not valid, or a term or rule failed.
+        """
         super().reset(seed=seed)
         self._emulator.take(self)
         options = options or {}
@@ -235,11 +256,22 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._rewards.discard()
         self.race = RaceMetrics(self.ram, self.frames_per_second) if self._has_race else None
         if self.race:
-            self.race.frames = start_frames  # the first lap and the race are timed from the grid
+            self.race.frames = start_frames  # the first lap and the race begin at the start state
         return self._observer.reset(self.em.get_screen()), {"state": state, **self._info()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Holds an action for ``frame_skip`` emulated frames. See the class."""
+        """Holds an action for ``frame_skip`` emulated frames.
+
+        Args:
+            action: An element of the action space.
+
+        Returns:
+            The observation, the reward (float), whether a done rule ended the episode, False (the step limit is not
+            part of this class), and ``info``; see the class.
+
+        Raises:
+            KartRewardsError: The action is not an element of the action space, or a term or rule failed.
+        """
         self._rewards.start_step()
         reward = emulator_seconds = scoring_seconds = 0.0
         stopped_by = screen_before = held = None
@@ -274,7 +306,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         return observation, reward, stopped_by is not None, False, info
 
     def _drive_at_random(self, most_frames: int) -> int:
-        """Drives at random for 0 to ``most_frames`` emulated frames; returns how many."""
+        """Drives at random for 0 to ``most_frames`` emulated frames. Returns the number of frames."""
         if not most_frames:
             return 0
         driver = RandomDriver(int(self.np_random.integers(2**31)))
@@ -301,13 +333,13 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         return info
 
     def get_state(self) -> dict[str, Any]:
-        """Returns all that the rest of the run depends on, as plain values and bytes.
+        """Returns the complete state of the environment as plain values and bytes, for ``set_state``.
 
-        That is the emulator's snapshot, what terms and rules remember, the race so far, the stacked observations and
-        the random numbers to come.
+        It consists of the emulator's state, the memory of terms and rules, the race metrics, the stacked images, the
+        remainder of the steering and the state of the random generator.
 
         Raises:
-            KartRewardsError: A term or rule remembers what can't be saved. See ``ScriptCalls.get_state``.
+            KartRewardsError: The memory of a term or rule can't be saved. See ``ScriptCalls.get_state``.
         """
         self._emulator.take(self)
         return {
@@ -321,18 +353,18 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         }
 
     def set_state(self, state: dict[str, Any]) -> np.ndarray:
-        """Takes back what ``get_state`` of an environment with the same options returned, after a reset.
+        """Restores a state that ``get_state`` of an environment with the same options returned. Call ``reset`` first.
 
         Returns:
-            The observation that was the latest then.
+            The latest observation at the time of ``get_state``.
 
         Raises:
-            KartRewardsError: The emulator refuses its part of it.
+            KartRewardsError: The state is of another ROM or another version of this package.
         """
         self._emulator.take(self)
         if not self.em.set_state(zlib.decompress(state["emulator"])):
             raise KartRewardsError(
-                f"the emulator refuses the saved state: it is of another ROM than {self.game.name}'s"
+                f"the emulator refuses the saved state: it was made with another ROM than {self.game.name}'s"
             )
         self.ram = self._read()
         self._rewards.set_state(state["rewards"])
@@ -346,18 +378,21 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         return self._observer.observation()
 
     def render(self) -> Any:
-        """Returns the screen in ``rgb_array`` mode; in ``human`` mode the window shows every frame anyway."""
+        """Returns the screen in ``rgb_array`` mode, uint8, shape (height, width, 3); None in the other modes.
+
+        In ``human`` mode, ``step`` and ``reset`` update the window.
+        """
         if self.render_mode != "rgb_array":
             return None
         return self.em.get_screen() if self._screen is None else self._screen
 
     def put_aside(self) -> None:
-        """Saves the game: another environment's turn at the emulator begins."""
+        """Saves the game. The shared emulator calls this method before the turn of another environment."""
         self._snapshot = self.em.get_state()
-        self._screen = self.render()  # snapshots have no picture
+        self._screen = self.render()  # the emulator's state does not contain the screen
 
     def take_up(self) -> None:
-        """Loads the game again: this environment's turn begins."""
+        """Loads the saved game. The shared emulator calls this method at the beginning of this environment's turn."""
         if self._snapshot is not None:
             self.em.set_state(self._snapshot)
 
@@ -367,7 +402,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._window.show(self.em.get_screen(), frames_per_second=self.frames_per_second)
 
     def close(self) -> None:
-        """Leaves the emulator; it ends with its last environment."""
+        """Ends the use of the emulator. The emulator ends with its last environment."""
         if self._emulator:
             self._emulator.leave(self)
         self.data = self.em = self._read = self._emulator = None
@@ -380,7 +415,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 def make_env(
     game: str,
     *,
-    integrations: str | Path = INTEGRATIONS,
+    integrations: str | Path | None = None,
     max_episode_steps: int | None = None,
     frame_skip: int = DEFAULT_FRAME_SKIP,
     **options: Any,
@@ -390,13 +425,14 @@ def make_env(
     Args:
         game: The game's folder name, such as ``HomebrewKart-Snes``.
         integrations: The folder of games.
-        max_episode_steps: Agent steps until an episode is truncated. By default as many as make 12,000 emulated frames.
-        frame_skip: Emulated frames a step.
-        options: ``KartEnv``'s other arguments: state, scenario, info, rewards, reward_weights, reward_transform,
+        max_episode_steps: Agent steps until an episode is truncated. The default is the number of steps in 12,000
+            emulated frames.
+        frame_skip: Number of emulated frames per step.
+        options: The other arguments of ``KartEnv``: state, scenario, info, rewards, reward_weights, reward_transform,
             reward_scale, action_mode, observation, random_start_steps, render_mode.
 
     Raises:
-        KartRewardsError: See ``KartEnv``.
+        KartRewardsError: See ``KartEnv``; or the game's name is not valid.
     """
     steps = max_episode_steps or default_max_episode_steps(frame_skip)
     try:

@@ -1,10 +1,11 @@
-"""What the agent sees of the screen.
+"""Observations: they are computed from the screen.
 
 * ``ObservationConfig`` - the options
-* ``ScreenObserver`` - screens in, observations out
+* ``ScreenObserver`` - converts screens to observations
 
-From a 224x256 SNES screen the defaults make the road view (from the horizon down to the middle, where the map begins),
-grey, 84x84, stacked four deep: a uint8 array of shape (4, 84, 84).
+By default, the screen of the SNES, 224 x 256 pixels, is cropped to the view of the road (from the horizon down to the
+middle of the screen, where the map begins), converted to grey, resized to 84 x 84 pixels, and stacked with the three
+previous ones: a uint8 array of shape (4, 84, 84).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from kart_rewards.errors import KartRewardsError
 
-cv2.setNumThreads(1)  # environments are processes already; threads below them only get in each other's way
+cv2.setNumThreads(1)  # environments run in parallel processes; more threads would only compete for their cores
 
 Screen = np.ndarray
 """RGB, shape (height, width, 3), dtype uint8."""
@@ -25,15 +26,16 @@ Screen = np.ndarray
 
 @dataclass(frozen=True)
 class ObservationConfig:
-    """How a screen becomes an observation.
+    """Options of observations.
 
     Args:
-        crop: Rows and columns to keep: top, bottom, left, right; None keeps the whole screen.
-        max_pool: Take the brighter of a step's last two frames in each pixel, for games that draw some sprites on every
-            other frame only. A step of one frame, or one that ends an episode early, shows its last frame alone.
-        grey: Turn colours into luminance (ITU-R BT.601, as OpenCV does).
-        size: Height and width to resize to, by area; None keeps the screen's own.
-        stack: How many observations to stack, oldest first; an episode starts with the first one repeated.
+        crop: The part of the screen to keep, in pixels: top, bottom, left, right. None keeps the complete screen.
+        max_pool: Whether to take the maximum of a step's last two frames, pixel by pixel. This is for games that draw
+            some sprites only on every other frame. A step that consists of one frame, or that ends early because the
+            episode ends, uses its last frame alone.
+        grey: Whether to convert colours to luminance (ITU-R BT.601, as in OpenCV).
+        size: Height and width of the resized image (OpenCV's INTER_AREA). None does not resize.
+        stack: Number of images to stack, oldest first. At the start of an episode, all are the first image.
     """
 
     crop: tuple[int, int, int, int] | None = (32, 112, 0, 256)
@@ -44,25 +46,26 @@ class ObservationConfig:
 
     @classmethod
     def raw(cls) -> ObservationConfig:
-        """The screen as it is: RGB, shape (224, 256, 3) on the SNES."""
+        """Returns the options for the unchanged screen: RGB, shape (224, 256, 3) on the SNES."""
         return cls(crop=None, grey=False, size=None, stack=1)
 
 
 class ScreenObserver:
-    """Turns screens into observations.
+    """Converts screens to observations.
 
-    Observations are uint8. Their shape is (stack, height, width) in grey, (stack, height, width, 3) in colour, and
-    (height, width, 3) for colour unstacked.
+    Observations are uint8. Their shape is (stack, height, width) in grey and (stack, height, width, 3) in colour. A
+    single colour image (``stack=1``) has shape (height, width, 3).
 
     Args:
         config: The options.
-        screen_shape: (height, width, 3) of the screens to come.
+        screen_shape: The shape of the screens: (height, width, 3).
 
     Attributes:
-        frames: The stacked observations, oldest first: uint8, shape (stack, height, width), with colours (…, 3).
+        space: The observation space.
+        frames: The stacked images, oldest first: uint8, shape (stack, height, width) or (stack, height, width, 3).
 
     Raises:
-        KartRewardsError: The crop lies outside the screen, or a size or the stack is not positive.
+        KartRewardsError: The crop lies outside the screen, or the size or the stack is less than 1.
     """
 
     def __init__(self, config: ObservationConfig, screen_shape: tuple[int, ...]) -> None:
@@ -84,7 +87,11 @@ class ScreenObserver:
         self.space = gym.spaces.Box(0, 255, shape[1:] if self._unstacked else shape, np.uint8)
 
     def reset(self, screen: Screen) -> np.ndarray:
-        """Returns an episode's first observation."""
+        """Returns the first observation of an episode.
+
+        Args:
+            screen: The screen, uint8, shape (height, width, 3).
+        """
         self.frames[:] = self._process(screen)
         return self.observation()
 
@@ -92,8 +99,8 @@ class ScreenObserver:
         """Returns the next observation.
 
         Args:
-            screen: The newest screen.
-            screen_before: The one a frame earlier, which max pooling takes in.
+            screen: The current screen, uint8, shape (height, width, 3).
+            screen_before: The screen of the previous frame, for max pooling; None if the step has only one frame.
         """
         newest = self._process(screen, screen_before)
         self.frames = np.concatenate((self.frames[1:], newest[np.newaxis]))
@@ -110,5 +117,5 @@ class ScreenObserver:
         return image
 
     def observation(self) -> np.ndarray:
-        """Returns the latest observation again."""
+        """Returns a copy of the latest observation."""
         return self.frames[0].copy() if self._unstacked else self.frames.copy()

@@ -1,13 +1,14 @@
-"""Conditions over RAM variables, as text: ``laps == 127 and current_frame > 60``.
+"""Conditions on RAM variables, written as text: ``laps == 127 and current_frame > 60``.
 
-* ``Condition`` - such a text, checked; called with a snapshot, says whether it holds
+* ``Condition`` - a checked condition; a call with a snapshot returns whether it holds
 
-For the command line and JSON files, which come from anywhere: nothing but what is listed here is ever run. A condition
-is Python's: variables, whole and decimal numbers (``0x40`` too), ``True`` and ``False``, parentheses,
+Conditions are read from the command line and from JSON files of unknown origin. They are therefore never run as Python
+code. This part of Python's syntax is allowed, with Python's meaning:
 
-* ``==  !=  <  <=  >  >=``, also in chains: ``0 < speed < 900``
+* variables, integers (also ``0x40``), decimal numbers, ``True``, ``False`` and parentheses
+* ``==  !=  <  <=  >  >=``, also chained: ``0 < speed < 900``
 * ``and  or  not``
-* ``+  -  *  //  %  &  |  ^  ~  <<  >>``, the last two by at most 64 bits
+* ``+  -  *  //  %  &  |  ^  ~  <<  >>``; shifts are limited to 64 bits
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from kart_rewards.errors import KartRewardsError, did_you_mean
 
 LONGEST_TEXT = 1000
-MOST_BITS_TO_SHIFT = 64  # what a variable holds; more would only fill memory
+MOST_BITS_TO_SHIFT = 64  # the width of the widest variable; larger shifts would only fill memory
 _LONE_EQUALS = re.compile(r"(?<![=!<>:])=(?!=)")
 
 
@@ -55,19 +56,19 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 
 _Evaluate = Callable[[Any, Any], Any]
-"""A part of a condition at work: ``evaluate(ram, before)``."""
+"""Evaluates one part of a condition: ``evaluate(ram, before)`` returns its value."""
 
 
 class Condition:
-    """A condition over RAM variables. Its text is checked at once, and run as data, never as Python code.
+    """A condition on RAM variables. The text is checked when the object is made.
 
     Args:
         text: The condition. See the module's docstring.
-        names: The variables there are, such as ``RamLayout.names``.
-        with_before: Let it also read ``before.NAME``, the value in an earlier snapshot.
+        names: The names of the known variables, such as ``RamLayout.names``.
+        with_before: Whether the condition may also use ``before.NAME``, the value in an earlier snapshot.
 
     Raises:
-        KartRewardsError: It is no condition, or names a variable that there is not.
+        KartRewardsError: The text is not a condition, or it names an unknown variable.
 
     Example:
         >>> speeds_up = Condition("speed > before.speed + 10", ["speed"], with_before=True)
@@ -81,7 +82,7 @@ class Condition:
         self.text = text
         self._names = list(names)
         self._with_before = with_before
-        self._reads: dict[str, _Evaluate] = {}  # in the order in which the text names them
+        self._reads: dict[str, _Evaluate] = {}  # in the order of the text
         try:
             if len(text) > LONGEST_TEXT:
                 raise ValueError(f"is longer than {LONGEST_TEXT} characters")
@@ -89,18 +90,18 @@ class Condition:
         except SyntaxError as error:
             why = "write == to compare" if _LONE_EQUALS.search(text) else error.msg
             raise self._error(f"is not a condition ({why})") from None
-        except (ValueError, RecursionError, MemoryError) as error:  # what ast.parse raises for the strangest texts
+        except (ValueError, RecursionError, MemoryError) as error:  # ast.parse raises these, too
             raise self._error(f"is not a condition ({error})") from None
 
     def __call__(self, ram: Any, before: Any = None) -> bool:
         """Returns whether the condition holds.
 
         Args:
-            ram: The variables' values: a ``RamSnapshot``, or a mapping.
-            before: The earlier ones, for a condition made ``with_before``.
+            ram: The variables' values: a ``RamSnapshot``, or a mapping from names to values.
+            before: The earlier values. Only a condition made ``with_before`` uses them.
 
         Raises:
-            KartRewardsError: It can't be worked out: it divides by zero, say.
+            KartRewardsError: The condition has no value for these variables. For example, it divides by zero.
         """
         try:
             return bool(self._evaluate(ram, before))
@@ -108,14 +109,14 @@ class Condition:
             raise self._error(f"can't be worked out: {error} ({self.values(ram, before)})") from None
 
     def values(self, ram: Any, before: Any = None) -> str:
-        """Returns what it reads, for a person: ``speed 20, before.speed 0``."""
+        """Returns the values of the variables in the condition, as text: ``speed 20, before.speed 0``."""
         return ", ".join(f"{name} {read(ram, before)}" for name, read in self._reads.items())
 
-    def _error(self, what: str) -> KartRewardsError:
-        return KartRewardsError(f"{self.text!r} {what}")
+    def _error(self, problem: str) -> KartRewardsError:
+        return KartRewardsError(f"{self.text!r} {problem}")
 
     def _build(self, node: ast.AST) -> _Evaluate:
-        """Returns what works out one node of the parsed text, and all below it."""
+        """Returns a function that evaluates a node of the parsed text."""
         match node:
             case ast.Constant(value=int() | float() as value):
                 return lambda ram, before: value
@@ -128,17 +129,17 @@ class Condition:
                 every_or_any = all if isinstance(op, ast.And) else any
                 return lambda ram, before: every_or_any(part(ram, before) for part in parts)
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-                work, part = _OPERATORS[type(op)], self._build(operand)
-                return lambda ram, before: work(part(ram, before))
+                apply, part = _OPERATORS[type(op)], self._build(operand)
+                return lambda ram, before: apply(part(ram, before))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                work, first, second = _OPERATORS[type(op)], self._build(left), self._build(right)
-                return lambda ram, before: work(first(ram, before), second(ram, before))
+                apply, first, second = _OPERATORS[type(op)], self._build(left), self._build(right)
+                return lambda ram, before: apply(first(ram, before), second(ram, before))
             case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _OPERATORS for op in ops):
-                works = [_OPERATORS[type(op)] for op in ops]
+                operators = [_OPERATORS[type(op)] for op in ops]
                 parts = [self._build(part) for part in (left, *others)]
                 return lambda ram, before: all(
-                    work(first(ram, before), second(ram, before))
-                    for work, first, second in zip(works, parts[:-1], parts[1:], strict=True)
+                    holds(first(ram, before), second(ram, before))
+                    for holds, first, second in zip(operators, parts[:-1], parts[1:], strict=True)
                 )
         allowed = "variables, numbers, comparisons, and, or, not, and + - * // % & | ^ ~ << >>"
         raise self._error(f"may hold only {allowed}; {ast.unparse(node)!r} is none of these")

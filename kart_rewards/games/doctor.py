@@ -1,12 +1,14 @@
-"""Checks a game end to end, and the machine: the work of ``python -m kart_rewards doctor``.
+"""Checking a game from its files to an episode of play, and checking the machine.
 
-* ``diagnose`` - all of it
-* ``examine_machine`` - versions, memory, disk
-* ``GameExamination`` - files, ROM, emulator, start states, variables, reward terms, an episode of random play, speed
-* ``Report`` - the findings, a line each, with what to do about it
+* ``command`` - ``kart-rewards doctor [GAME]``: checks one game, or every game that has its ROM
+* ``diagnose`` - the same as a function, which returns whether nothing failed
+* ``check_machine`` - versions, memory, disk
+* ``check_game`` - files, ROM, emulator, start states, variables, reward terms, random play, speed
+* ``Findings`` - the results: one line per check, with what to do if the check failed
 
-A check that fails hides none that can still be made. What a game's variables should read, its folder declares: the key
-``checks`` of its ``scenario.json``, see ``kart_rewards.scenario``.
+Each function ``check_…`` makes one check and reports it. It returns what later checks need, or None if it failed. A
+failed check hides no check that can still be made. The key ``checks`` of a game's ``scenario.json`` says which values
+the variables should have; see ``kart_rewards.scenario``.
 """
 
 from __future__ import annotations
@@ -20,44 +22,52 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import psutil
-import stable_retro
+import tyro
 
 from kart_rewards.env import make_env
 from kart_rewards.env.actions import LEFT, RIGHT, THROTTLE
-from kart_rewards.env.core import start_emulator
 from kart_rewards.env.observations import ObservationConfig, ScreenObserver
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.games.condition import Condition
-from kart_rewards.games.inputs import Held, button_masks, parse_inputs
-from kart_rewards.integrations import INTEGRATIONS, Game, MissingRomError, command, find_game, list_games, rom_sha1
+from kart_rewards.games.console import Console
+from kart_rewards.games.inputs import parse_inputs
+from kart_rewards.integrations import (
+    Game,
+    MissingRomError,
+    find_folder,
+    find_game,
+    integration_folders,
+    list_games,
+    rom_sha1,
+)
+from kart_rewards.integrations import command as command_line
 from kart_rewards.ram import RamLayout, Variable, load_json
 from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
 from kart_rewards.scripting import Script
 
 LEAST_FREE_MEMORY_GIB = 2.0  # on 2 cores the trainer and its environments take 0.9, with evaluation 1.6 (*measured*)
-LEAST_FREE_DISK_GIB = 1.0  # a run's log and checkpoints take 0.1 (*measured*), and videos more
+LEAST_FREE_DISK_GIB = 1.0  # a run's log and checkpoints take 0.1 (*measured*), and videos take more
 
 _PACKAGES = ("stable-retro", "gymnasium", "numpy", "opencv-python-headless", "torch", "tyro", "tensorboard")
-_FRAMES_TO_COUNT = 10  # in which current_frame must count up, as KartEnv asks of a state
-_FRAMES_TO_MOVE = 60  # in which something must change, in a game without current_frame
-_FLAGS = {"observation": "--crop None", "action_mode": "--action-mode multi-discrete"}  # of Machine.fitting_options
+_FLAGS = {"observation": "--crop None", "action_mode": "--action-mode multi-discrete"}  # of fitting_options
 _SECONDS_TO_PLAY = 2.0
-_MOST_SECONDS_TO_PLAY = 10.0  # if no episode ends before
+_MAX_SECONDS_TO_PLAY = 10.0  # if no episode ends before
 
 
-class Report:
-    """The findings, printed as they come: ``ok``, ``warn``, ``FAIL``, and ``--`` for what could not be checked.
+class Findings:
+    """The results of the checks, printed one by one.
+
+    Each line begins with ``ok``, ``warn``, ``FAIL``, or ``--`` for what could not be checked.
 
     Attributes:
-        folder: What the findings are about; its files are called by their names alone.
+        folder: The game's folder. Messages contain the names of its files without the folder.
     """
 
     def __init__(self) -> None:
@@ -69,59 +79,75 @@ class Report:
         """Whether nothing failed."""
         return not self._counts["FAIL"]
 
-    def add(self, level: str, what: str, says: str, remedy: str = "") -> None:
-        """Prints a finding.
+    def ok(self, what: str, details: str) -> None:
+        """Prints that a check passed. ``what`` names the check, ``details`` is its result."""
+        self._add("ok", what, details)
 
-        Args:
-            level: ``ok``, ``warn``, ``FAIL`` or ``--``.
-            what: What was checked.
-            says: How it was found.
-            remedy: What to do about it.
-        """
-        self._counts[level] += 1
-        says = " ".join(says.replace(f"{self.folder}/", "").split()).removeprefix(f"{what}: ")
-        self.say(f"{level:<4}  {what}: {says}{f' -> {remedy}' if remedy else ''}")
+    def warn(self, what: str, details: str, remedy: str) -> None:
+        """Prints a warning. ``remedy`` is what to do."""
+        self._add("warn", what, details, remedy)
+
+    def fail(self, what: str, details: str, remedy: str = "") -> None:
+        """Prints that a check failed. ``remedy`` is what to do, unless ``details`` contain it."""
+        self._add("FAIL", what, details, remedy)
+
+    def skip(self, what: str, details: str, remedy: str = "") -> None:
+        """Prints that a check could not be made."""
+        self._add("--", what, details, remedy)
 
     @contextmanager
-    def check(self, what: str, remedy: str = "") -> Iterator[list[str]]:
-        """A check, made by the body of a ``with``: an error that it raises is the finding.
-
-        Args:
-            what: What is checked.
-            remedy: What to do if it fails, where the error does not say.
-
-        Yields:
-            A list, in which the body puts what to say if all is well; if nothing, nothing is said.
-        """
-        says: list[str] = []
+    def check(self, what: str, remedy: str = "") -> Iterator[None]:
+        """Reports an error in the body of the ``with`` statement as a failed check, and continues after the body."""
         try:
-            yield says
+            yield
         except (KartRewardsError, OSError) as error:
-            self.add("FAIL", what, str(error), remedy)
-        else:
-            if says:
-                self.add("ok", what, ", ".join(says))
+            self.fail(what, str(error), remedy)
 
-    def say(self, line: str) -> None:
-        """Prints a line: as it is, or in a terminal wrapped between words."""
+    def _add(self, level: str, what: str, details: str, remedy: str = "") -> None:
+        self._counts[level] += 1
+        if self.folder:
+            details = details.replace(f"{self.folder}/", "")
+        details = " ".join(details.split()).removeprefix(f"{what}: ")
+        self.print(f"{level:<4}  {what}: {details}{f' -> {remedy}' if remedy else ''}")
+
+    def print(self, line: str) -> None:
+        """Prints a line. In a terminal it is wrapped between words."""
         if sys.stdout.isatty():
             width = shutil.get_terminal_size().columns
             line = textwrap.fill(line, width, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
         print(line, flush=True)
 
     def summary(self) -> str:
-        """Returns the verdict and the counts."""
-        parts = (("ok", "ok"), ("FAIL", "failed"), ("warn", "to note"), ("--", "not checked"))
+        """Returns the overall result and how many checks had each result."""
+        parts = (("ok", "ok"), ("FAIL", "failed"), ("warn", "with a warning"), ("--", "not checked"))
         counts = ", ".join(f"{self._counts[level]} {what}" for level, what in parts if self._counts[level])
         return f"{'pass' if self.passed else 'FAIL'}: {counts}"
 
 
-def diagnose(name: str | None, integrations: Path = INTEGRATIONS) -> bool:
-    """Prints what there is to say about this machine and a game, or every game that has its ROM.
+def command(
+    game: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[GAME]")] = None,
+    /,
+    integrations_path: Path | None = None,
+) -> None:
+    """Checks a game from its files to an episode of play, and checks this machine.
+
+    It prints one line per check, with what to do if the check failed. Exit code 0: nothing failed; 1: a check failed.
 
     Args:
-        name: The game's folder; None: every game.
-        integrations: The folder of games.
+        game: Name of the game's folder. By default every game that has its ROM is checked.
+        integrations_path: Folder of games, in stable-retro's layout. By default games are looked for in ./integrations,
+            in your data folder, and in the package.
+    """
+    if not diagnose(game, integrations_path):
+        sys.exit(1)
+
+
+def diagnose(name: str | None, integrations: Path | None = None) -> bool:
+    """Checks this machine and a game, or every game that has its ROM, and prints the results.
+
+    Args:
+        name: The name of the game's folder. None: every game.
+        integrations: The only folder to look for games in. None: the standard lookup.
 
     Returns:
         Whether nothing failed.
@@ -129,25 +155,26 @@ def diagnose(name: str | None, integrations: Path = INTEGRATIONS) -> bool:
     Raises:
         KartRewardsError: There is no such game.
     """
-    report = Report()
-    if name and (integrations / name).is_dir():
-        games = [Game(name, integrations / name)]  # in whatever condition
+    findings = Findings()
+    if name:
+        games = [find_folder(name, integrations) or find_game(name, integrations)]
     else:
-        games = [find_game(game, integrations) for game in ([name] if name else list_games(integrations))]
-    examine_machine(report)
+        games = [find_game(each, integrations) for each in list_games(integrations)]
+    check_machine(findings)
     without_rom = [game for game in games if not name and not _has_rom(game)]
     for game in without_rom:
-        report.add("--", game.name, "has no ROM", game.command("import PATH"))
+        findings.skip(game.name, "has no ROM", game.command("import PATH"))
     if len(without_rom) == len(games):
-        report.add("FAIL", "games", f"none in {integrations} has its ROM", command("import PATH", integrations))
+        folders = ", ".join(map(str, integration_folders(integrations)))
+        findings.fail("games", f"no game in {folders} has its ROM", command_line("import PATH", integrations))
     for game in games:
         if game not in without_rom:
-            report.say("")
-            report.say(game.name)
-            GameExamination(game, report).make()
-    report.say("")
-    report.say(report.summary())
-    return report.passed
+            findings.print("")
+            findings.print(game.name)
+            check_game(game, findings)
+    findings.print("")
+    findings.print(findings.summary())
+    return findings.passed
 
 
 def _has_rom(game: Game) -> bool:
@@ -156,318 +183,381 @@ def _has_rom(game: Game) -> bool:
     except MissingRomError:
         return False
     except KartRewardsError:
-        pass  # a wrong one
+        pass  # it is the wrong one
     return True
 
 
-def examine_machine(report: Report) -> None:
-    """Reports versions, free memory and free disk."""
-    with report.check("versions", "install the project: pip install -e .") as versions:
-        versions.append(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+def check_machine(findings: Findings) -> None:
+    """Checks the versions of the packages, free memory and free disk space."""
+    check_versions(findings)
+    check_memory(findings)
+    check_disk(findings)
+
+
+def check_versions(findings: Findings) -> None:
+    """Checks that the packages are installed, and reports their versions."""
+    with findings.check("versions", "install the project with its dependencies again"):
+        versions = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
         for package in _PACKAGES:
             try:
                 versions.append(f"{package} {metadata.version(package)}")
             except metadata.PackageNotFoundError:
                 raise KartRewardsError(f"{package} is not installed") from None
+        findings.ok("versions", ", ".join(versions))
+
+
+def check_memory(findings: Findings) -> None:
+    """Checks that training has enough memory."""
     memory = psutil.virtual_memory()
-    _report_free(
-        report, "memory", memory, memory.available, LEAST_FREE_MEMORY_GIB, "end other programs, or: --eval-interval 0"
-    )
-    with report.check("disk"):
+    remedy = "end other programs, or train with --eval-interval 0"
+    _compare_free(findings, "memory", memory.available, memory.total, LEAST_FREE_MEMORY_GIB, remedy)
+
+
+def check_disk(findings: Findings) -> None:
+    """Checks that the current folder has enough disk space for a training run."""
+    with findings.check("disk here"):
         disk = shutil.disk_usage(".")
-        _report_free(report, "disk here", disk, disk.free, LEAST_FREE_DISK_GIB, "train elsewhere: --runs-path FOLDER")
+        remedy = "train into another folder: --runs-path FOLDER"
+        _compare_free(findings, "disk here", disk.free, disk.total, LEAST_FREE_DISK_GIB, remedy)
 
 
-def _report_free(report: Report, what: str, whole: Any, free: int, least_gib: float, remedy: str) -> None:
-    says = f"{free / 2**30:.1f} of {whole.total / 2**30:.1f} GiB free"
+def _compare_free(findings: Findings, what: str, free: int, total: int, least_gib: float, remedy: str) -> None:
+    details = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if free >= least_gib * 2**30:
-        report.add("ok", what, says)
+        findings.ok(what, details)
     else:
-        report.add("warn", what, f"{says}; training takes up to {least_gib:g}", remedy)
+        findings.warn(what, f"{details}; training takes up to {least_gib:g} GiB", remedy)
 
 
-class Machine:
-    """A game's emulator as it comes, with no data.json. There is one a process: drop it before the next.
+def check_game(game: Game, findings: Findings) -> None:
+    """Makes each check of a game that can be made. The game's folder may be in any condition."""
+    findings.folder = game.folder
+    if not check_folder(game, findings):
+        findings.skip("all other checks", "not made: they need the folder")
+        return
+    rom = check_rom(game, findings)
+    layout = check_data_file(game, findings)
+    scenario = check_scenario_file(game, findings)
+    expectations = check_declared_checks(scenario, findings) if scenario else []
+    scoring = check_scoring(scenario, layout, findings) if scenario else None
+    states = check_default_state(game, findings) if check_has_states(game, findings) else []
+    if not rom:
+        findings.skip("emulator, start states, checks, random play, speed", "not checked: they need the right ROM")
+        return
+    console = check_emulator(rom, findings)
+    if not console:
+        findings.skip("start states, checks, random play, speed", "not checked: they need the emulator")
+        return
+    readable = check_addresses(layout, console, game, findings) if layout else None
+    console.set_layout(readable)
+    snapshots = check_states_load(states, console, game, findings)
+    running = check_states_run_on(snapshots, console, game, findings)
+    read_in = next(iter([*running, *snapshots]), None)
+    if layout and readable and readable.names and read_in:
+        check_decimals(snapshots[read_in], console, game, findings)
+        check_coverage(read_in, readable, expectations, findings)
+        unreadable = set(layout.names) - set(readable.names)
+        for expectation in expectations:
+            check_expectation(expectation, snapshots[read_in], unreadable, console, game, findings)
+    options = fitting_options(console)
+    del console  # there is one emulator per process, and random play needs it
+    if running and scoring and layout and readable is layout:
+        check_speed(check_random_play(running[0], options, game, findings), findings)
+    else:
+        needs = "data.json, scenario.json and a start state, all without a fault"
+        findings.skip("random play, speed", f"not checked: they need {needs}")
+
+
+def check_folder(game: Game, findings: Findings) -> bool:
+    """Checks that the game's folder can be read. Returns whether it can."""
+    with findings.check("folder", "make it readable, with chmod"):
+        findings.ok("folder", f"{game.folder}, {counted(len(list(game.folder.iterdir())), 'file')}")
+        return True
+    return False
+
+
+def check_rom(game: Game, findings: Findings) -> Path | None:
+    """Checks that the right ROM is there. Returns its path."""
+    with findings.check("ROM"):
+        rom = game.rom()
+        with rom.open("rb") as file:
+            sha1, size = rom_sha1(file)
+        findings.ok("ROM", f"{rom.name}, SHA-1 {sha1}, {size // 1024} KiB")
+        return rom
+    return None
+
+
+def check_data_file(game: Game, findings: Findings) -> RamLayout | None:
+    """Checks the form of ``data.json``. Returns the variables."""
+    with findings.check("data.json"):
+        layout = RamLayout.from_file(game.json_path("data"))
+        if layout.names:
+            findings.ok("data.json", counted(len(layout.names), "variable"))
+        else:
+            findings.warn("data.json", "no variables yet", game.command(f"search {game.name}"))
+        return layout
+    return None
+
+
+def check_scenario_file(game: Game, findings: Findings) -> Path | None:
+    """Checks that ``scenario.json`` is there and is a JSON object. Returns its path."""
+    with findings.check("scenario.json"):
+        path = game.json_path("scenario")
+        load_json(path)
+        return path
+    return None
+
+
+def check_declared_checks(scenario: Path, findings: Findings) -> list[Check]:
+    """Checks the form of the ``checks`` in ``scenario.json``. Returns them; none if the form is wrong."""
+    with findings.check("checks in scenario.json"):
+        return load_checks(scenario)
+    return []
+
+
+def check_scoring(scenario: Path, layout: RamLayout | None, findings: Findings) -> Scoring | None:
+    """Checks that the reward terms and done rules exist and read only variables of ``data.json``. Returns them."""
+    with findings.check("scenario.json"):
+        scoring = load_scoring(scenario)
+        if layout:
+            scoring.check(layout)
+        findings.ok("scenario.json", f"terms: {_names(scoring.terms)}, rules: {_names(scoring.done)}")
+        return scoring
+    return None
+
+
+def check_has_states(game: Game, findings: Findings) -> bool:
+    """Checks that the game has a start state. Returns whether it has one."""
+    if not game.states():
+        findings.fail("start states", "none yet", game.command(f"state {game.name} start --play --default"))
+        return False
+    return True
+
+
+def check_default_state(game: Game, findings: Findings) -> list[str]:
+    """Checks that ``metadata.json`` names an existing default state. Returns all states, the default state first."""
+    states = game.states()
+    with findings.check("default state", 'correct "default_state" in metadata.json'):
+        default = game.default_state()
+        game.state_path(default)
+        findings.ok("default state", default)
+        return [default, *(state for state in states if state != default)]
+    return states
+
+
+def check_emulator(rom: Path, findings: Findings) -> Console | None:
+    """Checks that the emulator starts. Returns it."""
+    with findings.check("emulator", "pip install --force-reinstall stable-retro"):
+        console = Console(rom)
+        rows, columns, _ = console.screen.shape
+        picture = f"{rows} rows x {columns} columns"
+        findings.ok("emulator", f"{console.name}, {picture}, {console.frames_per_second:.1f} frames/s")
+        return console
+    return None
+
+
+def check_addresses(layout: RamLayout, console: Console, game: Game, findings: Findings) -> RamLayout:
+    """Checks that the console has memory at each variable's address. Returns the variables for which it has."""
+    inside = []
+    for variable in layout.variables:
+        with findings.check(f"variable {variable.name}", _correct_data(game)):
+            RamLayout([variable], layout.source).check_addresses(console.data.memory.blocks)
+            inside.append(variable)
+    return layout if len(inside) == len(layout.variables) else RamLayout(inside, layout.source)
+
+
+def check_states_load(states: Sequence[str], console: Console, game: Game, findings: Findings) -> dict[str, bytes]:
+    """Checks that the emulator loads each start state. Returns the snapshots of those that it loads, by name."""
+    snapshots = {}
+    for state in states:
+        with findings.check(f"start state {state}", _make_again(game, state)):
+            snapshot = game.load_state(state)
+            console.load(snapshot, f"start state {state}")
+            snapshots[state] = snapshot
+    return snapshots
+
+
+def check_states_run_on(snapshots: dict[str, bytes], console: Console, game: Game, findings: Findings) -> list[str]:
+    """Checks that the game runs on from each start state. Returns the names of those from which it does."""
+    running: list[str] = []
+    still: list[str] = []  # they load, but the game stands still
+    for state, snapshot in snapshots.items():
+        console.load(snapshot)
+        (running if console.runs_on() else still).append(state)
+    counts_frames = console.layout is not None and "current_frame" in console.layout.names
+    if counts_frames and still and not running:
+        details = f"current_frame does not count in any of {', '.join(still)}: its address is wrong, or all states are"
+        findings.fail("start states", f"{details} from another ROM", _correct_data(game))
+        return []
+    why = "current_frame does not count" if counts_frames else "nothing moves"
+    for state in still:
+        details = f"the game does not run on from it ({why}): it is from another ROM"
+        findings.fail(f"start state {state}", details, _make_again(game, state))
+    if running:
+        findings.ok("start states", f"{', '.join(running)}: loaded, and the game runs on")
+    return running
+
+
+def check_decimals(snapshot: bytes, console: Console, game: Game, findings: Findings) -> None:
+    """Checks, in a start state, that binary-coded decimals hold decimal digits only."""
+    assert console.layout
+    _start_episode(console, snapshot)
+    for variable in console.layout.variables:
+        with findings.check(f"variable {variable.name}", _correct_data(game)):
+            _check_digits(variable, console)
+
+
+def _check_digits(variable: Variable, console: Console) -> None:
+    if variable.type[-2] != "d" or variable.mask is not None:
+        return
+    raw = console.data.memory.extract(variable.address, variable.type.replace("d", "u")) % 2**64
+    if not f"{raw:x}".isdecimal():
+        raise KartRewardsError(f"0x{raw:X} at 0x{variable.address:X} is not binary-coded decimal ({variable.type})")
+
+
+def check_coverage(state: str, layout: RamLayout, expectations: Sequence[Check], findings: Findings) -> None:
+    """Checks that the declared checks read each variable."""
+    read = f"{len(layout.names)} read in {state}"
+    names_read = _words(" ".join(expectation.expect for expectation in expectations))
+    not_read = [name for name in layout.names if name not in names_read]
+    if not expectations:
+        remedy = 'declare "checks" in scenario.json: see kart_rewards/scenario.py'
+        findings.warn("variables", f"{read}, but nothing checks whether their values are plausible", remedy)
+    else:
+        note = f"; no check reads {', '.join(not_read)}" if not_read else ""
+        findings.ok("variables", read + note)
+
+
+def check_expectation(
+    expectation: Check, snapshot: bytes, unreadable: set[str], console: Console, game: Game, findings: Findings
+) -> None:
+    """Makes a check that ``scenario.json`` declares.
 
     Args:
-        rom: The game's ROM.
-
-    Raises:
-        KartRewardsError: The emulator does not start.
+        expectation: The check.
+        snapshot: The start state to begin from.
+        unreadable: Variables that lie outside the console's memory.
+        console: The emulator, which reads all other variables.
+        game: The game.
+        findings: The results.
     """
-
-    def __init__(self, rom: Path) -> None:
-        self.system: str = stable_retro.get_romfile_system(str(rom))
-        self.buttons: list[str | None] = stable_retro.get_system_info(self.system)["buttons"]
-        self.em = start_emulator(rom)
-        self.data = stable_retro.data.GameData()
-        self.em.configure_data(self.data)
-        self.step()
-
-    def step(self, mask: np.ndarray | None = None) -> None:
-        """Runs a frame with these buttons held, or with none."""
-        self.em.set_button_mask(np.zeros(len(self.buttons), np.uint8) if mask is None else mask, 0)
-        self.em.step()
-
-    def start(self, snapshot: bytes) -> None:
-        """Begins as an episode does: loads a start state, and runs a frame of it."""
-        self.em.set_state(snapshot)
-        self.step()
-
-    def runs_on(self, layout: RamLayout | None) -> bool:
-        """Whether time passes in the game: ``current_frame`` counts or, without it, RAM or picture change."""
-        if layout is not None and "current_frame" in layout.names:
-            read = layout.reader(self.data)
-            before = read().current_frame
-            for _ in range(_FRAMES_TO_COUNT):
-                self.step()
-            return 1 <= (read().current_frame - before) % 2**16 <= _FRAMES_TO_COUNT
-        self.step()  # the picture before is not this state's
-        memory, screen = dict(self.data.memory.blocks), self.em.get_screen()
-        for _ in range(_FRAMES_TO_MOVE):
-            self.step()
-        return dict(self.data.memory.blocks) != memory or not np.array_equal(self.em.get_screen(), screen)
-
-    def describe(self) -> str:
-        """Returns the console, its picture and its pace, for a person."""
-        rows, columns, _ = self.em.get_screen().shape
-        return f"{self.system}, {rows} rows x {columns} columns, {self.em.get_screen_rate():.1f} frames/s"
-
-    def fitting_options(self) -> dict[str, Any]:
-        """Returns the options that an environment needs because the defaults do not fit this console."""
-        options: dict[str, Any] = {}
-        try:
-            ScreenObserver(ObservationConfig(), self.em.get_screen().shape)
-        except KartRewardsError:
-            options["observation"] = ObservationConfig(crop=None)
-        if not {THROTTLE, LEFT, RIGHT} <= set(self.buttons):
-            options["action_mode"] = "multi-discrete"
-        return options
-
-    def check_digits(self, variable: Variable) -> None:
-        """Raises KartRewardsError if a binary-coded decimal holds what is no decimal digit."""
-        if variable.type[-2] != "d" or variable.mask is not None:
+    unread = sorted(_words(expectation.expect) & unreadable)
+    if unread:
+        findings.skip(f"check {expectation}", f"not made: it reads {', '.join(unread)}, see above")
+        return
+    assert console.layout
+    condition = None
+    with findings.check("check", "correct it in scenario.json"):
+        held = parse_inputs(f"1 {expectation.hold}", console.buttons, str(expectation))[0][1]
+        condition = Condition(expectation.expect, console.layout.names, with_before=True)
+    if condition is None:
+        return
+    with findings.check(f"check {expectation}", f"{_correct_data(game)}; or correct the check in scenario.json"):
+        _start_episode(console, snapshot)
+        before = ram = console.ram()
+        if not expectation.within_frames:
+            if not condition(ram, before):
+                raise KartRewardsError(f"does not hold: {condition.values(ram, before)}")
+            findings.ok(f"check {expectation}", condition.values(ram, before))
             return
-        raw = self.data.memory.extract(variable.address, variable.type.replace("d", "u")) % 2**64
-        if not f"{raw:x}".isdecimal():
-            raise KartRewardsError(f"0x{raw:X} at 0x{variable.address:X} is not binary-coded decimal ({variable.type})")
-
-    def hold(self, layout: RamLayout, snapshot: bytes, inputs: Iterable[Held]) -> Iterator[Any]:
-        """Yields the variables' values in a start state, and then after each frame of inputs."""
-        self.start(snapshot)
-        read = layout.reader(self.data)
-        yield read()
-        for mask in button_masks(inputs, self.buttons):
-            self.step(mask)
-            yield read()
+        for frame in range(1, expectation.within_frames + 1):
+            console.step(held)
+            ram = console.ram()
+            if condition(ram, before):
+                findings.ok(f"check {expectation}", f"on frame {frame}")
+                return
+        frames = counted(expectation.within_frames, "frame")
+        raise KartRewardsError(f"does not hold within {frames}; after the last: {condition.values(ram, before)}")
 
 
-class GameExamination:
-    """The examination of one game.
+def fitting_options(console: Console) -> dict[str, Any]:
+    """Returns the options that an environment needs because its defaults do not fit this console."""
+    options: dict[str, Any] = {}
+    try:
+        ScreenObserver(ObservationConfig(), console.screen.shape)
+    except KartRewardsError:
+        options["observation"] = ObservationConfig(crop=None)
+    if not {THROTTLE, LEFT, RIGHT} <= set(console.buttons):
+        options["action_mode"] = "multi-discrete"
+    return options
+
+
+class RandomPlay(NamedTuple):
+    """The result of random play.
 
     Args:
-        game: The game. Its folder may be in any condition.
-        report: Where the findings go.
+        steps: Number of steps played.
+        seconds: Seconds that they took.
+        end: How the first episode ended; empty if none ended.
+        times_console_speed: Speed as a multiple of the console's own speed.
     """
 
-    def __init__(self, game: Game, report: Report) -> None:
-        self._game = game
-        self._report = report
-        self._rom: Path | None = None
-        self._layout: RamLayout | None = None
-        self._scoring: Scoring | None = None
-        self._checks: list[Check] = []
-        self._states: list[str] = []  # the default first
-        self._machine: Machine | None = None
-        self._playable: str | None = None  # the start state for random play
+    steps: int
+    seconds: float
+    end: str
+    times_console_speed: float
 
-    def make(self) -> None:
-        """Makes all the checks that can be made."""
-        self._report.folder = self._game.folder
-        with self._report.check("folder", "make it readable, with chmod") as says:
-            says.append(f"{self._game.folder}, {len(list(self._game.folder.iterdir()))} files")
-        if not says:
-            self._report.add("--", "all else", "not checked: it lies in that folder")
-            return
-        self._examine_files()
-        if self._rom is None:
-            self._report.add(
-                "--", "emulator, start states, checks, random play, speed", "not checked, for want of the right ROM"
-            )
-            return
-        with self._report.check("emulator", "pip install --force-reinstall stable-retro") as says:
-            self._machine = Machine(self._rom)
-            says.append(self._machine.describe())
-        if self._machine is None:
-            self._report.add("--", "start states, checks, random play, speed", "not checked, for want of the emulator")
-            return
-        self._examine_states()
-        options = self._machine.fitting_options()
-        self._machine = None  # there is one a process, and random play needs it
-        if self._playable and self._layout and self._scoring:
-            self._examine_play(self._playable, options)
-        else:
-            why = "not checked: they need data.json, scenario.json and a start state, all sound"
-            self._report.add("--", "random play, speed", why)
 
-    def _examine_files(self) -> None:
-        game, report = self._game, self._report
-        with report.check("ROM") as says:
-            self._rom = game.rom()
-            with self._rom.open("rb") as file:
-                sha1, size = rom_sha1(file)
-            says.append(f"{self._rom.name}, SHA-1 {sha1}, {size // 1024} KiB")
-        with report.check("data.json") as says:
-            self._layout = RamLayout.from_file(game.json_path("data"))
-            if self._layout.names:
-                says.append(f"{len(self._layout.names)} variables")
-            else:
-                report.add("warn", "data.json", "no variables yet", game.command(f"search {game.name}"))
-        with report.check("scenario.json") as says:
-            path = game.json_path("scenario")
-            load_json(path)
-            with report.check("checks in scenario.json"):
-                self._checks = load_checks(path)
-            scoring = load_scoring(path)
-            if self._layout:
-                scoring.check(self._layout)
-            self._scoring = scoring
-            says += [f"terms: {_names(scoring.terms)}", f"rules: {_names(scoring.done)}"]
-        self._states = game.states()
-        if not self._states:
-            report.add("FAIL", "start states", "none yet", game.command(f"state {game.name} start --play --default"))
-            return
-        with report.check("default state", 'correct "default_state" in metadata.json') as says:
-            default = game.default_state()
-            game.state_path(default)
-            self._states = [default, *(state for state in self._states if state != default)]
-            says.append(default)
+def check_random_play(state: str, options: dict[str, Any], game: Game, findings: Findings) -> RandomPlay | None:
+    """Plays at random in the environment that training uses, for one episode and some seconds. Returns the result.
 
-    def _examine_states(self) -> None:
-        """Loads each start state, and reads the variables in the first that is sound."""
-        machine, report = self._machine, self._report
-        assert machine is not None
-        layout = self._layout and self._variables_in_memory(self._layout)
-        counts_frames = layout is not None and "current_frame" in layout.names
-        sound: dict[str, bytes] = {}
-        still: dict[str, bytes] = {}  # loaded, but the game stands still
-        for state in self._states:
-            with report.check(f"start state {state}", self._how_to_make(state)):
-                snapshot = self._game.load_state(state)
-                if not machine.em.set_state(snapshot):
-                    raise KartRewardsError("the emulator refuses it: it is damaged, or another console's or core's")
-                (sound if machine.runs_on(layout) else still)[state] = snapshot
-        why = "current_frame does not count" if counts_frames else "nothing moves"
-        if counts_frames and still and not sound:
-            says = f"current_frame counts in none of {', '.join(still)}"
-            report.add(
-                "FAIL", "start states", f"{says}: its address is wrong, or all are another ROM's", self._correct()
-            )
-        else:
-            for state in still:
-                says = f"the game does not run on from it ({why}): it is another ROM's"
-                report.add("FAIL", f"start state {state}", says, self._how_to_make(state))
-        if sound:
-            report.add("ok", "start states", f"{', '.join(sound)}: loaded, and the game runs on")
-        for state, snapshot in [*sound.items(), *still.items()][:1]:
-            if layout is not None and layout.names:
-                self._examine_variables(machine, layout, state, snapshot)
-                for check in self._checks:
-                    self._examine_check(machine, layout, check, snapshot)
-        if layout is not None and layout is self._layout:
-            self._playable = next(iter(sound), None)
+    Args:
+        state: The start state.
+        options: The options of ``fitting_options``.
+        game: The game.
+        findings: The results.
+    """
+    with findings.check("random play"):
+        with closing(make_env(game.name, integrations=game.folder.parent, state=state, **options)) as env:
+            played = _play_at_random(env)
+        flags = " ".join(flag for option, flag in _FLAGS.items() if option in options)
+        fitted = f"with {flags}, because the defaults do not fit this console, " if options else ""
+        episode = played.end or f"{played.steps} steps of an episode"
+        findings.ok("random play", f"{fitted}from {state}, {episode}, all rewards finite")
+        return played
+    return None
 
-    def _variables_in_memory(self, layout: RamLayout) -> RamLayout:
-        """The layout, as far as the console has such memory."""
-        assert self._machine is not None
-        inside = []
-        for variable in layout.variables:
-            with self._report.check(f"variable {variable.name}", self._correct()):
-                RamLayout([variable], layout.source).check_addresses(self._machine.data.memory.blocks)
-                inside.append(variable)
-        return layout if len(inside) == len(layout.variables) else RamLayout(inside, layout.source)
 
-    def _examine_variables(self, machine: Machine, layout: RamLayout, state: str, snapshot: bytes) -> None:
-        """Checks the variables' values against what they should be."""
-        report = self._report
-        machine.start(snapshot)
-        for variable in layout.variables:
-            with report.check(f"variable {variable.name}", self._correct()):
-                machine.check_digits(variable)
-        spoken_of = _words(" ".join(check.expect for check in self._checks))
-        unspoken_of = [name for name in layout.names if name not in spoken_of]
-        if self._checks:
-            note = f"; no check speaks of {', '.join(unspoken_of)}" if unspoken_of else ""
-            report.add("ok", "variables", f"{len(layout.names)} read in {state}{note}")
-        else:
-            says = f"{len(layout.names)} read in {state}, but whether they are plausible can't be told"
-            report.add("warn", "variables", says, 'declare "checks" in scenario.json: see kart_rewards/scenario.py')
+def _play_at_random(env: Any) -> RandomPlay:
+    """Raises KartRewardsError if a reward is not a finite number."""
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    steps, seconds, end = 0, 0.0, ""
+    start = time.perf_counter()
+    while seconds < (_SECONDS_TO_PLAY if end else _MAX_SECONDS_TO_PLAY):
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        steps += 1
+        seconds = time.perf_counter() - start
+        if not math.isfinite(reward):
+            raise KartRewardsError(f"the reward of a step is {reward}: it must be a finite number")
+        if terminated or truncated:
+            end = end or f"an episode of {steps} steps, ended by {info.get('done_rule', 'its time limit')}"
+            env.reset()
+    frames_per_second = steps * env.unwrapped.frame_skip / seconds
+    return RandomPlay(steps, seconds, end, frames_per_second / env.unwrapped.frames_per_second)
 
-    def _examine_check(self, machine: Machine, layout: RamLayout, check: Check, snapshot: bytes) -> None:
-        """Makes a check that scenario.json declares, from a start state on."""
-        report = self._report
-        lost = set(self._layout.names if self._layout else ()) - set(layout.names)
-        if _words(check.expect) & lost:
-            unread = ", ".join(sorted(_words(check.expect) & lost))
-            report.add("--", f"check {check}", f"not made: it reads {unread}, see above")
-            return
-        condition = None
-        with report.check("check", "correct it in scenario.json"):
-            inputs = parse_inputs(f"{max(check.within_frames, 1)} {check.hold}", machine.buttons, str(check))
-            condition = Condition(check.expect, layout.names, with_before=True)
-        if condition is None:
-            return
-        with report.check(f"check {check}", f"{self._correct()}; or correct the check in scenario.json") as says:
-            before = ram = None
-            for frame, ram in enumerate(machine.hold(layout, snapshot, inputs if check.within_frames else [])):
-                before = before or ram
-                if (frame or not check.within_frames) and condition(ram, before):
-                    says.append(f"on frame {frame}" if frame else condition.values(ram, before))
-                    return
-            frames = f"{check.within_frames} frame{'s' * (check.within_frames > 1)}"
-            within = f" within {frames}; at last" if check.within_frames else ":"
-            raise KartRewardsError(f"does not hold{within} {condition.values(ram, before)}")
 
-    def _examine_play(self, state: str, options: dict[str, Any]) -> None:
-        """Plays at random, for an episode and some seconds, in the environment that training uses."""
-        report = self._report
-        steps, seconds, ended = 0, 0.0, ""
-        with report.check("random play") as says:
-            env: Any = make_env(self._game.name, integrations=self._game.folder.parent, state=state, **options)
-            try:
-                env.reset(seed=1)
-                env.action_space.seed(1)
-                start = time.perf_counter()
-                while seconds < (_SECONDS_TO_PLAY if ended else _MOST_SECONDS_TO_PLAY):
-                    _, reward, terminated, truncated, info = env.step(env.action_space.sample())
-                    steps += 1
-                    seconds = time.perf_counter() - start
-                    if not math.isfinite(reward):
-                        raise KartRewardsError(f"a step's reward is {reward}")
-                    if terminated or truncated:
-                        ended = (
-                            ended or f"an episode of {steps} steps, ended by {info.get('done_rule', 'its time limit')}"
-                        )
-                        env.reset()
-                frames_per_second = steps * env.unwrapped.frame_skip / seconds
-                console = env.unwrapped.frames_per_second
-            finally:
-                env.close()
-            if options:
-                flags = " ".join(flag for option, flag in _FLAGS.items() if option in options)
-                says.append(f"with {flags}, as the defaults do not fit this console")
-            says += [f"from {state}, {ended or f'{steps} steps of an episode'}", "all rewards finite"]
-        if not says:
-            report.add("--", "speed", "not measured, for want of random play")
-        else:
-            speed = f"{steps / seconds:,.0f} steps/s, {frames_per_second / console:.0f} times the console's own speed"
-            report.add("ok", "speed", f"{speed}, in one environment of this machine's {os.cpu_count()} cores")
+def check_speed(played: RandomPlay | None, findings: Findings) -> None:
+    """Reports the speed of random play."""
+    if played is None:
+        findings.skip("speed", "not measured: it needs random play")
+        return
+    speed = f"{played.steps / played.seconds:,.0f} steps/s, {played.times_console_speed:.0f} times the console's own"
+    findings.ok("speed", f"{speed} speed, in one environment; this machine has {os.cpu_count()} cores")
 
-    def _how_to_make(self, state: str) -> str:
-        return f"make it again: {self._game.command(f'state {self._game.name} {state} --play --overwrite')}"
 
-    def _correct(self) -> str:
-        return f"correct data.json: {self._game.command(f'search {self._game.name}')}"
+def _start_episode(console: Console, snapshot: bytes) -> None:
+    """Begins as an episode begins: loads a start state, and runs one frame."""
+    console.load(snapshot)
+    console.step()
+
+
+def _make_again(game: Game, state: str) -> str:
+    return f"make it again: {game.command(f'state {game.name} {state} --play --overwrite')}"
+
+
+def _correct_data(game: Game) -> str:
+    return f"correct data.json: {game.command(f'search {game.name}')}"
 
 
 def _words(expect: str) -> set[str]:

@@ -1,17 +1,19 @@
-"""What is pressed, frame by frame: scripts of buttons and frames, and recorded movies.
+"""Inputs: the buttons that are held in each frame, from a text script or a recorded movie.
 
-* ``read_inputs`` - a text script (``parse_inputs``), or a ``.bk2`` movie as stable-retro records them
-* ``movie_start`` - the save state that a movie begins from
-* ``button_masks`` - inputs as the emulator takes them, one mask a frame
-* ``format_inputs`` - inputs as a text script
+* ``read_inputs`` - reads a text script, or a ``.bk2`` movie that stable-retro recorded
+* ``parse_inputs`` - reads the text of a script
+* ``format_inputs`` - writes inputs as the text of a script
+* ``button_masks`` - inputs for the emulator: one mask per frame
+* ``movie_start`` - the save state that a movie starts from
+* ``Held`` - a number of frames and the buttons held in them
 
-A script says on each line for how many frames which buttons are held. ``#`` begins a comment::
+Each line of a script is a number of frames and the buttons held in them. ``#`` starts a comment::
 
-    60            # one second of nothing: the title appears
+    60            # one second without buttons: the title appears
     2 START
     30 B+LEFT
 
-stable-retro is imported only where a movie is read.
+stable-retro is imported only when a movie is read.
 """
 
 from __future__ import annotations
@@ -27,20 +29,20 @@ import numpy as np
 from kart_rewards.errors import KartRewardsError
 
 Held = tuple[int, frozenset[str]]
-"""For how many frames which buttons are held."""
+"""A number of frames, and the names of the buttons held in them."""
 
 _LINE = re.compile(r"(?P<frames>\d{1,9})(\s+(?P<buttons>\S.*))?", re.ASCII)
 
 
 def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
-    """Returns what a file presses, in order.
+    """Returns the inputs in a file, in order.
 
     Args:
-        path: A text script, or a movie whose name ends in ``.bk2``; of a movie, player 1 is taken.
+        path: A text script, or a movie if the name ends in ``.bk2``. Of a movie, the inputs of player 1 are read.
         buttons: The console's buttons, in the core's order.
 
     Raises:
-        KartRewardsError: The file can't be read, a line is not frames and buttons, or the console lacks a button.
+        KartRewardsError: The file can't be read, a line is wrong, or the console does not have a button.
     """
     if str(path).endswith(".bk2"):
         return list(_read_movie(path, buttons))
@@ -51,12 +53,20 @@ def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
     except OSError as error:
         raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise KartRewardsError(f"{path}: is neither a text script of buttons nor named .bk2 as a movie is") from None
+        raise KartRewardsError(f"{path}: is not a text script of buttons. A movie's name must end in .bk2") from None
     return parse_inputs(text, buttons, str(path))
 
 
 def parse_inputs(text: str, buttons: Sequence[str | None], source: str = "script") -> list[Held]:
-    """Returns what a text script presses, in order. ``source`` is what errors call it; see ``read_inputs``.
+    """Returns the inputs in the text of a script, in order.
+
+    Args:
+        text: The script. See the module's docstring.
+        buttons: The console's buttons, in the core's order.
+        source: The name of the script, for error messages.
+
+    Raises:
+        KartRewardsError: A line is wrong, or the console does not have a button.
 
     Example:
         >>> parse_inputs("60  # the title appears\\n2 START", ["B", "START"])
@@ -96,26 +106,29 @@ def _open_movie(path: str | Path) -> Any:
     try:
         return Movie(str(path))
     except RuntimeError:
-        unreadable = "stable-retro can't read this movie: it is damaged, or begins at power-on and not from a state"
-        what = unreadable if Path(path).is_file() else "no such file"
-        raise KartRewardsError(f"{path}: {what}") from None
+        unreadable = "stable-retro can't read this movie: it is damaged, or it starts at power-on and not from a state"
+        problem = unreadable if Path(path).is_file() else "no such file"
+        raise KartRewardsError(f"{path}: {problem}") from None
 
 
 def movie_start(path: str | Path) -> bytes:
-    """Returns the emulator's snapshot that a movie begins from.
+    """Returns the emulator's snapshot that a movie starts from.
 
     Raises:
-        KartRewardsError: The file is not a movie.
+        KartRewardsError: The file can't be read as a movie.
     """
     return bytes(_open_movie(path).get_state())
 
 
 def button_masks(inputs: Iterable[Held], buttons: Sequence[str | None]) -> Iterator[np.ndarray]:
-    """Yields, a frame each, which buttons are down: shape (number of buttons,), dtype uint8, in the core's order.
+    """Yields the buttons of each frame as a mask: 1 for a button that is held, else 0.
 
     Args:
-        inputs: What is held for how long.
+        inputs: The inputs, in order.
         buttons: The console's buttons, in the core's order.
+
+    Yields:
+        The mask of one frame: shape (number of buttons,), dtype uint8, in the core's order.
 
     Example:
         >>> [mask.tolist() for mask in button_masks([(2, frozenset({"START"}))], ["B", "START"])]
@@ -132,7 +145,10 @@ def _run_lengths(frames: Iterable[frozenset[str]]) -> Iterator[Held]:
 
 
 def format_inputs(frames: Iterable[frozenset[str]]) -> str:
-    """Returns the text script of what was held on each frame.
+    """Returns the text of the script that holds the same buttons.
+
+    Args:
+        frames: The names of the buttons held in each frame.
 
     Example:
         >>> format_inputs([frozenset(), frozenset(), frozenset({"LEFT", "B"})])

@@ -1,8 +1,9 @@
-"""Begins the integration of another game: the work of ``python -m kart_rewards new NAME ROM``.
+"""Beginning the integration of another game.
 
-* ``scaffold`` - makes a game's folder, with a first reward term and its unit test
+* ``command`` - ``kart-rewards new NAME ROM``: makes the game's folder, and prints the next steps
+* ``scaffold`` - the same as a function: makes the folder, with a first reward term and its unit test
 
-The folder is in stable-retro's layout. It lacks what only a person can find: start states and RAM variables.
+The folder has stable-retro's layout. It lacks what only a person can find: start states and RAM variables.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ import shutil
 import zipfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+import tyro
 from stable_retro.data import EMU_EXTENSIONS, EMU_INFO
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.games.roms import UNREADABLE, copier_header, printable
-from kart_rewards.integrations import INTEGRATIONS, command, rom_sha1, system_of
+from kart_rewards.integrations import command as command_line
+from kart_rewards.integrations import find_folder, rom_sha1, system_of, writable_folder
 from kart_rewards.scenario import KEY
 
-_ARCADE = "FBNeo"  # whose ROMs are zip files, which the core knows by their names
+_ARCADE = "FBNeo"  # its ROMs are zip files, and the core identifies them by their names
 _ROM_SUFFIXES = {*EMU_EXTENSIONS, ".smc"} - {".zip"}
 _CONSOLES = {suffix: console for suffix, console in EMU_EXTENSIONS.items() if suffix != ".bin"} | {".smc": "Snes"}
-"""Suffix -> console. ``.bin`` is a Nintendo 64's to stable-retro, and many a console's in the wild."""
+"""Suffix -> console. For stable-retro ``.bin`` means Nintendo 64, but dumps of many consoles have this suffix."""
 
 _REWARDS = '''"""Reward terms and done rules of {name}.
 
-A run uses those that scenario.json names: a new one must be named there, too.
+A run uses the terms and rules that scenario.json names. Add each new one there.
 """
 
 from kart_rewards import reward_term
@@ -38,11 +41,11 @@ from kart_rewards import reward_term
 
 @reward_term(weight=1.0)
 def survival(ram):
-    """Pay for every frame that the episode goes on."""
+    """Pay for every frame of the episode."""
     return 1.0
 
 
-# A term that reads a variable, once data.json has one called "speed". In scenario.json, replace "survival" by it.
+# This term reads a variable. It works when data.json has a variable "speed". Replace "survival" by it in scenario.json.
 #
 # @reward_term(weight=0.01)
 # def top_speed(ram):
@@ -50,7 +53,7 @@ def survival(ram):
 #     return max(ram.speed, 0)
 '''
 
-_TEST = '''"""Unit tests of the reward terms: run pytest on this folder. No emulator needed."""
+_TEST = '''"""Unit tests of the reward terms: run pytest on this folder. They need no emulator."""
 
 from pathlib import Path
 
@@ -62,7 +65,7 @@ LAYOUT = RamLayout.from_file(Path(__file__).parent / "data.json")
 
 
 def snapshot(**values):
-    """One frame's variables, typed by hand: what is left out reads 0."""
+    """Return the variables of one frame. Variables that are not given are 0."""
     return LAYOUT.snapshot_class(**(dict.fromkeys(LAYOUT.names, 0) | values))
 
 
@@ -71,41 +74,62 @@ def test_survival():
     assert score(reset + second, [survival]) == {"survival": 60.0}
 '''
 
-_GITIGNORE = """# A ROM and its states belong to whoever owns the cartridge.
+_GITIGNORE = """# The ROM and its states belong to the owner of the cartridge.
 {roms}
 *.state
 """
 
 _NEXT_STEPS = """
 Next:
-  1. Make a start state: play to where an episode begins, and press F5.
+  1. Make a start state: play to the point where an episode begins, and press F5.
        {state}
   2. Find variables, such as speed and lap, and add them to data.json.
        {search}
-  3. Pay for them in rewards.py, name the terms in scenario.json, and test them.
+  3. Write reward terms in rewards.py, name them in scenario.json, and test them
+     with pytest (to install it: pip install pytest).
        pytest {folder}
-  4. Check it all, now or at any time; this tells what is still to do.
+  4. Check the game, now or at any time. The output lists what remains to be done.
        {doctor}
-  5. Train. The defaults suit a kart race on the SNES: they show the screen's rows
-     32 to 112, and hold B. These show all of it, and press any buttons:
-       python ppo_continuous_single_file.py --env-id {name}{where} \\
+  5. Train. The default options suit a kart race on the SNES: the agent sees rows 32
+     to 112 of the screen, and always holds B. With these options it sees the complete
+     screen, and may press any buttons:
+       {train} \\
          --crop None --action-mode multi-discrete"""
 
 
-def scaffold(name: str, rom: Path, integrations: Path = INTEGRATIONS) -> str:
-    """Makes ``integrations/NAME``, whole or not at all.
+def command(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
+    rom: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROM")],
+    /,
+    integrations_path: Path | None = None,
+) -> None:
+    """Begins the integration of another game: makes its folder, with a first reward term and its unit test.
 
     Args:
-        name: What to call the game. It ends in its console, such as ``-Snes``; a name without a hyphen is given that of
-            the ROM's file name.
+        name: Name of the game, with its console: MyGame-Snes. If the console is missing, it follows from the suffix of
+            the ROM.
+        rom: The ROM, for any console that stable-retro emulates, or a zip file with one ROM in it.
+        integrations_path: Folder of games in which to make the game's folder. By default the first of these folders
+            that may be written to: ./integrations, if it exists, and your data folder.
+    """
+    print(scaffold(name, rom, integrations_path))
+
+
+def scaffold(name: str, rom: Path, integrations: Path | None = None) -> str:
+    """Makes the folder of a new game, complete or not at all.
+
+    Args:
+        name: The name of the game. It ends in its console, such as ``-Snes``. If it has no hyphen, the console of the
+            ROM's suffix is added.
         rom: The ROM, or a zip file with one console's ROM in it.
-        integrations: The folder of games; made if it is not there.
+        integrations: The folder of games in which to make the folder. It is created if necessary. None: the first
+            writable folder of the standard lookup.
 
     Returns:
-        What was made and what to do next, for a person.
+        A message: what was made, and the next steps.
 
     Raises:
-        KartRewardsError: The name will not do, the game is there already, the ROM can't be read, or the folder can't be
+        KartRewardsError: The name is not valid, the game exists already, the ROM can't be read, or the folder can't be
             written.
     """
     with ExitStack() as stack:
@@ -118,13 +142,15 @@ def scaffold(name: str, rom: Path, integrations: Path = INTEGRATIONS) -> str:
         except UNREADABLE as error:
             raise KartRewardsError(f"{rom}: can't be read: {getattr(error, 'strerror', None) or error}") from None
         if not size:
-            raise KartRewardsError(f"{rom}: is empty, so it is no ROM")
+            raise KartRewardsError(f"{rom}: is empty, so it is not a ROM")
+        existing = find_folder(name, integrations)
+        if existing:
+            raise KartRewardsError(f"{existing.folder}: exists already, and was not changed; choose another name")
+        integrations = integrations or writable_folder()
         folder, temporary = integrations / name, integrations / f".{name}.partial"
-        if folder.exists():
-            raise KartRewardsError(f"{folder}: is there already, and stays as it is; choose another name")
-        was_there = integrations.exists()
+        existed = integrations.exists()
         try:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
             temporary.mkdir(parents=True)
             for path, content in _files(name, file_name, sha1).items():
                 (temporary / path).write_text(content, encoding="utf-8")
@@ -137,24 +163,23 @@ def scaffold(name: str, rom: Path, integrations: Path = INTEGRATIONS) -> str:
             raise KartRewardsError(f"{folder}: can't be made: {error.strerror}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not was_there:
-                with suppress(OSError):  # which it raises if all went well
+            if not existed:
+                with suppress(OSError):  # rmdir raises it if the game's folder was made
                     integrations.rmdir()
     note = f", without its copier's header of {header} bytes" if header else ""
     files = " ".join(sorted(path.name for path in folder.iterdir()))
-    where = "" if integrations == INTEGRATIONS else f" --integrations-path {shlex.quote(str(integrations))}"
     next_steps = _NEXT_STEPS.format(
-        name=name,
         folder=shlex.quote(str(folder)),
-        where=where,
-        **{word: command(f"{word} {name}", integrations) for word in ("search", "doctor")},
-        state=command(f"state {name} start --play --default", integrations),
+        state=command_line(f"state {name} start --play --default", integrations),
+        search=command_line(f"search {name}", integrations),
+        doctor=command_line(f"doctor {name}", integrations),
+        train=command_line(f"train --env-id {name}", integrations),
     )
     return f"made {folder}\n  {files}\n  ROM: {size // 1024} KiB{note}, SHA-1 {sha1}\n{next_steps}"
 
 
 def _open_rom(name: str, rom: Path, stack: ExitStack) -> tuple[IO[bytes], str]:
-    """The ROM, open, and what its file is called; taken out of a zip, unless an arcade game's ROM is the zip itself."""
+    """Returns the ROM, open, and its file name. A console's ROM is taken out of a zip; an arcade ROM is a zip."""
     if rom.suffix.lower() != ".zip" or system_of(name) == _ARCADE:
         return stack.enter_context(rom.open("rb")), rom.name
     archive = stack.enter_context(zipfile.ZipFile(rom))
@@ -162,14 +187,14 @@ def _open_rom(name: str, rom: Path, stack: ExitStack) -> tuple[IO[bytes], str]:
     if len(roms) != 1:
         found = ", ".join(printable(entry.filename) for entry in roms) or "none"
         raise KartRewardsError(
-            f"{rom}: must hold the ROM of one console, and holds {found}. Unpack it and pass one of its files; if it "
-            f"is an arcade game's, end the game's name in -{_ARCADE}"
+            f"{rom}: must contain one console's ROM, but it contains {found}. Unpack it, and pass one of its files. If "
+            f"it is an arcade game's ROM, end the game's name in -{_ARCADE}"
         )
     return stack.enter_context(archive.open(roms[0])), Path(roms[0].filename).name
 
 
 def _full_name(name: str, file_name: str) -> str:
-    """The game's name with its console, checked against the ROM's file name."""
+    """Returns the game's name with its console. Raises KartRewardsError if it contradicts the ROM's file name."""
     consoles = ", ".join(f"-{console}" for console in sorted(EMU_INFO))
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
         raise KartRewardsError(f"{name!r} can't be a game's name: use letters, digits and _, and end it in its console")
@@ -180,13 +205,14 @@ def _full_name(name: str, file_name: str) -> str:
         return f"{name}-{by_suffix}"
     if by_suffix not in (None, console):
         raise KartRewardsError(
-            f"{name!r} ends in {console}, and {printable(file_name)} is a ROM for {by_suffix} by its name: which is it?"
+            f"{name!r} ends in {console}, but the name of {printable(file_name)} is that of a ROM for {by_suffix}: "
+            "correct one of the names"
         )
     return name
 
 
 def _rom_names(name: str, file_name: str) -> list[str]:
-    """What the ROM is called in the game's folder; an arcade game's by its own name, too."""
+    """Returns the names of the ROM in the game's folder. An arcade game's ROM needs its original name, too."""
     console = system_of(name)
     assert console is not None
     extensions = EMU_INFO[console]["ext"]
@@ -196,7 +222,7 @@ def _rom_names(name: str, file_name: str) -> list[str]:
 
 
 def _files(name: str, file_name: str, sha1: str) -> dict[str, str]:
-    """The folder's files, without the ROM: name -> content."""
+    """Returns the files of the folder without the ROM: name -> content."""
     scoring = {"modules": ["rewards.py"], "rewards": {"survival": None}, "done": [], "checks": []}
     return {
         "rom.sha": f"{sha1}\n",

@@ -1,7 +1,9 @@
-"""ROM dumps: recognised by their SHA-1, and copied to the games they belong to.
+"""ROM dumps: recognised by their SHA-1, and copied into the folders of their games.
 
-* ``import_roms`` - looks through files, folders and zips
-* ``copier_header``, ``printable``, ``UNREADABLE`` - parts of it that ``kart_rewards.games.new`` needs, too
+* ``command`` - the command ``kart-rewards import``
+* ``import_roms`` - searches files, folders and zip files for ROMs
+* ``Imported`` - the result for one file
+* ``copier_header``, ``printable``, ``UNREADABLE`` - helpers that ``kart_rewards.games.new`` needs, too
 """
 
 from __future__ import annotations
@@ -14,67 +16,104 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, NamedTuple
 
-from kart_rewards.errors import KartRewardsError
+import tyro
+
+from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import atomic_write
-from kart_rewards.integrations import INTEGRATIONS, Game, find_game, is_file, list_games, rom_sha1
+from kart_rewards.integrations import find_game, integration_folders, is_file, list_games, rom_sha1, writable
 
-COPIER_HEADER_BYTES = 512  # what old dumping devices put before a SNES ROM
+COPIER_HEADER_BYTES = 512  # old dumping devices put such a header before a SNES ROM
 UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError)
-"""What reading a damaged, locked or encrypted file or zip raises."""
-_UNOPENED_ARCHIVES = {".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"}  # .zip: inside another zip
+"""The exceptions that reading a damaged, locked or encrypted file or zip file raises."""
+_UNOPENED_ARCHIVES = {".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"}  # .zip: inside another zip file
 
 
-def copier_header(size: int) -> int:
-    """Returns how many bytes of a SNES dump of this size are a copier's header: ROMs come in whole KiB."""
-    return COPIER_HEADER_BYTES if size % 1024 == COPIER_HEADER_BYTES else 0
+class Imported(NamedTuple):
+    """The result of importing one file.
+
+    Args:
+        file: The file's path; for a file in a zip file, the zip file's path, ``!``, and the name inside.
+        message: What was done with the file.
+        game: The game that has this ROM in its folder now, or None.
+    """
+
+    file: str
+    message: str
+    game: str | None
 
 
-def import_roms(paths: list[Path], integrations: str | Path = INTEGRATIONS) -> Iterator[tuple[str, str, str | None]]:
-    """Copies ROM dumps to the games they belong to, recognised by their SHA-1.
+def command(
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    /,
+    integrations_path: Path | None = None,
+) -> None:
+    """Copies your own ROM dumps into the folders of their games. Recognises each by its SHA-1.
 
-    Looks into folders, but not through links to folders, and into zip files, but not into archives inside them. A
-    512-byte copier header is removed. A ROM that is right stays; any other file in its place is replaced.
+    Args:
+        paths: Files, folders and zip files to search.
+        integrations_path: The only folder of games to use, in stable-retro's layout. By default: ./integrations, the
+            user's data folder and the games that come with the project.
+    """
+    if not paths:
+        raise KartRewardsError("no path is given: kart-rewards import PATH")
+    files: set[str] = set()
+    games: set[str] = set()
+    for file, message, game in import_roms(list(paths), integrations_path):
+        print(f"{file}: {message}")
+        files.add(file)
+        games |= {game} if game else set()
+    if not games:
+        raise KartRewardsError(
+            f"none of these files ({len(files)}) is the ROM of a known game. Known games: "
+            f"{', '.join(list_games(integrations_path))}"
+        )
+    print(f"{counted(len(files), 'file')} examined; ROMs in place: {', '.join(sorted(games))}")
+
+
+def import_roms(paths: list[Path], integrations: str | Path | None = None) -> Iterator[Imported]:
+    """Copies ROM dumps into the folders of their games. Recognises each by its SHA-1.
+
+    Searches folders, but not links to folders, and zip files, but not archives inside them. Removes a 512-byte copier
+    header. A right ROM that is in place stays; any other file in its place is replaced.
 
     Args:
         paths: Files, folders and zip files.
-        integrations: The games.
+        integrations: The only folder of games to use. None: the standard lookup.
 
     Yields:
-        For each file: what it is called, what became of it, and at which game's place it is now, if it is; a ROM of
-        several games once for each.
+        The result for each file; for a ROM of several games, one result per game.
 
     Raises:
         KartRewardsError: A path does not exist, there are no games, or a ROM can't be written.
     """
-    games: dict[str, list[Game]] = {}
-    for name in list_games(integrations):
-        game = find_game(name, integrations)
-        if (game.folder / "rom.sha").is_file():
-            for sha1 in dict.fromkeys(game.rom_hashes()):
-                games.setdefault(sha1, []).append(game)
-    if not games:
-        raise KartRewardsError(f"{integrations}: holds no games that may be read, so no ROM can be recognised")
+    importer = _Importer(integrations)
     for path in paths:
         if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises in a locked folder
             raise KartRewardsError(f"{path}: no such file or folder")
     for path in paths:
         for file, obstacle in _files(path):
-            if obstacle:
-                yield printable(file), f"skipped: {obstacle}", None
-                continue
-            for name, what, place in _import_file(file, games):
-                yield printable(name), what, place
+            results = [Imported(str(file), f"skipped: {obstacle}", None)] if obstacle else importer.files(file)
+            for result in results:
+                yield result._replace(file=printable(result.file))
+
+
+def copier_header(size: int) -> int:
+    """Returns the length in bytes of the copier header of a SNES dump of ``size`` bytes: 512 or 0.
+
+    A ROM's size is a multiple of 1,024 bytes.
+    """
+    return COPIER_HEADER_BYTES if size % 1024 == COPIER_HEADER_BYTES else 0
 
 
 def printable(name: object) -> str:
-    """Returns a foreign name for a terminal: what can't be printed, or would steer the terminal, is escaped."""
+    """Returns a name for output on a terminal, with control characters and other unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(name))
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
-    """All files of a folder, or one file; and, if it can't be looked at, why."""
+    """Yields one file, or all files of a folder, each with the reason why it can't be read, or an empty string."""
     if not path.is_dir():
         yield path, _obstacle(path)
         return
@@ -85,7 +124,7 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
             yield Path(folder, name), _obstacle(Path(folder, name))
         for link in (Path(folder, name) for name in subfolders):
             if link.is_symlink():
-                yield link, "a link to a folder; name it to have it looked into"
+                yield link, "a link to a folder; pass its path to search it"
     for error in locked:
         yield Path(error.filename), f"the folder can't be read: {error.strerror}"
 
@@ -93,94 +132,110 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
 def _obstacle(path: Path) -> str:
     if is_file(path):
         return ""
-    return "a link that leads nowhere" if path.is_symlink() else "not a plain file"
+    return "a broken link" if path.is_symlink() else "not a plain file"
 
 
-def _import_file(path: Path, games: dict[str, list[Game]]) -> Iterator[tuple[str, str, str | None]]:
-    """Imports a file, or each file inside a zip. Yields as ``import_roms`` does."""
-    try:
-        with path.open("rb") as file:
-            if path.suffix.lower() != ".zip" or _is_arcade_rom(file, games):
-                yield from _import_content(str(path), file, games)
-                return
-            with zipfile.ZipFile(file) as archive:
-                for entry in archive.infolist():
-                    if not entry.is_dir():
-                        yield from _import_entry(f"{path}!{entry.filename}", archive, entry, games)
-    except UNREADABLE as error:
-        yield str(path), _unreadable(error), None
+class _Importer:
+    """Copies files to the games whose ROMs they are.
+
+    Args:
+        integrations: As for ``import_roms``.
+    """
+
+    def __init__(self, integrations: str | Path | None) -> None:
+        self._integrations = integrations
+        self._games: dict[str, list[str]] = {}  # SHA-1 -> games
+        for name in list_games(integrations):
+            game = find_game(name, integrations)
+            if is_file(game.folder / "rom.sha"):
+                for sha1 in dict.fromkeys(game.rom_hashes()):
+                    self._games.setdefault(sha1, []).append(name)
+        if not self._games:
+            folders = ", ".join(map(str, integration_folders(integrations)))
+            raise KartRewardsError(f"{folders}: no readable game with a rom.sha, so no ROM can be recognised")
+
+    def files(self, path: Path) -> Iterator[Imported]:
+        """Imports a file, or each file inside a zip file."""
+        try:
+            with path.open("rb") as file:
+                if path.suffix.lower() != ".zip" or self._is_arcade_rom(file):
+                    yield from self._content(str(path), file)
+                    return
+                with zipfile.ZipFile(file) as archive:
+                    for entry in archive.infolist():
+                        if not entry.is_dir():
+                            yield from self._entry(f"{path}!{entry.filename}", archive, entry)
+        except UNREADABLE as error:
+            yield _unreadable(str(path), error)
+
+    def _is_arcade_rom(self, file: IO[bytes]) -> bool:
+        """Whether a zip file is itself a game's ROM."""
+        with suppress(OSError):  # a large collection of ROMs exceeds the size of any ROM
+            return rom_sha1(file)[0] in self._games
+        return False
+
+    def _entry(self, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[Imported]:
+        try:
+            with archive.open(entry) as content:
+                yield from self._content(name, content)
+        except UNREADABLE as error:
+            yield _unreadable(name, error)
+
+    def _content(self, name: str, file: IO[bytes]) -> Iterator[Imported]:
+        sha1, size = rom_sha1(file)
+        header = 0
+        if sha1 not in self._games and copier_header(size):
+            header = copier_header(size)
+            sha1, _ = rom_sha1(file, header)
+        for game in self._games.get(sha1, []):
+            yield Imported(name, self._place(name, file, header, sha1, game), game)
+        if sha1 not in self._games:
+            yield Imported(name, f"skipped: {_description(name, file, header)} (SHA-1 {sha1})", None)
+
+    def _place(self, name: str, file: IO[bytes], header: int, sha1: str, game_name: str) -> str:
+        """Copies a ROM into its game's folder, unless a right one is there. Returns what was done."""
+        game = find_game(game_name, self._integrations)  # an earlier file may have moved it to a writable folder
+        suffix = Path(name).suffix or ".sfc"
+        target = game.rom_path(suffix)
+        replaced = ""
+        if is_file(target):
+            try:
+                with target.open("rb") as present:
+                    other = rom_sha1(present)[0]
+            except OSError as error:
+                raise KartRewardsError(f"{target}: can't be read: {error.strerror}") from None
+            if other == sha1:
+                return f"is {game.name}'s ROM, and is already in place: {target}"
+            if other in game.rom_hashes():
+                return f"is {game.name}'s ROM; another ROM that its rom.sha allows stays in place: {target}"
+            replaced = f", and replaces another file (SHA-1 {other})"
+        target = writable(game).rom_path(suffix)
+        for path in {target, target.with_name(f"rom{target.suffix}")}:  # an arcade game's ROM has two names
+            _copy_rom(file, header, path)
+        note = " (512-byte copier header removed)" if header else ""
+        return f"imported as {game.name}'s ROM: {target}{replaced}{note}"
 
 
-def _is_arcade_rom(file: IO[bytes], games: dict[str, list[Game]]) -> bool:
-    """Whether a zip is itself a game's ROM."""
-    with suppress(OSError):  # it may be a large collection
-        return rom_sha1(file)[0] in games
-    return False
-
-
-def _import_entry(
-    name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, games: dict[str, list[Game]]
-) -> Iterator[tuple[str, str, str | None]]:
-    try:
-        with archive.open(entry) as content:
-            yield from _import_content(name, content, games)
-    except UNREADABLE as error:
-        yield name, _unreadable(error), None
-
-
-def _unreadable(error: Exception) -> str:
+def _unreadable(name: str, error: Exception) -> Imported:
     why = "it is encrypted" if "is encrypted" in str(error) else getattr(error, "strerror", None) or error
-    return f"skipped: can't be read: {why}"
+    return Imported(name, f"skipped: can't be read: {why}", None)
 
 
-def _import_content(name: str, file: IO[bytes], games: dict[str, list[Game]]) -> Iterator[tuple[str, str, str | None]]:
-    sha1, size = rom_sha1(file)
-    header = 0
-    if sha1 not in games and copier_header(size):
-        header = copier_header(size)
-        sha1, _ = rom_sha1(file, header)
-    for game in games.get(sha1, []):
-        yield name, _place(name, file, header, sha1, game), game.name
-    if sha1 not in games:
-        yield name, f"skipped: {_foreign(name, file, header)} (SHA-1 {sha1})", None
-
-
-def _foreign(name: str, file: IO[bytes], header: int) -> str:
-    """What a file is that is no game's ROM."""
+def _description(name: str, file: IO[bytes], header: int) -> str:
+    """Describes a file that is not a ROM of a known game."""
     for start in (0x7FC0, 0xFFC0):  # a SNES ROM's own header: a title, and a checksum beside its complement
         file.seek(header + start)
         title = file.read(32)
         if int.from_bytes(title[28:30], "little") ^ int.from_bytes(title[30:32], "little") == 0xFFFF:
             shown = printable(title[:21].decode("ascii", "replace").strip())
-            return f"a SNES ROM, titled {shown!r}, but not one that a game here asks for"
+            return f"a SNES ROM, titled {shown!r}, but not the ROM of a known game"
     if Path(name).suffix.lower() in _UNOPENED_ARCHIVES:
-        return "an archive, which is not looked into: unpack it first"
+        return "an archive of a kind that is not searched: unpack it first"
     return "not the ROM of a known game"
 
 
-def _place(name: str, file: IO[bytes], header: int, sha1: str, game: Game) -> str:
-    """Copies a ROM to its game's place, unless a right one is there. Returns what became of it."""
-    target = game.rom_path(Path(name).suffix or ".sfc")
-    replaced = ""
-    if is_file(target):
-        try:
-            with target.open("rb") as present:
-                other = rom_sha1(present)[0]
-        except OSError as error:
-            raise KartRewardsError(f"{target}: can't be read: {error.strerror}") from None
-        if other == sha1:
-            return f"is {game.name}'s ROM, which is there already: {target}"
-        if other in game.rom_hashes():
-            return f"is {game.name}'s ROM; another that its rom.sha allows stays in place: {target}"
-        replaced = f" in place of another file (SHA-1 {other})"
-    for path in {target, target.with_name(f"rom{target.suffix}")}:  # which are two for arcade games
-        _copy_rom(file, header, path)
-    note = " (512-byte copier header removed)" if header else ""
-    return f"imported as {game.name}'s ROM: {target}{replaced}{note}"
-
-
 def _copy_rom(file: IO[bytes], skip: int, target: Path) -> None:
-    """Copies an open ROM without its first ``skip`` bytes. What lies at the target is replaced."""
+    """Copies an open ROM without its first ``skip`` bytes. Replaces the target."""
     file.seek(skip)
     with atomic_write(target) as temporary, temporary.open("wb") as copy:
         shutil.copyfileobj(file, copy)

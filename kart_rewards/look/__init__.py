@@ -1,1 +1,1 @@
-"""Watching the game: the text panel, driving by hand, trained agents."""
+"""For people who watch a game: the text panel, driving by hand, and trained agents."""

@@ -1,7 +1,7 @@
-"""The text beside a game's picture: what each reward term pays, and how the race stands.
+"""The text beside a game's picture: reward terms, the race, and the end of the episode.
 
-* ``Panel`` - takes in an episode step by step, and says it in lines
-* ``fitting`` - blocks of lines as one text that fits
+* ``Panel`` - follows an episode, and returns its state as lines of text
+* ``fitting`` - joins blocks of lines into one text that fits the panel
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any
 from kart_rewards.env import KartEnv
 from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Lit
 
-_SECONDS_LIT = 0.5  # after a term paid: on one frame alone, nobody would see it
-_MOST_VARIABLES = 8  # shown of a game without race metrics
+_LIT_SECONDS = 0.5  # for which a payment stays highlighted; a single frame would be too short to see
+_MAX_VARIABLES = 8  # shown for a game without race metrics
+_NAME_COLUMNS = 18
 
 
 class Panel:
-    """One episode in lines of text.
+    """The state of one episode as lines of text.
 
     Args:
-        env: Where it is played, after the reset.
-        info: What the reset returned.
+        env: The environment, after its reset.
+        info: The info of the reset.
     """
 
     def __init__(self, env: KartEnv, info: dict[str, Any]) -> None:
@@ -32,7 +33,7 @@ class Panel:
         self._last_paid: dict[str, tuple[int, float]] = {}  # term -> frame and amount
 
     def step(self, info: dict[str, Any]) -> None:
-        """Takes in what a step of the environment returned."""
+        """Updates the panel with the info of an environment step."""
         self._info = info
         self._frames += self._env.frame_skip
         for name, paid in info["reward_terms"].items():
@@ -41,33 +42,36 @@ class Panel:
 
     @property
     def done_rule(self) -> str | None:
-        """What ended the episode, if anything has."""
+        """The done rule that ended the episode. None while it goes on."""
         return self._info.get("done_rule")
 
     def blocks(self) -> list[list[str]]:
-        """Returns what each term paid last, lit for a moment, and in all; the race; what ends the episode."""
+        """Returns three blocks of lines: the reward terms, the race, and what ends the episode.
+
+        A reward term's line has its latest payment for half a second, highlighted, and its sum over the episode.
+        """
         rules = ", ".join(rule.name for rule in self._env.scoring.done) or "nothing"
-        over: list[str] = textwrap.wrap(f"ends on {rules}", PANEL_COLUMNS)
+        ending: list[str] = textwrap.wrap(f"ends on {rules}", PANEL_COLUMNS)
         if self.done_rule:
-            over = [Lit(f"over: {self.done_rule}")]
-        return [self._term_lines(), self._state_lines(), over]
+            ending = [Lit(f"over: {self.done_rule}")]
+        return [self._term_lines(), self._state_lines(), ending]
 
     def _term_lines(self) -> list[str]:
         totals = self._info["episode_rewards"]["sum"]
         lines = [_row("reward term", "paid", "total")]
         for name, total in totals.items():
             frame, paid = self._last_paid.get(name, (0, 0.0))
-            if paid and self._frames - frame < _SECONDS_LIT * self._env.frames_per_second:
+            if paid and self._frames - frame < _LIT_SECONDS * self._env.frames_per_second:
                 lines.append(Lit(_row(name, f"{paid:+.2f}", f"{total:.2f}")))
             else:
                 lines.append(_row(name, "", f"{total:.2f}"))
         return [*lines, _row("all", "", f"{sum(totals.values()):.2f}")]
 
     def _state_lines(self) -> list[str]:
-        """Speed, laps and times; of a game that has none of these, its first variables."""
+        """Returns speed, laps and times; for a game without race metrics, its first variables."""
         env = self._env
         if env.race is None:
-            first = itertools.islice(zip(env.layout.names, env.ram, strict=True), _MOST_VARIABLES)
+            first = itertools.islice(zip(env.layout.names, env.ram, strict=True), _MAX_VARIABLES)
             return [_row(name, "", str(value)) for name, value in first]
         race = env.race.summary()
         best = race.get("best_lap_time_seconds")
@@ -80,10 +84,11 @@ class Panel:
 
 
 def _row(name: str, paid: str, total: str) -> str:
-    return f"{name if len(name) <= 18 else name[:17] + '…':<18}  {paid:>8}  {total:>10}"
+    short = name if len(name) <= _NAME_COLUMNS else name[: _NAME_COLUMNS - 1] + "…"
+    return f"{short:<{_NAME_COLUMNS}}  {paid:>8}  {total:>10}"
 
 
 def fitting(blocks: list[list[str]]) -> list[str]:
-    """Returns the blocks' lines, with an empty one between blocks if there is room for that."""
+    """Returns the lines of the blocks. Empty lines separate the blocks if all lines then fit the panel."""
     lines = [line for block in blocks for line in (*block, "")][:-1]
     return lines if len(lines) <= PANEL_LINES else [line for line in lines if line]

@@ -1,10 +1,10 @@
-"""Drive yourself, and see what each reward term pays as you do.
+"""Driving by hand, with the payments of each reward term beside the game.
 
-* ``play`` - a game in a window, on the keyboard or a gamepad, with the terms at its side; every episode is recorded
-* ``Episode`` - one drive: its frames, what they paid, and its recording
+* ``command`` - the command line: a game in a window, played with the keyboard or a gamepad; each episode is recorded
+* ``Recording`` - one episode: its frames, their rewards, and its files
 
-A recording is two files: ``NAME.csv.gz``, the RAM frame by frame, which ``kart_rewards.testing.load_trace`` reads, and
-``NAME.bk2``, what was pressed, which stable-retro plays back.
+A recording has two files. ``NAME.csv.gz`` has the RAM of each frame; ``kart_rewards.testing.load_trace`` reads it.
+``NAME.bk2`` has the buttons of each frame; stable-retro plays it back.
 """
 
 from __future__ import annotations
@@ -16,48 +16,70 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import stable_retro
+import tyro
 
 from kart_rewards.env import KartEnv
 from kart_rewards.env.window import Lit, Window, key_help
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, counted
+from kart_rewards.files import UnwritableError
 from kart_rewards.look.panel import Panel, fitting
+from kart_rewards.rewards import parse_weights
 from kart_rewards.testing import save_trace
 
 _TRACE, _MOVIE = ".csv.gz", ".bk2"
 
 
-def play(game: str, output: Path, scale: int, **options: Any) -> None:
-    """Lets a person play a game until they close its window. Recordings are complete however the program ends.
+def command(
+    game: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GAME")] = "HomebrewKart-Snes",
+    /,
+    state: str | None = None,
+    scenario: str = "scenario",
+    rewards: tuple[str, ...] = (),
+    reward_weights: tuple[str, ...] = (),
+    integrations_path: Path | None = None,
+    output: Path = Path("recordings"),
+    scale: int = 3,
+) -> None:
+    """Opens a window in which you drive, and shows the payments of each reward term. Each episode is recorded.
 
     Args:
-        game: The game's folder name.
-        output: Folder for the recordings.
-        scale: Pixels of the window, in each direction, for one of the game's.
-        options: ``KartEnv``'s: integrations, state, scenario, rewards, reward_weights.
-
-    Raises:
-        KartRewardsError: Something about the game or the options is wrong, there is no display, or a recording can't be
-            written.
+        game: Name of the game's folder.
+        state: Start state: a name in the game's folder, or a .state file. By default the one in metadata.json.
+        scenario: Reward terms and done rules: the name of a file in the game's folder, or a .json path.
+        rewards: Python files or modules with reward terms and done rules to add.
+        reward_weights: Weights that override the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02.
+        integrations_path: Folder of games, in stable-retro's layout. By default the standard lookup.
+        output: Folder for the recordings. Each episode has two files: NAME.csv.gz for load_trace, NAME.bk2 for
+            stable-retro.
+        scale: Width and height, in pixels of the window, of a pixel of the game. Smaller if the window would not fit
+            the display.
     """
+    options: dict[str, Any] = {
+        "integrations": integrations_path,
+        "state": state or (),
+        "scenario": scenario,
+        "rewards": rewards,
+        "reward_weights": parse_weights(reward_weights),
+    }
     with (
-        _noting_signals() as signals,
+        _caught_signals() as signals,
         closing(KartEnv(game, action_mode="all", frame_skip=1, **options)) as env,
         Window(game, scale) as window,
     ):
         while not (window.closed or signals):
-            episode = Episode(env, output)
+            recording = Recording(env, output)
             try:
-                episode.run(window, signals)
+                recording.run(window, signals)
             finally:
-                episode.save()
+                recording.save()
 
 
 @contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """A list that takes in Ctrl-C and the signals that ask a program to end, so that none comes amid the saving."""
+def _caught_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and the signals that ask a program to end, so that none interrupts the saving of a recording."""
     caught: list[int] = []
     before = {
         number: signal.signal(number, lambda number, _: caught.append(number))
@@ -70,15 +92,15 @@ def _noting_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class Episode:
-    """One drive, from the start state until its recording is saved.
+class Recording:
+    """One episode, from the start state until its files are saved.
 
     Args:
         env: The game, with ``action_mode="all"`` and ``frame_skip=1``.
-        folder: Where the recording will go; made if it is not there.
+        folder: Folder for the files. A missing folder is created.
 
     Raises:
-        KartRewardsError: Nothing can be written there.
+        KartRewardsError: The folder can't be written to.
     """
 
     def __init__(self, env: KartEnv, folder: Path) -> None:
@@ -93,7 +115,7 @@ class Episode:
         self._name, self._unfinished = _new_recording(folder, f"{env.game.name}-{Path(self._state).stem}")
 
     def run(self, window: Window, signals: Sequence[int]) -> None:
-        """Plays until R or Escape is pressed, the window is closed, or a signal is caught."""
+        """Plays until R or Escape is pressed, the window is closed, or a signal is in ``signals``."""
         while True:
             window.show(self._env.em.get_screen(), self.lines(), self._env.frames_per_second)
             if window.closed or signals or "r" in window.pressed:
@@ -111,11 +133,12 @@ class Episode:
         try:
             *_, self._info = self._env.step(self._held[-1])
         finally:
-            self._trace.append(self._env.ram)  # also of a frame on which a term failed: the recording shows it again
+            # Also the frame on which a reward term failed, so that the recording reproduces the failure.
+            self._trace.append(self._env.ram)
         self._panel.step(self._info)
 
     def lines(self) -> list[str]:
-        """Returns the text beside the picture. With a dozen terms or more its last lines do not fit there."""
+        """Returns the text beside the picture. With twelve or more reward terms its last lines do not fit."""
         keys = key_help(self._system)
         in_pairs = [f"{left:<20}{right}" for left, right in itertools.zip_longest(keys[::2], keys[1::2], fillvalue="")]
         again = f"{'R':<8}{'again':<12}{'Escape':<8}end"
@@ -128,10 +151,10 @@ class Episode:
         )
 
     def save(self) -> None:
-        """Writes the recording, unless there is nothing in it.
+        """Writes the files, unless no frame was played.
 
         Raises:
-            KartRewardsError: It can't be written.
+            KartRewardsError: A file can't be written.
         """
         files = ((_TRACE, self._save_trace), (_MOVIE, self._save_movie)) if self._held else ()
         try:
@@ -139,13 +162,14 @@ class Episode:
                 written = self._unfinished / f"{self._name}{suffix}"
                 write(written)
                 written.rename(self._folder / written.name)
-        except OSError as error:
+        except (OSError, UnwritableError) as error:
             raise KartRewardsError(f"{self._folder}: the recording can't be written: {error.strerror}") from None
         finally:
             shutil.rmtree(self._unfinished, ignore_errors=True)
         if self._held:
             total = sum(self._info["episode_rewards"]["sum"].values())
-            print(f"{self._folder / self._name}{_TRACE}, {_MOVIE}: {len(self._held)} frames, reward {total:.2f}")
+            frames = counted(len(self._held), "frame")
+            print(f"{self._folder / self._name}{_TRACE}, {_MOVIE}: {frames}, reward {total:.2f}")
 
     def _save_trace(self, path: Path) -> None:
         save_trace(path, self._trace)
@@ -155,14 +179,14 @@ class Episode:
         movie = stable_retro.Movie(str(path), True, 1)
         movie.configure(env.game.name, env.em)
         movie.set_state(env.game.load_state(self._state))
-        movie.step()  # the frame that a reset plays, with nothing pressed
+        movie.step()  # the frame that a reset plays, without buttons
         for held in self._held:
             for button, down in enumerate(held):
                 movie.set_key(button, down, 0)
             movie.step()
         movie.close()
         try:
-            with zipfile.ZipFile(path) as written:  # stable-retro says nothing of a write that fails
+            with zipfile.ZipFile(path) as written:  # stable-retro does not report write errors
                 damaged = written.testzip()
         except (OSError, zipfile.BadZipFile):
             damaged = path.name
@@ -171,7 +195,9 @@ class Episode:
 
 
 def _new_recording(folder: Path, name: str) -> tuple[str, Path]:
-    """Finds the next free number of a recording, and makes a folder to write it in, which nobody else has then.
+    """Finds the next free number of a recording, and creates a folder for its unfinished files.
+
+    The folder also reserves the number: a second program that records the same game takes the next one.
 
     Returns:
         The recording's name and that folder.
@@ -184,10 +210,10 @@ def _new_recording(folder: Path, name: str) -> tuple[str, Path]:
             try:
                 unfinished.mkdir()
             except FileExistsError:
-                continue  # another game of the same name is being played, or one was killed
+                continue  # another program is recording under this name, or one was killed
             if not any((folder / f"{numbered}{suffix}").exists() for suffix in (_TRACE, _MOVIE)):
                 return numbered, unfinished
             unfinished.rmdir()
-        raise AssertionError("numbers do not end")
+        raise AssertionError("unreachable: the numbers do not end")
     except OSError as error:
         raise KartRewardsError(f"{folder}: recordings can't be written there: {error.strerror}") from None

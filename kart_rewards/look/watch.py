@@ -1,6 +1,7 @@
-"""Watch a trained agent drive, in a window or as a video, with what its rewards pay beside the game.
+"""Watching a trained agent in a window or as a video, with the payments of each reward term beside the game.
 
-* ``watch`` - the command's work
+* ``watch`` - shows episodes of a ``kart_rewards.evaluation.TrainedAgent``
+* ``command`` - the command line
 """
 
 from __future__ import annotations
@@ -11,27 +12,29 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from kart_rewards.env import KartEnv
 from kart_rewards.env.video import VideoWriter, to_gif
 from kart_rewards.env.window import LARGEST_SCALE, Window, compose
-from kart_rewards.errors import KartRewardsError
-from kart_rewards.evaluation import Episode, PolicyMaker, play_episode
+from kart_rewards.errors import KartRewardsError, counted
+from kart_rewards.evaluation import EpisodeResult, PolicyMaker, TrainedAgent, load_agent, play_episode
+from kart_rewards.evaluation.agents import DEFAULT_LOADER
 from kart_rewards.look.panel import Panel, fitting
 
-_GIF_FRAMES_PER_SECOND, _GIF_WIDTH = 10, 600  # some 200 KB a second, for a web page
-_SECONDS_AFTER = 1.5  # for which the last picture stays
+_GIF_FRAMES_PER_SECOND, _GIF_WIDTH = 10, 600  # about 200 KB per second, small enough for a web page
+_SECONDS_AFTER_EPISODE = 1.5  # for which the last picture stays
 
 
 class _ClosedError(Exception):
-    """The window was closed."""
+    """The user closed the window."""
 
 
 def watch(
-    agent: Path,
+    agent: TrainedAgent,
     *,
     state: str | None = None,
     output: Path | None = None,
@@ -41,40 +44,39 @@ def watch(
     random_start_frames: int = 0,
     scale: int = 3,
 ) -> None:
-    """Shows episodes of a trained agent in a window, one after the other until it is closed; or one, in a video file.
+    """Shows episodes of an agent in a window, one after the other until it is closed; or writes one as a video file.
 
     Args:
-        agent: What ``ppo_continuous_single_file.py`` saved: agent.pt, or best.pt.
-        state: The course. None: the one the agent was trained on.
+        agent: The agent.
+        state: The course, by its start state. None: the first course of the agent's training.
         output: Video file to write, .mp4 or .gif. None: open a window.
-        seconds: Show so much of an episode. None: all of it.
-        sampled: Draw the actions, as in training, instead of taking the likeliest.
-        seed: Seed of the first episode; the next have the next.
-        random_start_frames: 0 to this many emulated frames are driven at random before each.
-        scale: Pixels of the picture, in each direction, for one of the game's.
+        seconds: Length of an episode at most, in seconds of the console. None: the agent's frame limit.
+        sampled: Sample the actions, as in training. False: take the most probable action.
+        seed: Seed of the first episode. Each further episode has the next seed.
+        random_start_frames: Each reset first drives 0 to this many emulated frames at random.
+        scale: Width and height, in pixels of the picture, of a pixel of the game.
 
     Raises:
-        KartRewardsError: The agent can't be read, the video can't be written, or there is no display.
+        KartRewardsError: An argument is out of its range, the start state can't be used, the video can't be written, or
+            there is no display.
     """
-    import ppo_continuous_single_file as ppo  # here: whoever does not watch should not wait for PyTorch
-
     if output and output.suffix not in (".mp4", ".gif"):
         raise KartRewardsError(f"{output}: must end in .mp4 or .gif")
     if not 1 <= scale <= LARGEST_SCALE:
         raise KartRewardsError(f"--scale must be between 1 and {LARGEST_SCALE}, not {scale}")
     if seed < 0 or random_start_frames < 0 or (seconds is not None and seconds <= 0):
         raise KartRewardsError("--seed and --random-start-frames must be 0 or more, --seconds more than 0")
-    content = ppo.load_checkpoint(agent, ppo.AGENT_KEYS)
-    args = ppo.options_of(content)
-    args.env = ppo.choose_game(args.env)
-    make_policy = ppo.AgentPolicy(content["agent"], deterministic=not sampled)
-    course = state or args.courses()[0]
-    with closing(KartEnv(**args.env.of_kart_env())) as env:
-        frames = args.env.episode_limit * args.env.frame_skip
+    with closing(KartEnv(**agent.env_options)) as env:
+        frames = agent.max_episode_frames
         if seconds:
             frames = min(frames, round(seconds * env.frames_per_second))
         play = functools.partial(
-            _play, env, make_policy, course, max_episode_frames=frames, random_start_frames=random_start_frames
+            _play,
+            env,
+            agent.make_policy(not sampled),
+            state or env.states[0],
+            max_episode_frames=frames,
+            random_start_frames=random_start_frames,
         )
         if output:
             with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +87,7 @@ def watch(
                     to_gif(video, output, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
             print(f"wrote {output}")
             return
-        with Window(f"{agent}: {env.game.name}", scale) as window:
+        with Window(f"{agent.path}: {env.game.name}", scale) as window:
 
             def show(picture: np.ndarray, lines: list[str]) -> None:
                 window.show(picture, [*lines, "", f"{'Escape':<8}end"], env.frames_per_second)
@@ -107,7 +109,7 @@ def _play(
     max_episode_frames: int,
     random_start_frames: int,
 ) -> None:
-    """Plays an episode, shows every emulated frame of it, and prints what came of it."""
+    """Plays an episode, shows each emulated frame of it, and prints its result."""
     panel: Panel | None = None
 
     def on_frame() -> None:
@@ -122,7 +124,7 @@ def _play(
             panel = Panel(env, info)
 
     env.on_frame = on_frame
-    episode = play_episode(
+    result = play_episode(
         env,
         make_policy(env, course, seed),
         course,
@@ -131,17 +133,55 @@ def _play(
         max_episode_frames=max_episode_frames,
         random_start_frames=random_start_frames,
     )
-    for _ in range(round(_SECONDS_AFTER * env.frames_per_second)):
+    for _ in range(round(_SECONDS_AFTER_EPISODE * env.frames_per_second)):
         on_frame()
-    print(_in_words(episode))
+    print(_in_words(result))
 
 
-def _in_words(episode: Episode) -> str:
-    words = [f"{episode.state}, seed {episode.seed}:"]
-    if episode.race_time_seconds is not None:
-        best = min(episode.lap_times_seconds or [0.0])
-        words.append(f"all laps in {episode.race_time_seconds:.2f} s, the best in {best:.2f} s,")
-    elif episode.laps_completed is not None:
-        laps = "1 lap" if episode.laps_completed == 1 else f"{episode.laps_completed} laps"
-        words.append(f"{laps}, ended by {episode.done_rule}," if episode.done_rule else f"{laps} until it was cut off,")
-    return " ".join([*words, f"return {episode.episode_return:.1f}"])
+def _in_words(result: EpisodeResult) -> str:
+    words = [f"{result.state}, seed {result.seed}:"]
+    if result.race_time_seconds is not None:
+        best = min(result.lap_times_seconds or [0.0])
+        words.append(f"all laps in {result.race_time_seconds:.2f} s, the best in {best:.2f} s,")
+    elif result.laps_completed is not None:
+        ending = f"ended by {result.done_rule}" if result.done_rule else "ended by the time limit"
+        words.append(f"{counted(result.laps_completed, 'lap')}, {ending},")
+    return " ".join([*words, f"return {result.episode_return:.1f}"])
+
+
+def command(
+    agent: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")],
+    /,
+    loader: str = DEFAULT_LOADER,
+    state: str | None = None,
+    output: Path | None = None,
+    seconds: float | None = None,
+    sampled: bool = False,
+    seed: int = 1,
+    random_start_frames: int = 0,
+    scale: int = 3,
+) -> None:
+    """Shows a trained agent drive, with the payments of its reward terms: in a window, or as a video file.
+
+    Args:
+        agent: The agent's file, such as runs/NAME/best.pt or agent.pt.
+        loader: The function that loads the agent, MODULE:FUNCTION or FILE.py:FUNCTION. The default loads agents of
+            ppo_continuous_single_file.py.
+        state: The course, by its start state. By default the first course of the agent's training.
+        output: Video file to write instead of opening a window: .mp4, or a smaller .gif with 10 pictures per second.
+        seconds: Length of an episode at most. By default the limit of training.
+        sampled: Sample the actions, as in training, instead of taking the most probable one.
+        seed: Seed of the first episode. Each further episode has the next seed.
+        random_start_frames: Drive 0 to this many emulated frames at random before each episode.
+        scale: Width and height, in pixels of the picture, of a pixel of the game.
+    """
+    watch(
+        load_agent(agent, loader),
+        state=state,
+        output=output,
+        seconds=seconds,
+        sampled=sampled,
+        seed=seed,
+        random_start_frames=random_start_frames,
+        scale=scale,
+    )

@@ -1,13 +1,14 @@
-"""Processes that belong to another: they leave signals to it, and end with it.
+"""Child processes: they ignore signals, and they end when their parent ends.
 
-* ``serve_parent`` - what a child calls first, whoever started it
-* ``processor_count`` - how many processes can run at once
-* ``core_by_core`` - moves a thread around, so that it slows down all processes equally
-* ``attempt`` - calls a function in a child, for an answer to the parent
-* ``Children`` - processes, and a connection to each
-* ``Workers`` - processes that call functions, each one task after the other
+* ``serve_parent`` - sets up a child process; each child calls it first
+* ``processor_count`` - the number of processor cores of this process
+* ``core_by_core`` - moves a thread between cores, so that it slows down all processes equally
+* ``attempt`` - calls a function in a child and returns its result or error in a form for the parent
+* ``Children`` - child processes and the connections to them
+* ``Workers`` - a pool of child processes that call functions
 
-concurrent.futures has such a pool, but ends its processes with SIGTERM, which these ignore, and can't stop one at work.
+``Workers`` is used instead of the process pool of concurrent.futures, because that pool can't stop a running task, and
+because it ends its processes with SIGTERM, which these processes ignore.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from kart_rewards.errors import KartRewardsError
 
 Result = TypeVar("Result")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a terminal and `timeout` send theirs to the children, too
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a terminal and `timeout` send these to the children, too
 
 
 def serve_parent() -> None:
-    """In a child process: leaves signals to the parent, and dies with it however it dies."""
+    """Sets up a child process: it ignores SIGINT and SIGTERM, and it ends when its parent ends for any reason."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -49,21 +50,25 @@ def serve_parent() -> None:
 
 
 def processor_count() -> int:
-    """Returns how many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # where there is such a limit
+    """Returns the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 @contextmanager
 def core_by_core(busy_cores: int) -> Iterator[Callable[[], None]]:
-    """Yields what moves this thread to the next core, for a thread that works beside busy processes now and then.
+    """Yields a function that moves this thread to the next processor core.
 
-    Left to the operating system, it comes back to one core again and again; the process there falls behind, and the
-    others wait for it. Nothing moves where a core is free, or where a thread can't choose.
+    It is for a thread that works now and then while other processes are busy. The operating system would run such a
+    thread on the same core again and again. The process on that core would be slower than the others, and they would
+    wait for it.
+
+    The function does nothing if a core is free, or if the platform has no processor affinity. After the context, the
+    thread may use all its cores again.
 
     Args:
-        busy_cores: How many processes are at work on this machine beside this thread.
+        busy_cores: Number of other busy processes on this machine.
     """
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
     if busy_cores < len(cores) or len(cores) < 2:
@@ -72,7 +77,7 @@ def core_by_core(busy_cores: int) -> Iterator[Callable[[], None]]:
     turns = itertools.cycle(sorted(cores))
 
     def choose(allowed: set[int]) -> None:
-        with suppress(OSError):  # a container may lose cores meanwhile
+        with suppress(OSError):  # a container can lose cores at any time
             os.sched_setaffinity(0, allowed)
 
     try:
@@ -82,23 +87,28 @@ def core_by_core(busy_cores: int) -> Iterator[Callable[[], None]]:
 
 
 def attempt(function: Callable[..., Result], *args: Any) -> tuple[Exception | None, Result | None]:
-    """Calls the function. Returns the error that it raised, as one that can be sent to the parent, and its result."""
+    """Calls a function in a child process.
+
+    Returns:
+        The error and the result; one of them is None. The error is picklable: a ``KartRewardsError`` with the same
+        message, or for other exceptions a ``RuntimeError`` with the traceback as its message.
+    """
     try:
         return None, function(*args)
     except KartRewardsError as failure:
-        return KartRewardsError(str(failure)), None  # a subclass need not be picklable
+        return KartRewardsError(str(failure)), None  # a subclass may not be picklable
     except Exception:
         return RuntimeError(f"in a worker process:\n{traceback.format_exc()}"), None
 
 
 class Children:
-    """Processes, and a connection to each. They are deaf to signals from their first moment on.
+    """Child processes and the connections to them. The children ignore signals from their start.
 
     Args:
-        start_method: One of multiprocessing's; None is the platform's.
+        start_method: A start method of multiprocessing; None is the platform's default.
 
     Attributes:
-        processes: This end of each one's connection -> the process.
+        processes: The parent's end of a connection -> the process at the other end.
     """
 
     def __init__(self, start_method: str | None = None) -> None:
@@ -106,13 +116,16 @@ class Children:
         self.processes: dict[Connection, Any] = {}
 
     def start(self, target: Callable[..., None], *args: Any) -> Connection:
-        """Starts a process that calls ``target(connection, *args)``; returns the other end of the connection.
+        """Starts a process that calls ``target(connection, *args)``.
+
+        Returns:
+            The parent's end of the connection.
 
         Raises:
-            KartRewardsError: It can't be started.
+            KartRewardsError: The process can't be started.
         """
         if not self.processes:
-            atexit.register(self.close)  # else multiprocessing would wait for them at exit
+            atexit.register(self.close)  # otherwise multiprocessing would wait for the children at exit
         try:
             here, there = self.context.Pipe()
             process = self.context.Process(target=target, args=(there, *args), daemon=True)
@@ -125,18 +138,26 @@ class Children:
         return here
 
     def ended(self, timeout_seconds: float) -> dict[int, str]:
-        """Waits until a process has ended; returns how each did that has, by its number."""
+        """Waits until a process has ended, or until the timeout.
+
+        Args:
+            timeout_seconds: The maximum time to wait.
+
+        Returns:
+            For each process that has ended: its index in the order of ``start`` -> ``exit code 1`` or ``killed by
+            signal 9``.
+        """
         ended = wait([process.sentinel for process in self.processes.values()], timeout_seconds)
         how = {}
         for number, process in enumerate(self.processes.values()):
             if process.sentinel in ended:
-                process.join()  # its pipes close a moment before its exit code is known
+                process.join()  # the exit code is known only after the pipes are closed
                 code = process.exitcode
                 how[number] = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
         return how
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
+        """Kills the processes, even while they are busy."""
         for process in self.processes.values():
             process.kill()
         for connection, process in self.processes.items():
@@ -147,32 +168,36 @@ class Children:
 
 
 class Workers:
-    """Processes that call functions. They start when there is work and are kept until ``close``.
+    """A pool of child processes that call functions. They start when ``map`` needs them, and run until ``close``.
 
-    They are fresh processes, which import the main script again: it needs its ``if __name__ == "__main__":``.
+    Each process imports the main script again, so the script needs an ``if __name__ == "__main__":`` block.
 
     Args:
-        count: How many at most.
+        count: The maximum number of processes.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._children = Children("spawn")  # a fork would copy torch's threads, locks and all
-        self._at_work: dict[Connection, int] = {}  # the number of the task
+        self._children = Children("spawn")  # a fork would copy the locks of torch's threads in a locked state
+        self._at_work: dict[Connection, int] = {}  # -> index of the task
 
     def map(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
-        """Yields ``function(*task)`` of each task, in the order of the tasks, which are spread over the processes.
+        """Calls a function once per task, in parallel.
 
-        Left before its end, or by an exception, it ends the processes; the next call starts others.
+        If the caller stops the iteration before its end, or an exception is raised, the processes are killed. The next
+        call starts new ones.
 
         Args:
-            function: Known by its name in a module.
-            tasks: Their items must be picklable, and so must what the function returns.
+            function: A function of a module. Its result must be picklable.
+            tasks: The arguments of each call; they must be picklable.
+
+        Yields:
+            ``function(*task)`` for each task, in the order of the tasks.
 
         Raises:
-            KartRewardsError: The function raised one, or a process was killed or could not be started.
-            RuntimeError: The function raised anything else (its traceback is in the message), or the last ``map`` is
-                still at work.
+            KartRewardsError: The function raised this error, a process was killed, or a process can't be started.
+            RuntimeError: The function raised another exception (the message contains the traceback), or another ``map``
+                is not finished.
         """
         if self._at_work:
             raise RuntimeError("these workers are still busy with another map")
@@ -194,9 +219,9 @@ class Workers:
                             raise error
                 yield results.pop(number)
         except (EOFError, ConnectionError):
-            how = ", ".join(self._children.ended(timeout_seconds=5).values()) or "how is not known"
+            how = ", ".join(self._children.ended(timeout_seconds=5).values()) or "the exit code is not known"
             raise KartRewardsError(
-                f"a worker process ended unexpectedly ({how}): if memory is short, use fewer of them"
+                f"a worker process ended unexpectedly ({how}): if the memory is full, use fewer processes"
             ) from None
         finally:
             if self._at_work:
@@ -209,36 +234,37 @@ class Workers:
             self._children.start(_work)
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
+        """Kills the processes, even while they are busy."""
         self._children.close()
         self._at_work.clear()
 
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Starts of processes are not interrupted inside, and the processes are deaf to signals from their first moment on.
+    """Delays signals while a process starts. The new process blocks them from its first instruction.
 
-    They inherit the thread's signal mask. It does not keep signals from this process, whose other threads take them.
+    The new process inherits this thread's signal mask. The mask alone does not delay the signals of this process,
+    because its other threads receive them. Therefore the handlers are replaced, too.
     """
-    came: list[int] = []
+    received: list[int] = []
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
+        handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in _SIGNALS}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        resource_tracker.ensure_running()  # a start would do it otherwise, and lift the mask
+        resource_tracker.ensure_running()  # otherwise the start of the process does this and unblocks the signals
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        for signal_number in came:
+        for signal_number in received:
             signal.raise_signal(signal_number)
 
 
 def _work(connection: Connection) -> None:
-    """Calls what is asked for, until there is nobody to ask."""
+    """Runs in a child process: calls the functions that the parent sends, until the connection closes."""
     serve_parent()
     with suppress(EOFError, ConnectionError):
         while True:

@@ -1,11 +1,14 @@
-"""Environments side by side in a few processes, in groups: while one group steps, the agent answers another.
+"""Vector environment: parallel environments in a few processes, divided into groups.
 
-* ``EnvGroups`` - ``send`` actions to a group, ``recv`` what came of them
-* ``Outcome`` - what came of them
+* ``EnvGroups`` - the environments: ``send`` actions to a group, ``recv`` the results
+* ``Outcome`` - the results of one step of a group
 
-With a process for each core, whose environments take turns at its emulator, and environments of two groups in each, no
-core waits for the agent. Arrays lie in shared memory. ``python benchmarks/speed.py`` compares with Gymnasium's
-``AsyncVectorEnv``, which has a process for each environment.
+While one group steps, the agent computes the actions of another. With one process per core and environments of two
+groups in each process, no core waits for the agent. The environments of a process use its emulator in turns. The arrays
+are in shared memory.
+
+This class is used instead of Gymnasium's ``AsyncVectorEnv``, which has one process per environment and no groups,
+because it is faster: ``python benchmarks/speed.py`` compares them.
 
 Example:
     >>> from functools import partial
@@ -23,8 +26,8 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -33,22 +36,24 @@ import gymnasium as gym
 import numpy as np
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.training.processes import Children, attempt, serve_parent
+from kart_rewards.training.processes import Children, attempt, core_by_core, serve_parent
 
 LastStep = tuple[np.ndarray, dict[str, Any]]
-"""An episode's last observation and info."""
+"""The last observation and ``info`` of an episode."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a step of one group, in the order of its environments. The next ``send`` writes over its arrays.
+    """The results of one step of a group, in the order of its environments.
+
+    The arrays are views of shared memory: the next ``send`` to the group overwrites them.
 
     Args:
-        observations: Of those whose episode ended, the next episode's first; shape (environments, ...).
+        observations: Shape (environments, ...). If an episode ended, it is the first observation of the next episode.
         rewards: float64, shape (environments,).
-        terminated: bool, likewise.
-        truncated: bool, likewise.
-        finals: The last observation and info of those whose episode ended, by their place in the group.
+        terminated: bool, shape (environments,).
+        truncated: bool, shape (environments,).
+        finals: Index in the group -> last observation and ``info``, for each environment whose episode ended.
     """
 
     observations: np.ndarray
@@ -59,27 +64,28 @@ class Outcome:
 
 
 class EnvGroups:
-    """Environments with equal spaces, in processes of their own. An episode that ends is followed by the next.
+    """Parallel environments with equal spaces. When an episode ends, the next one begins automatically.
 
-    The first is also made, and closed, in this process, to learn the spaces. Groups answer ``recv`` in the order of
-    ``send``; everything else is for when no group is at a step. After an error only ``close`` is left, which ends the
-    processes and must be called.
+    Call ``recv`` for the groups in the order of ``send``. Call the other methods only while no group is in a step.
+    After an error, call ``close`` and nothing else. ``close`` must always be called.
 
     Args:
-        makers: Each makes one environment; picklable where processes are not forked.
-        groups: How many groups, of about the same size. Each steps by itself.
-        processes: How many processes, if there are as many environments. Several environments in one need to be
-            ``KartEnv`` of one game.
+        makers: Functions that make one environment each. They must be picklable where the platform does not fork. The
+            first one is also called in this process, for the spaces; that environment is closed at once.
+        groups: The number of groups, of about equal size.
+        processes: The maximum number of processes. If a process has several environments, they must be ``KartEnv`` of
+            one game.
 
     Attributes:
-        num_envs: How many environments there are.
-        groups: The environments of each group, as slices of all.
-        single_observation_space: Of one environment.
-        single_action_space: Of one environment.
+        num_envs: Number of environments.
+        groups: The environments of each group, as slices of the range of all environments.
+        single_observation_space: The observation space of one environment.
+        single_action_space: The action space of one environment.
 
     Raises:
-        KartRewardsError: An environment raised one, or its process has ended; here and in every method.
-        RuntimeError: An environment raised anything else; its traceback is in the message.
+        KartRewardsError: An environment raised this error, or a process ended unexpectedly. All methods raise it, too.
+        RuntimeError: An environment raised another exception; the message contains the traceback. All methods raise
+            it, too.
     """
 
     def __init__(self, makers: Sequence[Callable[[], gym.Env]], groups: int = 1, processes: int = 1) -> None:
@@ -103,6 +109,7 @@ class EnvGroups:
         self._children = Children()
         memory = self._children.context.RawArray("b", len(makers) * row.itemsize)
         self._rows = np.frombuffer(memory, row)
+        self._change_core: Callable[[], None] = _stay
         self._envs_of: dict[Connection, list[list[int]]] = {}  # by group
         try:
             for process in range(min(processes, len(makers))):
@@ -117,11 +124,15 @@ class EnvGroups:
 
     @property
     def num_processes(self) -> int:
-        """How many processes the environments are in."""
+        """The number of processes."""
         return len(self._envs_of)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> np.ndarray:
-        """Begins an episode in each environment; the seed of environment i is ``seed + i``.
+        """Begins an episode in each environment.
+
+        Args:
+            seed: The seed of the first environment; environment i gets ``seed + i``. None sets no seeds.
+            options: The options of each environment's ``reset``.
 
         Returns:
             The observations, shape (environments, ...).
@@ -130,19 +141,24 @@ class EnvGroups:
         return self._rows["observation"].copy()
 
     def send(self, group: int, actions: Any) -> None:
-        """Has the environments of a group begin a step.
+        """Begins a step in the environments of a group.
 
         Args:
-            group: Its number.
-            actions: One for each of its environments, shape (environments, ...).
+            group: The index of the group.
+            actions: One action per environment of the group, shape (environments, ...).
         """
         self._rows["action"][self.groups[group]] = actions
         for connection, envs in self._envs_of.items():
             if envs[group]:
                 self._send(connection, group)
+        self._change_core()
 
     def recv(self, group: int) -> Outcome:
-        """Waits until a group's step is done."""
+        """Waits for the end of a group's step, and returns its results.
+
+        Args:
+            group: The index of the group.
+        """
         part = self.groups[group]
         finals: dict[int, LastStep] = {}
         for connection, envs in self._envs_of.items():
@@ -152,19 +168,47 @@ class EnvGroups:
         finals = {i - part.start: finals[i] for i in sorted(finals)}
         return Outcome(rows["observation"], rows["reward"], rows["terminated"], rows["truncated"], finals)
 
+    @contextmanager
+    def sharing_cores(self, trainers: int = 1) -> Iterator[None]:
+        """Moves the calling thread to another core after each ``send``, where every core has a process at work.
+
+        See ``kart_rewards.training.processes.core_by_core`` for the reason.
+
+        Args:
+            trainers: How many processes on this machine have as many processes with environments as this one.
+        """
+        try:
+            with core_by_core(self.num_processes * trainers) as self._change_core:
+                yield
+        finally:
+            self._change_core = _stay
+
     def call(self, name: str, *args: Any) -> list[Any]:
-        """Calls a method of each environment."""
+        """Calls a method of each environment.
+
+        Args:
+            name: The name of the method.
+            args: Its arguments; they must be picklable.
+
+        Returns:
+            The results, in the order of the environments.
+        """
         results: dict[int, Any] = {}
         for part in self._ask_all(_call, name, args):
             results |= part
         return [results[i] for i in range(self.num_envs)]
 
     def seconds(self) -> list[dict[str, float]]:
-        """Returns ``KartEnv.step_seconds`` of each process, and as ``processor`` what it has had of a core so far."""
+        """Returns the time that each process has used so far, in seconds.
+
+        Returns:
+            For each process: part -> seconds. The parts are those of ``KartEnv.step_seconds``, summed over the
+            environments of the process, and ``processor``, the processor time of the process.
+        """
         return self._ask_all(_seconds)
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
+        """Kills the processes, even during a step."""
         self._children.close()
 
     def _ask_all(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -193,6 +237,10 @@ class EnvGroups:
         return KartRewardsError(f"an environment's process ended unexpectedly: {listed or 'which one is not known'}")
 
 
+def _stay() -> None:
+    """Leaves the thread on the core that it is on."""
+
+
 def _serve(
     connection: Connection,
     makers: dict[int, Callable[[], gym.Env]],
@@ -200,7 +248,16 @@ def _serve(
     memory: Any,
     row_type: np.dtype,
 ) -> None:
-    """Makes environments, by their numbers, and does what is asked of them, until there is nobody to ask."""
+    """Runs in a child process: makes environments and executes requests until the connection closes.
+
+    Args:
+        connection: The connection to the parent. A request is the index of a group to step, or a function and its
+            arguments. The answer is what ``attempt`` returns.
+        makers: Index of the environment -> function that makes it.
+        groups: The environments of this process in each group.
+        memory: The shared memory of all rows.
+        row_type: The dtype of a row: observation, action and results of one environment.
+    """
     serve_parent()
     rows = np.frombuffer(memory, row_type)
     error, envs = attempt(lambda: {i: make() for i, make in makers.items()})

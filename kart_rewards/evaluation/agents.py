@@ -1,0 +1,330 @@
+"""Evaluation of trained agents, whatever trained them.
+
+* ``TrainedAgent`` - an agent from a file, with the environment it was trained in
+* ``load_agent`` - loads one with a loader, ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``
+* ``load_function`` - imports a function by such a name
+* ``evaluate_agents`` - plays agents beside the scripted drivers, prints tables and writes a report
+* ``EvalOptions`` - the options of evaluation in a training script
+* ``command`` - the command line
+
+A loader is a function ``load(path: Path) -> TrainedAgent``. ``examples/sb3_agent.py`` has one for Stable-Baselines3.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from annotated_types import Ge, Interval
+from tqdm import tqdm
+
+from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
+from kart_rewards.errors import KartRewardsError, counted, did_you_mean
+from kart_rewards.evaluation.contestants import Contestant, drivers, left_out
+from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker
+from kart_rewards.evaluation.evaluator import DEFAULT_RANDOM_START_FRAMES, Evaluator
+from kart_rewards.evaluation.statistics import across_seeds, summarise
+from kart_rewards.evaluation.tables import seeds_table, table, write_json
+from kart_rewards.integrations import find_game
+from kart_rewards.scripting import import_source
+from kart_rewards.training.options import check_bounds
+
+DEFAULT_LOADER = "ppo_continuous_single_file:load_agent"
+"""Loads the agents that ``ppo_continuous_single_file.py`` saved."""
+
+
+@dataclass
+class EvalOptions:
+    """Evaluation: complete episodes with a seed of their own, separate from training."""
+
+    evaluate: tuple[str, ...] = ()
+    """Evaluate these agents, such as runs/NAME/agent.pt, instead of training. Several agents must differ only in the
+    seed of their training. Prints tables, and writes evaluation.json beside the first agent."""
+    loader: str | None = None
+    """With --evaluate: the function that loads the agents, MODULE:FUNCTION or FILE.py:FUNCTION. By default the agents
+    are this program's own."""
+    eval_interval: Annotated[int, Ge(0)] = 50
+    """Number of updates from one evaluation of training to the next. The last update is evaluated, too. 0: never."""
+    eval_episodes: Annotated[int, Ge(1)] = 5
+    """Episodes per course."""
+    eval_states: tuple[str, ...] = ()
+    """Courses to evaluate on: start states. By default the courses of training; with --evaluate, all of the game."""
+    eval_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 1000
+    """Seed of the random starts. --evaluate uses the next seed, because best.pt was chosen by this one."""
+    capture_video: bool = False
+    """Write the first episode of each course as MP4, into videos/ beside the agent. Evaluations of training are also
+    shown in TensorBoard."""
+    video_gif: bool = False
+    """With --capture-video: keep the GIFs that TensorBoard shows, the first 20 seconds, beside the MP4s."""
+
+    @property
+    def final_seed(self) -> int:
+        """The seed of ``evaluate``. Training chose its best agent by another seed, so this comparison is fair."""
+        return self.eval_seed + 1
+
+
+@dataclass(frozen=True)
+class TrainedAgent:
+    """An agent from a file, ready to be watched and evaluated.
+
+    Args:
+        path: Its file.
+        make_policy: Returns the ``PolicyMaker`` of the agent: ``make_policy(deterministic)``. A deterministic policy
+            takes the most probable action; the other samples actions, as in training. The result must be picklable.
+        env_options: The arguments of ``KartEnv`` by name, including ``game``. ``state`` has the courses of training.
+        max_episode_frames: Number of emulated frames after which its episodes are truncated.
+        seed: Seed of its training, if known.
+        steps: Agent steps of its training, if known.
+    """
+
+    path: Path
+    make_policy: Callable[[bool], PolicyMaker]
+    env_options: Mapping[str, Any]
+    max_episode_frames: int = DEFAULT_MAX_EPISODE_FRAMES
+    seed: int | None = None
+    steps: int | None = None
+
+
+def load_agent(path: Path, loader: str = DEFAULT_LOADER) -> TrainedAgent:
+    """Loads an agent with a loader.
+
+    Args:
+        path: The agent's file.
+        loader: The loader's name; see ``load_function``.
+
+    Raises:
+        KartRewardsError: The loader can't be imported, or it failed.
+    """
+    load = load_function(loader)
+    if not path.exists():
+        raise KartRewardsError(f"{path}: no such file")
+    try:
+        agent = load(path)
+    except KartRewardsError:
+        raise
+    except Exception as error:  # libraries report damaged files by errors of many types
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise KartRewardsError(
+            f"{path}: {loader} can't load this agent: it raised {type(error).__name__}: {error}\n"
+            f"  at {frame.filename}:{frame.lineno}: {frame.line}"
+        ) from error
+    if not isinstance(agent, TrainedAgent):
+        raise KartRewardsError(
+            f"{loader} returned a {type(agent).__name__}: a loader must return a kart_rewards.evaluation.TrainedAgent"
+        )
+    return agent
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Imports a function by its name on the command line.
+
+    Args:
+        name: ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``. Modules are also looked for in the current folder.
+
+    Raises:
+        KartRewardsError: The module or function does not exist, or the module fails to import.
+
+    Example:
+        >>> load_function("kart_rewards.errors:counted")(2, "frame")
+        '2 frames'
+    """
+    source, _, function_name = name.rpartition(":")
+    if not (source and function_name):
+        raise KartRewardsError(f"{name!r}: is not the name of a function: write MODULE:FUNCTION or FILE.py:FUNCTION")
+    if source.endswith(".py"):
+        # Worker processes unpickle policies of this file, and import it by its plain name for that.
+        path = Path(source).resolve()
+        if not path.is_file():
+            raise KartRewardsError(f"{source}: no such file (the loader is {name!r})")
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        module = import_source(path.stem)
+        if Path(module.__file__ or "").resolve() != path:
+            raise KartRewardsError(
+                f"{source}: another module has the same name, {path.stem!r} ({module.__file__}): rename the file"
+            )
+    else:
+        module = import_source(source)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise KartRewardsError(f"{source}: has no function {function_name!r}.{did_you_mean(function_name, known)}")
+    return function
+
+
+def evaluate_agents(
+    agents: Sequence[TrainedAgent],
+    *,
+    states: Sequence[str] = (),
+    episodes: int = EvalOptions.eval_episodes,
+    seed: int = EvalOptions.eval_seed + 1,
+    random_start_frames: int = DEFAULT_RANDOM_START_FRAMES,
+    video_folder: Path | None = None,
+    output: Path | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Evaluates trained agents, with deterministic and with sampled actions, beside the scripted drivers.
+
+    Prints tables, and writes the statistics and all episodes as JSON.
+
+    Args:
+        agents: The agents. Several agents must differ only in the seed of their training.
+        states: The courses, by their start states. By default all start states of the game.
+        episodes: Number of episodes of each contestant on each course.
+        seed: The episodes' seeds are derived from it.
+        random_start_frames: Each reset first drives 0 to this many emulated frames at random.
+        video_folder: Folder for a video of each contestant's first episode on each course. None: no videos.
+        output: The JSON file. By default ``evaluation.json`` beside the first agent.
+        workers: Number of processes at most. None: as many as there are processor cores.
+
+    Returns:
+        The content of the JSON file: ``game``, ``eval_seed``, ``agents``, and for several agents ``across_seeds``. Each
+        agent has ``file``, ``seed``, ``steps``, ``summary`` (see ``summarise``) and ``episodes``.
+
+    Raises:
+        KartRewardsError: The agents were trained in different environments, an episode failed, or the file can't be
+            written.
+    """
+    first = agents[0]
+    check_comparable(agents)
+    options, name = first.env_options, first.env_options["game"]
+    states = list(states) or find_game(name, options.get("integrations")).states()
+    scripted = drivers(options)
+    if text := left_out(scripted, states):
+        print(text)
+
+    with Evaluator(workers) as evaluator:
+
+        def play(label: str, contestants: Sequence[Contestant]) -> list[EpisodeResult]:
+            results: Iterator[EpisodeResult] = evaluator.play(
+                contestants,
+                states,
+                episodes,
+                seed,
+                max_episode_frames=first.max_episode_frames,
+                random_start_frames=random_start_frames,
+                video_folder=video_folder,
+            )
+            total = sum(contestant.plays(state) for contestant in contestants for state in states) * episodes
+            only_on_a_terminal = None
+            return list(tqdm(results, label, total, leave=False, unit="episode", disable=only_on_a_terminal))
+
+        of_drivers = play("drivers", scripted)
+        reports, summaries = [], []
+        for agent in agents:
+            contestants = [
+                Contestant("agent, deterministic", agent.make_policy(True), options),
+                Contestant("agent, sampled", agent.make_policy(False), options),
+            ]
+            results = play(str(agent.path), contestants) + of_drivers
+            summary = summarise(sorted(results, key=lambda result: states.index(result.state)))
+            print(f"{_title(agent)}\n{table(summary)}\n")
+            summaries.append(summary)
+            reports.append(
+                {
+                    "file": str(agent.path),
+                    "seed": agent.seed,
+                    "steps": agent.steps,
+                    "summary": summary,
+                    "episodes": [asdict(result) for result in results],
+                }
+            )
+    report: dict[str, Any] = {"game": name, "eval_seed": seed, "agents": reports}
+    if len(agents) > 1:
+        report["across_seeds"] = across_seeds(summaries)
+        print(f"the {counted(len(agents), 'agent')}: median and quartiles\n{seeds_table(report['across_seeds'])}\n")
+    output = output or first.path.parent / "evaluation.json"
+    write_json(output, report)
+    print(f"wrote {output}")
+    return report
+
+
+def evaluate_from_options(
+    options: EvalOptions,
+    load: Callable[[Path], TrainedAgent],
+    env_options: Mapping[str, Any] | None = None,
+    max_episode_frames: int = DEFAULT_MAX_EPISODE_FRAMES,
+) -> None:
+    """Evaluates the agents that the options name; see ``evaluate_agents``.
+
+    Args:
+        options: Which agents, and how. Their ``loader`` replaces ``load``.
+        load: Loads an agent.
+        env_options: Replaces the agents' own options, after these were compared. None: keep the agents' own.
+        max_episode_frames: Replaces the agents' own limit, if ``env_options`` is given.
+
+    Raises:
+        KartRewardsError: See ``load_agent`` and ``evaluate_agents``.
+    """
+    paths = [Path(path) for path in options.evaluate]
+    agents = [load_agent(path, options.loader) if options.loader else load(path) for path in paths]
+    check_comparable(agents)
+    if env_options is not None:
+        agents = [replace(agent, env_options=env_options, max_episode_frames=max_episode_frames) for agent in agents]
+    evaluate_agents(
+        agents,
+        states=options.eval_states,
+        episodes=options.eval_episodes,
+        seed=options.final_seed,
+        video_folder=paths[0].parent / "videos" / "evaluation" if options.capture_video else None,
+    )
+
+
+def check_comparable(agents: Sequence[TrainedAgent]) -> None:
+    """Raises KartRewardsError if agents were trained in different environments."""
+    first = agents[0]
+    for agent in agents:
+        if (agent.env_options, agent.max_episode_frames) != (first.env_options, first.max_episode_frames):
+            raise KartRewardsError(
+                f"{agent.path}: was trained with other environment options than {first.path}: evaluate it by itself"
+            )
+
+
+def _title(agent: TrainedAgent) -> str:
+    title = f"{agent.path}: {agent.env_options['game']}"
+    if agent.steps is not None:
+        title += f", {counted(agent.steps, 'step')}"
+    return title if agent.seed is None else f"{title} with seed {agent.seed}"
+
+
+def command(
+    agents: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AGENT…")],
+    /,
+    loader: str = DEFAULT_LOADER,
+    eval_episodes: int = EvalOptions.eval_episodes,
+    eval_states: tuple[str, ...] = EvalOptions.eval_states,
+    eval_seed: int = EvalOptions.eval_seed,
+    capture_video: bool = EvalOptions.capture_video,
+) -> None:
+    """Evaluates trained agents: plays races beside scripted drivers, and prints tables.
+
+    Also writes evaluation.json, with the tables and all episodes, beside the first agent.
+
+    Args:
+        agents: The agents' files, such as runs/NAME/best.pt. Several agents must differ only in the seed of their
+            training.
+        loader: The function that loads an agent, MODULE:FUNCTION or FILE.py:FUNCTION. The default loads agents of
+            ppo_continuous_single_file.py.
+        eval_episodes: Episodes per course.
+        eval_states: Courses to evaluate on: start states. By default all of the game.
+        eval_seed: Seed of training's evaluations. This evaluation uses the next seed, because best.pt was chosen by
+            that one.
+        capture_video: Write the first episode of each course as MP4, into videos/evaluation/ beside the first agent.
+    """
+    if not agents:
+        raise KartRewardsError("name an agent's file: kart-rewards evaluate AGENT…")
+    options = EvalOptions(
+        evaluate=tuple(map(str, agents)),
+        loader=loader,
+        eval_episodes=eval_episodes,
+        eval_states=eval_states,
+        eval_seed=eval_seed,
+        capture_video=capture_video,
+    )
+    check_bounds(options)
+    evaluate_from_options(options, load_agent)

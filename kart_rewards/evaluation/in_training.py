@@ -1,0 +1,122 @@
+"""Evaluation of an agent while it trains.
+
+* ``TorchPolicy`` - makes the policy of an agent with PyTorch weights, in the process that plays
+* ``EvaluationInTraining`` - plays deterministic episodes with the agent as it is
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kart_rewards.env import KartEnv
+from kart_rewards.evaluation.agents import EvalOptions
+from kart_rewards.evaluation.contestants import Contestant
+from kart_rewards.evaluation.episodes import Policy, PolicyMaker
+from kart_rewards.evaluation.evaluator import Evaluator
+from kart_rewards.evaluation.statistics import evaluation_score, summarise
+from kart_rewards.training.checkpoints import load_weights
+from kart_rewards.training.log import Evaluation
+
+
+class TorchPolicy:
+    """Makes the policy of an agent where it plays: in a process that evaluates, or beside a window.
+
+    Args:
+        agent_class: Makes the agent from an observation space and an action space. The agent is a ``torch.nn.Module``
+            with a method ``act(observations, deterministic)``. The class must be at the top of a module, because it
+            is pickled.
+        weights: The agent's state dict, on the CPU.
+        deterministic: Take the most probable action. False: sample actions, as in training, by the episode's seed.
+    """
+
+    def __init__(self, agent_class: Callable[..., Any], weights: Mapping[str, Tensor], deterministic: bool) -> None:
+        self.agent_class = agent_class
+        self.weights = dict(weights)
+        self.deterministic = deterministic
+        self._agent: Any = None
+
+    def __call__(self, env: KartEnv, state: str, seed: int) -> Policy:
+        if self._agent is None:
+            torch.set_num_threads(1)  # several such processes play at the same time
+            self._agent = self.agent_class(env.observation_space, env.action_space)
+            load_weights(self._agent, self.weights)
+        torch.manual_seed(seed)
+        return self._act
+
+    @torch.no_grad()
+    def _act(self, env: KartEnv, observation: np.ndarray) -> np.ndarray:
+        action: Tensor = self._agent.act(torch.as_tensor(observation)[None], self.deterministic)[0]
+        return action.numpy()
+
+
+class EvaluationInTraining:
+    """Plays deterministic episodes with the agent as it is: a ``kart_rewards.training.run.Evaluate``.
+
+    Args:
+        make_policy: Returns the policy maker of an agent: ``make_policy(weights, deterministic)``.
+        env_options: ``KartEnv``'s arguments by name, ``game`` among them.
+        courses: Start states.
+        options: How often to evaluate, how many episodes, and whether to write videos.
+        max_episode_frames: Emulated frames after which an episode is truncated.
+    """
+
+    def __init__(
+        self,
+        make_policy: Callable[[dict[str, Tensor], bool], PolicyMaker],
+        env_options: Mapping[str, Any],
+        courses: Sequence[str],
+        options: EvalOptions,
+        max_episode_frames: int,
+    ) -> None:
+        self._make_policy = make_policy
+        self._env_options = env_options
+        self._courses = courses
+        self._options = options
+        self._max_episode_frames = max_episode_frames
+        self._evaluator = Evaluator()
+
+    def is_due(self, updates: int, last: bool) -> bool:
+        """Whether to evaluate after so many updates; ``last`` says that the run ends after them."""
+        interval = self._options.eval_interval
+        return interval > 0 and (last or updates % interval == 0)
+
+    def __call__(self, agent: nn.Module, folder: Path, steps: int, stop: threading.Event) -> Evaluation | None:
+        """Evaluates the agent; see ``kart_rewards.training.run.Evaluate``.
+
+        Raises:
+            KartRewardsError: See ``Evaluator.play``.
+        """
+        options = self._options
+        weights = {name: value.detach().cpu() for name, value in agent.state_dict().items()}
+        contestant = Contestant("agent", self._make_policy(weights, True), self._env_options)
+        videos = folder / "videos" / str(steps) if options.capture_video else None
+        results = []
+        for result in self._evaluator.play(
+            [contestant],
+            self._courses,
+            options.eval_episodes,
+            options.eval_seed,
+            max_episode_frames=self._max_episode_frames,
+            video_folder=videos,
+        ):
+            results.append(result)
+            if stop.is_set():
+                return None
+        summary = summarise(results)
+        metrics = {
+            course: {name: value for name, value in by_policy["agent"].items() if value is not None}
+            for course, by_policy in summary.items()
+        }
+        files = sorted(videos.glob("*.mp4")) if videos else []
+        return Evaluation(metrics, evaluation_score(summary), files, options.video_gif)
+
+    def close(self) -> None:
+        """Ends the processes that evaluate."""
+        self._evaluator.close()

@@ -1,0 +1,139 @@
+"""Statistics as text and as JSON.
+
+* ``table`` - the statistics of ``summarise`` as a table
+* ``seeds_table`` - the statistics of ``across_seeds`` as a table
+* ``write_json`` - writes a JSON file
+
+Tables are plain text without colours, whatever the output is. Their lines are never wrapped or truncated.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from kart_rewards.errors import counted
+from kart_rewards.evaluation.statistics import Metrics, SeedStatistics, Summary
+from kart_rewards.files import atomic_write
+
+_WIDER_THAN_ANY_TABLE = 10_000  # characters; rich wraps tables to the width of its console
+
+
+class _Column(NamedTuple):
+    header: str
+    metric: str
+    number_format: str
+
+
+_COLUMNS = (
+    _Column("episodes", "episodes", "{}"),
+    _Column("finished", "finish_rate", "{:.0%}"),
+    _Column("lap\nbest", "best_lap_time_seconds", "{:.2f}"),
+    _Column("lap\n25%", "lower_quartile_lap_time_seconds", "{:.2f}"),
+    _Column("lap\nmedian", "median_lap_time_seconds", "{:.2f}"),
+    _Column("lap\n75%", "upper_quartile_lap_time_seconds", "{:.2f}"),
+    _Column("race\nbest", "best_race_time_seconds", "{:.2f}"),
+    _Column("race\n25%", "lower_quartile_race_time_seconds", "{:.2f}"),
+    _Column("race\nmedian", "median_race_time_seconds", "{:.2f}"),
+    _Column("race\n75%", "upper_quartile_race_time_seconds", "{:.2f}"),
+    _Column("off\nroad", "median_off_road_seconds", "{:.1f}"),
+    _Column("wall\nhits", "median_wall_hits", "{:.1f}"),
+    _Column("return", "median_return", "{:.1f}"),
+)
+_NOT_OVER_SEEDS = ("episodes", "25%", "75%")  # seeds_table has quartiles over the seeds, in rows
+
+_Row = tuple[str, Mapping[str, str]]
+"""A label, and the text of each metric. A heading has no metrics."""
+
+
+def table(summary: Summary) -> str:
+    """Returns the statistics of ``summarise`` as a table, one row per course and policy."""
+    rows: list[_Row] = []
+    for course, by_policy in summary.items():
+        rows.append((course, {}))
+        for policy, metrics in by_policy.items():
+            cells, episodes, rate = _cells(metrics), metrics["episodes"], metrics["finish_rate"]
+            if rate is not None:
+                cells["finish_rate"] = f"{round(rate * episodes)}/{episodes}"
+                del cells["episodes"]
+            rows.append((f"  {policy}", cells))
+    legend = "Return: the median."
+    if any("finish_rate" in cells for _, cells in rows):
+        legend = (
+            "Times are in seconds. Lap: all completed laps. Race: finished episodes.\n"
+            "Off road, wall hits, return: medians."
+        )
+    return f"{_layout(_COLUMNS, rows)}\n{legend}"
+
+
+def seeds_table(statistics: SeedStatistics) -> str:
+    """Returns the statistics of ``across_seeds`` as a table: medians, with the quartiles in the rows below.
+
+    A fourth row has the number of seeds with a value, if it differs between the columns.
+    """
+    columns = [column for column in _COLUMNS if not column.header.endswith(_NOT_OVER_SEEDS)]
+    rows: list[_Row] = []
+    for course, by_policy in statistics.items():
+        rows.append((course, {}))
+        for policy, metrics in by_policy.items():
+            seeds = {name: values["seeds"] for name, values in metrics.items()}
+            most = f"{policy}, {counted(max(seeds.values()), 'seed')}"
+            for label, part in ((most, "median"), ("  25%", "lower_quartile"), ("  75%", "upper_quartile")):
+                rows.append((f"  {label}", _cells({name: values[part] for name, values in metrics.items()})))
+            if len(set(seeds.values()) - {0}) > 1:
+                rows.append(("    seeds", {name: str(count) for name, count in seeds.items() if count}))
+    legend = (
+        "Median over the seeds, and the values at 25% and 75%. Seeds: number of agents with a value.\n"
+        "Times are in seconds."
+    )
+    return f"{_layout(columns, rows)}\n{legend}"
+
+
+def _cells(metrics: Metrics) -> dict[str, str]:
+    known = ((column, metrics.get(column.metric)) for column in _COLUMNS)
+    return {column.metric: column.number_format.format(value) for column, value in known if value is not None}
+
+
+def _layout(columns: Sequence[_Column], rows: Sequence[_Row]) -> str:
+    """Returns the rows as text, without the columns that have no values."""
+    used = [column for column in columns if any(column.metric in cells for _, cells in rows)]
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("")
+    for column in used:
+        grid.add_column(column.header, justify="right", vertical="bottom")
+    for label, cells in rows:
+        grid.add_row(label, *(cells.get(column.metric, "-") for column in used if cells))
+    console = Console(
+        file=io.StringIO(),
+        width=_WIDER_THAN_ANY_TABLE,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a JSON file atomically. An existing file is replaced.
+
+    Args:
+        path: The file. A missing folder is created.
+        content: Dicts, lists, numbers and text, without NaN.
+
+    Raises:
+        KartRewardsError: The file can't be written. An existing file stays as it was.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with atomic_write(path) as file:
+        file.write_text(text, encoding="utf-8")

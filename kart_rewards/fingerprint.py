@@ -1,0 +1,238 @@
+"""Fingerprints of code: whether a reward term still computes what it computed when a run was saved.
+
+* ``fingerprint`` - a hash of everything in the source code that decides what a function or class returns
+* ``file_fingerprint`` - a hash of a whole file, by which checkpoints of version 0.1 compare
+
+A fingerprint covers the code of a definition, the functions and classes that it uses, also those of other files, and
+the constants that it reads. It does not cover comments, docstrings, type annotations, decorators and line breaks, nor
+other definitions of the file. Libraries (everything outside the user's own files and this package) count by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import sys
+import sysconfig
+import textwrap
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+NO_SOURCE = (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError)
+"""What ``inspect`` raises for a definition that is interactive or built in, or whose file was edited meanwhile."""
+
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def fingerprint(definition: Any) -> str:
+    """Returns 16 hexadecimal digits that change when the code changes that decides what the definition returns.
+
+    Args:
+        definition: A function, a class, or any other callable.
+    """
+    parts: list[str] = []
+    _Collector(parts, _package_of(definition)).add(definition)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def file_fingerprint(definition: Any) -> str:
+    """Returns a hash of the text of the file that holds a definition."""
+    try:
+        module = inspect.getmodule(definition)
+        source = inspect.getsource(definition if module is None else module)
+    except NO_SOURCE:
+        source = ""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+class _Collector:
+    """Collects the text that a fingerprint is a hash of.
+
+    Args:
+        parts: Is extended.
+        package: The package of the definition, which is never taken for a library.
+    """
+
+    def __init__(self, parts: list[str], package: str) -> None:
+        self._parts = parts
+        self._own_packages = {package, "kart_rewards"} - {"builtins"}
+        self._seen: set[int] = set()
+        self._kept: list[Any] = []  # so that no id is used again
+
+    def add(self, value: Any, name: str = "") -> None:
+        """Adds a value, and everything of the user's own that it uses.
+
+        Args:
+            value: The value.
+            name: How the code calls it.
+        """
+        if id(value) in self._seen:
+            self._parts.append(f"{name}: see above")
+            return
+        if isinstance(value, (FunctionType, type, ModuleType, functools.partial, MethodType)) or hasattr(
+            value, "__dict__"
+        ):
+            self._seen.add(id(value))
+            self._kept.append(value)
+        match value:
+            case functools.partial():
+                for part in (value.func, value.args, value.keywords):
+                    self.add(part, f"{name} partial")
+            case MethodType():
+                self.add(value.__func__, name)
+                self.add(value.__self__, f"{name} self")
+            case FunctionType():
+                self._add_function(value, name)
+            case type():
+                self._add_class(value, name)
+            case ModuleType():
+                self._parts.append(f"{name}: module {value.__name__}")
+            case list() | tuple():
+                self._parts.append(f"{name}: {type(value).__name__} of {len(value)}")
+                for i, item in enumerate(value):
+                    self.add(item, f"{name}[{i}]")
+            case dict():
+                self._parts.append(f"{name}: dict of {len(value)}")
+                for key, item in value.items():
+                    self.add(item, f"{name}[{key!r}]")
+            case set() | frozenset():
+                self._parts.append(f"{name}: set {sorted(map(repr, value))}")
+            case None | bool() | int() | float() | complex() | str() | bytes() | Path():
+                self._parts.append(f"{name}: {value!r}")
+            case _ if inspect.isbuiltin(value):
+                self._parts.append(f"{name}: {value.__module__}.{value.__qualname__}")
+            case _ if hasattr(value, "tobytes"):  # an array
+                self._parts.append(f"{name}: {hashlib.sha256(value.tobytes()).hexdigest()}")
+            case _ if callable(value) and hasattr(value, "__wrapped__"):  # such as a function with functools.cache
+                self.add(value.__wrapped__, name)
+            case _:
+                self.add(type(value), f"{name} of")
+                self.add(getattr(value, "__dict__", None), f"{name} with")
+
+    def _add_function(self, function: FunctionType, name: str) -> None:
+        if self._is_library(function):
+            self._parts.append(f"{name}: {function.__module__}.{function.__qualname__}")
+            return
+        tree = _tree(function.__code__)
+        self._parts.append(f"{name}: {_text(tree) if tree else _bytecode(function.__code__)}")
+        self.add(function.__defaults__, "defaults")
+        self.add(function.__kwdefaults__, "keyword defaults")
+        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                self.add(cell.cell_contents, variable)
+            except ValueError:  # it has no value yet
+                self._parts.append(f"{variable}: unset")
+        for variable in sorted(_global_names(function.__code__)):
+            if variable in function.__globals__:
+                value = function.__globals__[variable]
+                self.add(value, variable)
+                if isinstance(value, ModuleType) and tree and not self._is_library(value):
+                    for attribute in sorted(_attributes(tree, variable)):
+                        self.add(getattr(value, attribute, None), f"{variable}.{attribute}")
+
+    def _add_class(self, cls: type, name: str) -> None:
+        if self._is_library(cls):
+            self._parts.append(f"{name}: {cls.__module__}.{cls.__qualname__}")
+            return
+        self._parts.append(f"{name}: class {cls.__qualname__}")
+        for base in cls.__bases__:
+            self.add(base, "base")
+        for attribute, value in sorted(vars(cls).items()):
+            if attribute in _OF_EVERY_CLASS:
+                continue
+            if isinstance(value, (staticmethod, classmethod)):
+                value = value.__func__
+            if isinstance(value, (property, functools.cached_property)):
+                value = value.fget if isinstance(value, property) else value.func
+            self.add(value, attribute)
+
+    def _is_library(self, value: Any) -> bool:
+        """Whether a function, class or module is neither the user's own nor of this package."""
+        package = _package_of(value)
+        if package in self._own_packages:
+            return False
+        file = getattr(sys.modules.get(package), "__file__", None)
+        if file is None:  # built in, or a package without __init__.py
+            return package == "builtins" or package in sys.builtin_module_names
+        return str(file).startswith(_LIBRARIES)
+
+
+_OF_EVERY_CLASS = {
+    *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__kart_script__"),
+    *("__firstlineno__", "__static_attributes__", "__annotate_func__", "__annotations_cache__", "__orig_bases__"),
+}
+
+
+def _package_of(value: Any) -> str:
+    """Returns the first part of the name of a definition's module."""
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
+    return str(name.partition(".")[0])
+
+
+def _tree(code: CodeType) -> ast.AST | None:
+    """The syntax tree of a function without what does not decide its result; None if there is no source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(code))
+    except NO_SOURCE:
+        return None
+    try:
+        tree: ast.AST = ast.parse(source)
+    except SyntaxError:  # a lambda amid an expression of several lines
+        return None
+    lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+    if code.co_name == "<lambda>":
+        return lambdas[0] if len(lambdas) == 1 else None
+    return _Stripper().visit(tree)
+
+
+class _Stripper(ast.NodeTransformer):
+    """Removes docstrings, annotations and decorators."""
+
+    def _strip(self, node: Any) -> Any:
+        self.generic_visit(node)
+        node.decorator_list = []
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        if not isinstance(node, ast.ClassDef):
+            node.returns = None
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _strip  # noqa: N815 - names of ast
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        self.generic_visit(node)
+        return None if node.value is None else ast.Assign([node.target], node.value, lineno=node.lineno)
+
+
+def _text(tree: ast.AST) -> str:
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _bytecode(code: CodeType) -> str:
+    constants = [_bytecode(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """The names that a function, or one inside it, may look up among its globals."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _global_names(constant)
+    return names
+
+
+def _attributes(tree: ast.AST, name: str) -> Iterator[str]:
+    """The attributes that code reads off a name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name:
+            yield node.attr

@@ -1,0 +1,32 @@
+"""The variables inside a start state, as text. Needs no emulator.
+
+* ``command`` - the command ``kart-rewards ram``
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from kart_rewards.ram import RamLayout, read_state_file
+
+
+def command(
+    state: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STATE")],
+    /,
+    data: Path | None = None,
+) -> None:
+    """Prints the variables inside a start state: name, address, type and value. Needs no emulator.
+
+    Args:
+        state: A SNES .state file.
+        data: The data.json that describes the variables. By default the one beside the state.
+    """
+    work_ram = read_state_file(state)
+    layout = RamLayout.from_file(data or state.parent / "data.json")
+    snapshot = layout.decode(work_ram)
+    print(f"{'variable':<20} {'address':<10} {'type':<5} {'value':>8}")
+    for variable, value in zip(layout.variables, snapshot, strict=True):
+        print(f"{variable.name:<20} 0x{variable.address:06X}   {variable.type:<5} {value:>8}  0x{value % 2**64:X}")

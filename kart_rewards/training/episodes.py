@@ -1,0 +1,90 @@
+"""The environments of a training run.
+
+* ``TrainingEpisodes`` - a wrapper with a step limit, returns and lengths, and states to resume from
+* ``make_training_envs`` - all environments of this process's share
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from kart_rewards.env import KartEnv
+from kart_rewards.training.ranks import Ranks
+from kart_rewards.training.vector import EnvGroups
+
+
+class TrainingEpisodes(gym.Wrapper):
+    """Gives episodes a step limit, measures their return and length, and saves and resumes them.
+
+    ``info`` is empty except on an episode's last step, the only one that training reads. There it gains ``episode``:
+    ``r``, the return, and ``l``, the length in agent steps, as in Gymnasium's ``RecordEpisodeStatistics``.
+
+    ``reset`` takes ``options={"states": [...]}``, the results of ``get_state`` of all environments, to resume.
+
+    Args:
+        env: A ``KartEnv``, or a wrapper around one.
+        index: Its number among the run's environments.
+        max_episode_steps: Agent steps after which an episode is truncated.
+    """
+
+    def __init__(self, env: gym.Env, index: int, max_episode_steps: int) -> None:
+        super().__init__(env)
+        self.index = index
+        self.max_episode_steps = max_episode_steps
+        self.episode_return = 0.0
+        self.episode_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.episode_return = 0.0
+        self.episode_steps = 0
+        observation, info = self.env.reset(seed=seed, options=options)
+        if options and "states" in options:
+            state = options["states"][self.index]
+            self.episode_return, self.episode_steps = state["return"], state["steps"]
+            observation = self.unwrapped.set_state(state["env"])  # type: ignore[attr-defined]
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.episode_return += float(reward)
+        self.episode_steps += 1
+        truncated = truncated or self.episode_steps >= self.max_episode_steps
+        if not (terminated or truncated):
+            return observation, reward, False, False, {}
+        info["episode"] = {"r": self.episode_return, "l": self.episode_steps}
+        return observation, reward, terminated, truncated, info
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns everything that the rest of the episode depends on, as plain values and bytes."""
+        env = self.unwrapped.get_state()  # type: ignore[attr-defined]
+        return {"return": self.episode_return, "steps": self.episode_steps, "env": env}
+
+
+def make_training_env(env_options: Mapping[str, Any], index: int, max_episode_steps: int) -> TrainingEpisodes:
+    """Makes one environment; see ``TrainingEpisodes``. It runs in the process that the environment plays in."""
+    return TrainingEpisodes(KartEnv(**env_options), index, max_episode_steps)
+
+
+def make_training_envs(
+    env_options: Mapping[str, Any], num_envs: int, max_episode_steps: int, ranks: Ranks
+) -> EnvGroups:
+    """Makes the environments of one rank, in two groups: one group steps while the agent answers the other.
+
+    Args:
+        env_options: The arguments of ``KartEnv`` by name.
+        num_envs: How many environments all ranks have together.
+        max_episode_steps: Agent steps after which an episode is truncated.
+        ranks: This process among all. Its environments are distributed over one process per core that it has.
+
+    Raises:
+        KartRewardsError: An environment can't be made.
+    """
+    own = ranks.share(num_envs)
+    makers = [
+        functools.partial(make_training_env, env_options, ranks.rank * own + i, max_episode_steps) for i in range(own)
+    ]
+    return EnvGroups(makers, groups=2, processes=ranks.processors())

@@ -1,0 +1,249 @@
+"""What a training run reports: its TensorBoard log and its line on the terminal.
+
+* ``Log`` - options, reward terms, scalars and videos in TensorBoard
+* ``Progress`` - one line on the terminal
+* ``Evaluation`` - the result of an evaluation, as ``Log`` takes it
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from kart_rewards.env.video import to_gif
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.scenario import Scoring
+from kart_rewards.scripting import Script
+
+_TENSORBOARD_GIF = {"width": 256, "frames_per_second": 10, "seconds": 20}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of evaluating the agent during training.
+
+    Args:
+        metrics: Course -> metric -> value.
+        score: What makes one evaluation better than another, the most important number first; compared as lists are.
+        videos: MP4 files of it.
+        keep_gifs: Whether to keep the GIFs that are made of them for TensorBoard.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    score: list[float]
+    videos: list[Path] = field(default_factory=list)
+    keep_gifs: bool = False
+
+
+class Progress:
+    """One line on the terminal, renewed in place. Where the output is not a terminal, a new line every 10 seconds.
+
+    Args:
+        total_steps: Agent steps of the whole run.
+        steps: Agent steps done before this process started.
+    """
+
+    def __init__(self, total_steps: int, steps: int) -> None:
+        tqdm.set_lock(threading.RLock())  # its default is shared between processes, of which one alone prints here
+        tqdm.monitor_interval = 0  # without a thread that watches the line
+        terminal = sys.stdout.isatty()
+        self._returns: deque[float] = deque(maxlen=20)
+        self._best_lap_seconds = math.inf
+        self._line: tqdm[Any] = tqdm(
+            total=total_steps,
+            initial=steps,
+            mininterval=0.5 if terminal else 10.0,
+            miniters=1,
+            smoothing=0,  # the mean rate since the start
+            file=sys.stdout if terminal else _Lines(),
+            bar_format="{n:,}/{total:,} steps  {rate_noinv_fmt}  {remaining} left{desc}",
+            unit=" steps",
+            delay=1e-3,  # no line before the first update
+        )
+
+    def episode(self, episode_return: float, best_lap_seconds: float) -> None:
+        """Takes in an episode that ended."""
+        self._returns.append(episode_return)
+        self._best_lap_seconds = min(self._best_lap_seconds, best_lap_seconds)
+
+    def update(self, steps: int) -> None:
+        """Shows how many agent steps are done, if the last line is old enough."""
+        parts = ["", f"return {sum(self._returns) / len(self._returns):.1f}"] if self._returns else []
+        if self._best_lap_seconds < math.inf:
+            parts.append(f"best lap {self._best_lap_seconds:.2f} s")
+        self._line.set_description_str("  ".join(parts), refresh=False)
+        self._line.update(steps - self._line.n)
+
+    def steps_per_second(self) -> float:
+        """Returns the mean rate since this process started."""
+        numbers = self._line.format_dict
+        return float(numbers["n"] - numbers["initial"]) / max(float(numbers["elapsed"]), 1e-9)
+
+    def close(self) -> None:
+        """Shows the line a last time and ends it."""
+        self._line.close()
+
+
+class _Lines:
+    """A file for tqdm that prints separate lines, for a standard output that is not a terminal."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if not line:
+            return
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:  # the program that read the output has ended; training goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def flush(self) -> None:
+        """Every line is flushed when it is written."""
+
+
+class Log:
+    """The TensorBoard log in a run's folder: options and reward terms at the start, then scalars and videos.
+
+    Args:
+        folder: The run's folder.
+        options: Option -> value, of all groups.
+        scoring: The run's reward terms and done rules.
+        total_steps: Agent steps of the whole run.
+        steps: Agent steps done so far. Later entries of an earlier process are dropped from the curves.
+        wandb_options: Arguments of ``wandb.init``, to mirror the log to Weights & Biases. None: do not.
+
+    Raises:
+        OSError: The folder can't be written to.
+        KartRewardsError: Weights & Biases is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        scoring: Scoring,
+        total_steps: int,
+        steps: int,
+        wandb_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        _report_writer_errors_once()
+        if wandb_options is not None:
+            check_wandb()
+            import wandb
+
+            wandb.init(name=folder.name, config=dict(options), sync_tensorboard=True, **wandb_options)
+        self.writer = SummaryWriter(str(folder), purge_step=steps + 1)
+        self.progress = Progress(total_steps, steps)
+        rows = "\n".join(f"|{name}|{value}|" for name, value in options.items())
+        self.writer.add_text("hyperparameters", f"|option|value|\n|-|-|\n{rows}", steps)
+        scripts: list[tuple[Script, str]] = [(term, f"{term.weight:g}") for term in scoring.terms]
+        scripts += [(rule, "ends the episode") for rule in scoring.done]
+        rows = "\n".join(
+            f"|{script.name}|{weight}|{script.summary}|{script.where}|{script.fingerprint}|"
+            for script, weight in scripts
+        )
+        head = "|name|weight|what|defined at|hash of the code|\n|-|-|-|-|-|\n"
+        self.writer.add_text("reward_terms", head + rows, steps)
+
+    def scalars(self, group: str, values: Mapping[str, float], steps: int) -> None:
+        """Writes each value as ``group/name``."""
+        for name, value in values.items():
+            self.writer.add_scalar(f"{group}/{name}", value, steps)
+
+    def update(
+        self,
+        steps: int,
+        losses: Mapping[str, float],
+        episodes: Iterable[tuple[int, dict[str, Any]]],
+        milliseconds: Mapping[str, float],
+        learning_rate: float,
+    ) -> None:
+        """Writes the results of a rollout and its update, and renews the line on the terminal.
+
+        Args:
+            steps: Agent steps done so far.
+            losses: Losses and diagnostics by name.
+            episodes: The episodes that ended: agent steps of the whole run until then, and the last info.
+            milliseconds: See ``kart_rewards.training.timing.split_of_a_step``.
+            learning_rate: The optimizer's.
+        """
+        for episode_steps, info in episodes:
+            self._episode(info, episode_steps)
+        self.scalars("losses", losses, steps)
+        self.scalars("time", milliseconds, steps)
+        self.scalars("memory", memory_mb(), steps)
+        self.progress.update(steps)
+        self.scalars("charts", {"learning_rate": learning_rate, "SPS": self.progress.steps_per_second()}, steps)
+
+    def _episode(self, info: dict[str, Any], steps: int) -> None:
+        episode, race = info["episode"], info.get("race", {})
+        self.progress.episode(float(episode["r"]), race.get("best_lap_time_seconds", math.inf))
+        self.scalars("charts", {"episodic_return": episode["r"], "episodic_length": episode["l"]}, steps)
+        for kind, by_term in info["episode_rewards"].items():
+            self.scalars("rewards" if kind == "sum" else f"rewards_{kind}", by_term, steps)
+        self.scalars("race", race, steps)
+
+    def evaluation(self, evaluation: Evaluation, steps: int) -> None:
+        """Writes an evaluation as ``eval/COURSE/METRIC``, and its videos as GIFs.
+
+        Raises:
+            KartRewardsError: A GIF can't be made.
+        """
+        for course, metrics in evaluation.metrics.items():
+            self.scalars(f"eval/{course}", metrics, steps)
+        for video in evaluation.videos:
+            gif = video.with_suffix(".gif")
+            to_gif(video, gif, **_TENSORBOARD_GIF)
+            # SummaryWriter.add_video needs an old version of moviepy
+            image = SummaryProto.Image(encoded_image_string=gif.read_bytes())
+            value = SummaryProto.Value(tag=f"eval/{video.stem}", image=image)
+            self.writer._get_file_writer().add_summary(SummaryProto(value=[value]), steps)
+            if not evaluation.keep_gifs:
+                gif.unlink()
+
+    def close(self) -> None:
+        """Ends the line on the terminal, and closes the TensorBoard log; a full disk loses what is not yet written."""
+        self.progress.close()
+        with suppress(OSError):
+            self.writer.close()
+
+
+def check_wandb() -> None:
+    """Raises KartRewardsError if Weights & Biases is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise KartRewardsError("--track needs Weights & Biases: pip install 'kart_rewards[wandb]'")
+
+
+def memory_mb() -> dict[str, float]:
+    """Returns the resident memory of this process and of its children, in MiB. They share a part of it.
+
+    The children are the environments' processes and, from the first evaluation on, the processes that evaluate.
+    """
+    trainer = psutil.Process()
+    children = 0
+    for process in trainer.children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            children += process.memory_info().rss
+    memory = {"trainer_mb": trainer.memory_info().rss / 2**20, "children_mb": children / 2**20}
+    if torch.cuda.is_available():
+        memory["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return memory
+
+
+def _report_writer_errors_once() -> None:
+    """TensorBoard writes in a thread of its own. Its error is raised at our next call, too: do not print it twice."""
+    threading.excepthook = lambda info: None if issubclass(info.exc_type, OSError) else threading.__excepthook__(info)

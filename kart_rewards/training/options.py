@@ -1,0 +1,56 @@
+"""Options of a command line: bounds, and a form that a checkpoint can hold.
+
+* ``check_bounds`` - compares each option with the bounds that its annotation names
+* ``to_plain_options`` - option dataclasses as plain values
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from annotated_types import Ge, Interval
+
+from kart_rewards.errors import KartRewardsError
+
+
+def check_bounds(options: Any) -> None:
+    """Checks the fields of a dataclass against the bounds in their annotations. A value of None is not checked.
+
+    Args:
+        options: An instance of a dataclass with fields such as ``gamma: Annotated[float, Interval(ge=0, le=1)]``.
+
+    Raises:
+        KartRewardsError: A value is outside its bounds. The message names the option as the command line spells it.
+
+    Example:
+        >>> @dataclass
+        ... class Options:
+        ...     num_envs: Annotated[int, Ge(1)] = 16
+        >>> check_bounds(Options(num_envs=0))
+        Traceback (most recent call last):
+        kart_rewards.errors.KartRewardsError: --num-envs must be 1 or more, not 0
+    """
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        for bound in getattr(hint, "__metadata__", ()):
+            if value is None or not isinstance(bound, (Ge, Interval)):
+                continue
+            low: Any = bound.ge
+            high: Any = math.inf if isinstance(bound, Ge) else bound.le
+            if not low <= value <= high or math.isinf(value):
+                wanted = f"{low} or more" if high == math.inf else f"between {low} and {high}"
+                raise KartRewardsError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+
+
+def to_plain_options(options: Any) -> dict[str, Any]:
+    """Returns a dataclass of options as a dict. Paths become text, which ``torch.load`` accepts without unpickling."""
+    return {key: _plain(value) for key, value in asdict(options).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value

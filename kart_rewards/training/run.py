@@ -1,0 +1,356 @@
+"""One training run: it counts steps, logs, evaluates, saves, and stops.
+
+* ``RunOptions`` - where a run goes, how it is logged and saved
+* ``Run`` - the run at work, around the loop of an algorithm
+* ``make_run_folder`` - a folder for a new run
+* ``stop_on_signals`` - Ctrl-C and SIGTERM end the run after the current update
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from annotated_types import Ge, Interval
+from torch import nn
+
+from kart_rewards.errors import KartRewardsError, counted
+from kart_rewards.files import UnwritableError
+from kart_rewards.scenario import Scoring
+from kart_rewards.training.checkpoints import Resumption, save_atomically, save_checkpoint
+from kart_rewards.training.log import Evaluation, Log, check_wandb
+from kart_rewards.training.ranks import Ranks
+from kart_rewards.training.timing import Stopwatch, split_of_a_step
+from kart_rewards.training.vector import EnvGroups
+
+
+@dataclass
+class RunOptions:
+    """The run: where it goes, how it is logged and saved."""
+
+    exp_name: str = "ppo_continuous_single_file"
+    """Part of the run's name: runs/{env-id}__{exp-name}__{seed}__{time}."""
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 1
+    """Seed of the agent, the rollouts and the environments."""
+    runs_path: Path = Path("runs")
+    """Folder for runs: each has a folder of its own there, for its TensorBoard log, checkpoints and videos."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the agent runs. auto: cuda if there is one, else cpu."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the network computes with while it trains; weights, heads and losses are float32. auto: bfloat16 where the
+    device has instructions for it."""
+    compile: bool = False
+    """Compile the network with torch.compile. Without a compiler on this machine, training goes on uncompiled."""
+    torch_deterministic: bool = True
+    """Use only deterministic algorithms in cuDNN."""
+    resume: str | None = None
+    """Checkpoint to resume, such as runs/NAME/agent.pt. Its options apply, except those given here. auto: the newest
+    complete checkpoint of a run with this game, name and seed, if there is any."""
+    allow_changed_rewards: bool = False
+    """Resume although the reward terms or done rules differ from those of the checkpoint."""
+    checkpoint_interval: Annotated[int, Ge(0)] = 20
+    """Save a checkpoint after this many updates, again and again, and at the end. 0: at the end only."""
+    checkpoints_kept: Annotated[int, Ge(1)] = 3
+    """Keep this many of the last checkpoints, as agent-STEPS.pt. agent.pt is the newest."""
+    track: bool = False
+    """Mirror the log to Weights & Biases (needs pip install 'kart_rewards[wandb]')."""
+    wandb_project_name: str = "kart_rewards"
+    """The Weights & Biases project."""
+    wandb_entity: str | None = None
+    """The Weights & Biases team."""
+
+
+class DivergedError(KartRewardsError):
+    """The agent has numbers that are not finite. It must not replace the agent of a checkpoint."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the agent's {what} are no longer finite: resume an earlier checkpoint with a lower --learning-rate, or "
+            "check what the reward terms pay"
+        )
+
+
+class Evaluate(Protocol):
+    """Evaluates the agent during training."""
+
+    def is_due(self, updates: int, last: bool) -> bool:
+        """Whether to evaluate after so many updates; ``last`` says that the run ends after them."""
+
+    def __call__(self, agent: nn.Module, folder: Path, steps: int, stop: threading.Event) -> Evaluation | None:
+        """Returns the result; None if ``stop`` was set meanwhile.
+
+        Args:
+            agent: The agent as it is.
+            folder: The run's folder.
+            steps: Agent steps done so far.
+            stop: Set it to end the evaluation after the current episode.
+        """
+
+
+@dataclass
+class Run:
+    """One training run at work, around the loop of an algorithm.
+
+    The run goes on until all steps are done or ``stop`` is set. However it ends, what was learned is saved.
+
+    Args:
+        options: The run's own options.
+        settings: Group of options -> option -> value, of all groups: what the log shows and checkpoints hold.
+        scoring: The reward terms and done rules.
+        envs: This rank's environments.
+        ranks: This process among all.
+        device: The agent's.
+        total_steps: Agent steps of the whole run, over all ranks.
+        steps_per_update: Agent steps of one update, over all ranks.
+        evaluate: Evaluates the agent.
+        stop: Set it to end the run after the current update.
+        resumption: What to take over from a checkpoint. None: begin at step 0.
+
+    Attributes:
+        folder: The run's folder.
+        steps: Agent steps done so far, over all ranks.
+        updates: Updates done so far.
+        over: Whether the loop should end.
+        stopwatch: The loop times the stages ``rollout``, ``policy`` (a part of it) and ``update`` of each update.
+
+    Raises:
+        KartRewardsError: ``--track`` was given without Weights & Biases.
+
+    Example:
+        >>> with run.started(agent, optimizer) as observations:
+        ...     while not run.over:
+        ...         episodes, losses = rollout_and_update(agent, optimizer, observations)
+        ...         run.after_update(losses, episodes)
+    """
+
+    options: RunOptions
+    settings: Mapping[str, Mapping[str, Any]]
+    scoring: Scoring
+    envs: EnvGroups
+    ranks: Ranks
+    device: torch.device
+    total_steps: int
+    steps_per_update: int
+    evaluate: Evaluate
+    stop: threading.Event
+    resumption: Resumption | None = None
+
+    def __post_init__(self) -> None:
+        options = self.options
+        if options.track:
+            check_wandb()
+        self.folder = (self.resumption and self.resumption.folder) or make_run_folder(
+            options.runs_path, self.settings["env"]["env_id"], options.exp_name, options.seed
+        )
+        self.steps = self.updates = 0
+        self.over = False
+        self.stopwatch = Stopwatch()
+        self._agent: nn.Module
+        self._optimizer: torch.optim.Optimizer
+        self._best_score: list[float] = []
+        self._log: Log | None = None
+        self._seconds_before: list[dict[str, float]] = []
+
+    @contextmanager
+    def started(self, agent: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[np.ndarray]:
+        """Starts or resumes the run for the body of the ``with`` statement, which holds the loop, and ends it.
+
+        Args:
+            agent: The agent, on its device. It takes over the weights of the checkpoint, if there is one.
+            optimizer: Its optimizer, likewise.
+
+        Yields:
+            The environments' first observations, uint8, shape (environments, ...).
+
+        Raises:
+            KartRewardsError: The run can't go on. What was learned is saved first, if possible.
+        """
+        self._agent, self._optimizer = agent, optimizer
+        self._take_over()
+        failure: Exception | None = None
+        try:
+            yield self._start()
+        except (OSError, UnwritableError) as error:
+            failure = KartRewardsError(
+                f"{self.folder}: can't be written: {error.strerror or error}: free space there, or choose --runs-path"
+            )
+        except Exception as error:  # an internal error must not lose what was learned either
+            failure = error
+        self._end(failure)
+
+    def _take_over(self) -> None:
+        """Loads the checkpoint, if there is one, and seeds the random numbers of the rollouts."""
+        rng: Mapping[str, Any] = {}
+        if self.resumption:
+            print("\n\n".join(self.resumption.notices), end="\n\n")
+            self.resumption.restore(self._agent, self._optimizer)
+            self.steps, self.updates = self.resumption.checkpoint.steps, self.resumption.checkpoint.updates
+            self._best_score = self.resumption.best_score
+            rng = self.resumption.rng_state(self.ranks.rank, self.ranks.world_size)
+        self.ranks.agree(self._agent, self.steps)
+        # Each rank samples other actions, and a resumed run other ones than at its beginning.
+        torch.manual_seed((self.options.seed + self.ranks.rank + self.steps) % 2**63)
+        if rng:
+            torch.set_rng_state(rng["torch"])
+        if "cuda" in rng and self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
+
+    def _start(self) -> np.ndarray:
+        states = self.resumption.env_states if self.resumption else None
+        seed = self.options.seed + self.steps + self.ranks.rank * self.envs.num_envs
+        observations = self.envs.reset(seed=seed, options=None if states is None else {"states": states})
+        if self.ranks.rank == 0:
+            wandb = {"project": self.options.wandb_project_name, "entity": self.options.wandb_entity}
+            self._log = Log(
+                self.folder,
+                {name: value for group in self.settings.values() for name, value in group.items()},
+                self.scoring,
+                self.total_steps,
+                self.steps,
+                wandb if self.options.track else None,
+            )
+        # A disk that is full, or a term whose memory can't be saved, should be reported before the first step.
+        self._save(self.ranks.gather(self._rank_state()))
+        self._seconds_before = self.envs.seconds()
+        return observations
+
+    def after_update(self, losses: Mapping[str, float], episodes: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Counts the update's steps; logs, evaluates and saves; and sets ``over`` when the run is to end.
+
+        Args:
+            losses: Losses and diagnostics by name.
+            episodes: The episodes of this rank that ended in the rollout: its agent step from 0 on, and the last info.
+
+        Raises:
+            DivergedError: The agent's weights are no longer finite.
+        """
+        if not all(parameter.isfinite().all() for parameter in self._agent.parameters()):
+            raise DivergedError("weights")
+        num_envs = self.envs.num_envs * self.ranks.world_size
+        counted_episodes = [(self.steps + (step + 1) * num_envs, info) for step, info in episodes]
+        of_all_ranks = [episode for part in self.ranks.gather(counted_episodes) for episode in part]
+        self.steps += self.steps_per_update
+        self.updates += 1
+        last = self.steps + self.steps_per_update > self.total_steps
+        if self._log:
+            self._log.update(
+                self.steps,
+                losses,
+                sorted(of_all_ranks, key=lambda episode: episode[0]),
+                self._milliseconds(),
+                self._optimizer.param_groups[0]["lr"],
+            )
+            if self.evaluate.is_due(self.updates, last):
+                self._evaluate(self._log)
+        self.over = any(self.ranks.gather(last or self.stop.is_set()))
+        interval = self.options.checkpoint_interval
+        if self.over or (interval and self.updates % interval == 0):
+            self._save(self.ranks.gather(self._rank_state()))
+        self.stopwatch = Stopwatch()
+        self._seconds_before = self.envs.seconds()
+
+    def _milliseconds(self) -> dict[str, float]:
+        seconds = [
+            {part: after[part] - before[part] for part in after}
+            for before, after in zip(self._seconds_before, self.envs.seconds(), strict=True)
+        ]
+        return split_of_a_step(self.stopwatch.seconds, seconds, self.ranks.share(self.steps_per_update))
+
+    def _evaluate(self, log: Log) -> None:
+        """Evaluates the agent, and writes the best so far to best.pt. A failed evaluation does not end the training."""
+        try:
+            evaluation = self.evaluate(self._agent, self.folder, self.steps, self.stop)
+            if evaluation is None:
+                return
+            log.evaluation(evaluation, self.steps)
+        except KartRewardsError as error:
+            print(f"\nthis evaluation is skipped: {error}")
+            return
+        if evaluation.score > self._best_score:
+            self._best_score = evaluation.score
+            save_atomically(self._agent_content(), self.folder / "best.pt")
+
+    def _agent_content(self) -> dict[str, Any]:
+        return {
+            "agent": self._agent.state_dict(),
+            "updates": self.updates,
+            "steps": self.steps,
+            "options": self.settings,
+            "scoring": self.scoring.fingerprints(),
+        }
+
+    def _rank_state(self) -> dict[str, Any]:
+        """What this rank's part of the rest of the run depends on: its random numbers and its environments."""
+        rng = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {"rng": rng, "envs": self.envs.call("get_state")}
+
+    def _save(self, rank_states: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a checkpoint. After a failure there are no ``rank_states``."""
+        if self.ranks.rank == 0:
+            content = self._agent_content() | {
+                "optimizer": self._optimizer.state_dict(),
+                "rng_states": [state["rng"] for state in rank_states],
+                "env_states": [env for state in rank_states for env in state["envs"]],
+                "best_score": self._best_score,
+            }
+            save_checkpoint(self.folder, content, self.options.checkpoints_kept)
+
+    def _end(self, failure: Exception | None) -> None:
+        if self._log:
+            self._log.close()
+        # A failure loses the environments' states: a checkpoint of this update that has them is better.
+        saved = (self.folder / f"agent-{self.steps}.pt").exists()
+        if failure and not (isinstance(failure, DivergedError) or saved):
+            try:
+                self._save([])
+            except (OSError, UnwritableError):
+                raise failure from None
+        path = self.folder / "agent.pt"
+        if not isinstance(failure, DivergedError) and path.exists():
+            print(f"saved {path} after {counted(self.updates, 'update')}")
+        if failure:
+            raise failure
+        if self.steps + self.steps_per_update <= self.total_steps:
+            print(f"resume with: {shlex.join([*_this_command(), '--resume', str(path)])}")
+
+
+def _this_command() -> list[str]:
+    """The words that started this program."""
+    script = Path(sys.argv[0])
+    return ["python", str(script)] if script.suffix == ".py" else sys.argv[0].split(" ")
+
+
+def make_run_folder(runs_path: Path, game: str, exp_name: str, seed: int) -> Path:
+    """Returns the path of a new run's folder, which does not exist yet: GAME__EXP-NAME__SEED__TIME."""
+    name = f"{game}__{exp_name}__{seed}__{int(time.time())}"
+    taken = sum(1 for _ in runs_path.glob(f"{name}*"))  # by a run that began in the same second
+    return runs_path / (f"{name}-{taken + 1}" if taken else name)
+
+
+def stop_on_signals() -> threading.Event:
+    """Returns an event that Ctrl-C or SIGTERM sets. A second signal raises KeyboardInterrupt."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        with suppress(OSError):  # print is not safe in a signal handler
+            os.write(sys.stderr.fileno(), b"\nstopping after this update (press again to stop at once)\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return stop

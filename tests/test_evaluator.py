@@ -1,0 +1,213 @@
+"""Episodes in worker processes, which are really killed and interrupted."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import psutil
+import pytest
+
+from kart_rewards.env import KartEnv
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation import Contestant, EpisodeResult, Evaluator, Policy, drivers
+
+OPTIONS = {"game": "HomebrewKart-Snes"}
+
+
+def straight_on(env: KartEnv, observation: np.ndarray) -> Any:
+    return env.action_space.sample() * 0
+
+
+def make_straight_on(env: KartEnv, state: str, seed: int) -> Policy:
+    return straight_on
+
+
+def make_error(env: KartEnv, state: str, seed: int) -> Policy:
+    raise KartRewardsError(f"no policy for {state}")
+
+
+def make_bug(env: KartEnv, state: str, seed: int) -> Policy:
+    raise ZeroDivisionError("a bug")
+
+
+def contestants() -> list[Contestant]:
+    return [*drivers(OPTIONS)[:2], Contestant("agent", make_straight_on, OPTIONS)]
+
+
+@pytest.fixture
+def evaluator() -> Iterator[Evaluator]:
+    with Evaluator(workers=2) as evaluator:
+        yield evaluator
+
+
+def workers() -> list[psutil.Process]:
+    """The evaluator's processes. Another child is the resource tracker of multiprocessing."""
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_episodes_do_not_depend_on_the_workers(evaluator: Evaluator, tmp_path: Path) -> None:
+    play: dict[str, Any] = {"states": ["Level1", "Level2"], "episodes": 2, "seed": 7, "max_episode_frames": 240}
+    two = list(evaluator.play(contestants(), **play))
+    with Evaluator(workers=1) as alone:
+        assert list(alone.play(contestants(), **play)) == two
+    assert [episode.policy for episode in two] == ["random"] * 4 + ["full-throttle"] * 4 + ["agent"] * 4
+    assert [episode.state for episode in two] == ["Level1", "Level1", "Level2", "Level2"] * 3
+    seeds = [episode.seed for episode in two]
+    assert seeds == seeds[:2] * 6
+    assert seeds[0] != seeds[1]
+    assert [episode.length_steps for episode in two] == [240] * 8 + [60] * 4
+    assert two[0] != two[1]
+    # Driving straight on is what the full-throttle driver does, and a return does not depend on the frame skip.
+    assert [episode.off_road_seconds for episode in two[4:8]] == [episode.off_road_seconds for episode in two[8:]]
+    assert [episode.episode_return for episode in two[4:8]] == pytest.approx([e.episode_return for e in two[8:]])
+
+    before = workers()
+    again = list(evaluator.play(contestants()[1:2], ["Level1"], 2, 7, max_episode_frames=240, video_folder=tmp_path))
+    assert again == two[4:6]
+    [video] = tmp_path.iterdir()
+    reader: Any = imageio.get_reader(video)
+    assert (video.name, reader.count_frames()) == ("Level1-full-throttle.mp4", 241), "one after the reset and each step"
+    assert workers() == before, "the processes are kept"
+    assert next(evaluator.play(contestants()[1:2], ["Level1"], 1, 8, max_episode_frames=4)).seed not in seeds
+
+
+def test_a_contestant_skips_courses_that_it_can_not_play(evaluator: Evaluator) -> None:
+    reference = drivers(OPTIONS)[2]
+    assert list(evaluator.play([reference], ["another/Level1.state"], 3, 1)) == []
+
+
+def test_errors_of_a_worker_are_raised_here() -> None:
+    evaluator = Evaluator(workers=1)
+
+    def play(make_policy: Any, **options: Any) -> list[EpisodeResult]:
+        contestant = Contestant("agent", make_policy, {**OPTIONS, **options})
+        return list(evaluator.play([contestant], ["Level1"], 3, 1, max_episode_frames=40))
+
+    with pytest.raises(KartRewardsError, match=r"^no policy for Level1$"):
+        play(make_error)
+    with pytest.raises(KartRewardsError, match="unknown action mode 'sideways'"):
+        play(make_straight_on, action_mode="sideways")
+    with pytest.raises(RuntimeError, match=r"(?s)in a worker process:.*make_bug.*ZeroDivisionError: a bug"):
+        play(make_bug)
+    assert len(play(make_straight_on)) == 3
+    evaluator.close()
+
+
+def test_a_killed_worker_is_reported_and_replaced(evaluator: Evaluator) -> None:
+    playing = evaluator.play(contestants()[:2], ["Level1"], 50, 1)
+    next(playing)
+    killed, other = workers()
+    killed.send_signal(signal.SIGKILL)
+    with pytest.raises(KartRewardsError, match=r"a worker process ended unexpectedly \(killed by signal 9\)"):
+        list(playing)
+    assert not other.is_running()
+    assert len(list(evaluator.play(contestants()[:1], ["Level1"], 1, 1, max_episode_frames=40))) == 1
+    idle = workers()[0]
+    idle.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, idle.pid, os.WEXITED | os.WNOWAIT)
+    assert len(list(evaluator.play(contestants()[:1], ["Level1"], 1, 1, max_episode_frames=40))) == 1
+
+
+def test_stopping_early_ends_the_episodes(evaluator: Evaluator) -> None:
+    for _ in evaluator.play(contestants()[:2], ["Level1"], 50, 1):
+        assert len(workers()) == 2
+        break
+    assert workers() == []
+    assert len(list(evaluator.play(contestants()[:1], ["Level1"], 1, 1, max_episode_frames=40))) == 1
+
+
+def test_a_process_that_can_not_be_started_is_reported(evaluator: Evaluator) -> None:
+    playing = evaluator.play(contestants()[:1], ["Level1"], 1, 1)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+    try:
+        with pytest.raises(KartRewardsError, match="a process could not be started: Too many open files"):
+            next(playing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+PLAYS = """
+import sys
+from kart_rewards.evaluation import Evaluator, drivers
+if __name__ == "__main__":
+    playing = Evaluator(workers=2).play(drivers({"game": "HomebrewKart-Snes"})[:2], ["Level1"], 50, 1)
+    print("begins", flush=True)
+    try:
+        next(playing)
+        print("plays", flush=True)
+        if sys.argv[1:] == ["leave"]:
+            sys.exit(3)
+        list(playing)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a script that evaluates, in a session of its own."""
+    (tmp_path / "plays.py").write_text(PLAYS)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(tmp_path / "plays.py"), *arguments]
+        started.append(
+            subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], line: str) -> list[psutil.Process]:
+    """Reads what a script prints up to a line; returns its children."""
+    output = process.stdout
+    assert output
+    assert line in iter(lambda: output.readline().rstrip(), ""), process.communicate()
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize("moment", ["begins", "plays"])
+def test_only_the_parent_handles_ctrl_c(script: Any, moment: str) -> None:
+    process = script()
+    read_until(process, moment)
+    while not (children := psutil.Process(process.pid).children()):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the parent and its children
+    stdout, stderr = process.communicate(timeout=60)
+    assert (stdout.splitlines()[-1:], stderr, process.returncode) == (["interrupted"], "", 0)
+    assert_gone(children)
+
+
+def test_killing_the_parent_leaves_no_process_behind(script: Any) -> None:
+    process = script()
+    children = read_until(process, "plays")
+    assert len(children) >= 2
+    process.kill()
+    assert_gone(children)
+
+
+def test_an_evaluator_that_was_not_closed_does_not_delay_the_exit(script: Any) -> None:
+    process = script("leave")
+    children = read_until(process, "plays")
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 3
+    assert_gone(children)

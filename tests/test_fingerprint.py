@@ -1,0 +1,178 @@
+"""Fingerprints change when the code changes that decides a reward, and only then."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kart_rewards.fingerprint import file_fingerprint, fingerprint
+from kart_rewards.scripting import import_source
+
+TERM = '''
+"""Rewards of a test."""
+import math
+import helper_of_a_test
+
+LIMIT = 900
+TABLE = {"road": [1.0, 2.0]}
+
+
+def clip(value):
+    """Limit a value."""
+    return min(value, 1.0)
+
+
+class Base:
+    gain = 2.0
+
+    def pay(self, ram):
+        return clip(ram.speed / LIMIT) * self.gain
+
+
+class Memory(Base):
+    """Remember the best speed."""
+
+    def __init__(self):
+        self.best = 0
+
+    def __call__(self, ram):
+        return self.pay(ram) + helper_of_a_test.bonus(ram) + TABLE["road"][0]
+
+
+def term(ram, previous=None, *, factor=3.0):
+    """Pay for speed."""
+    return factor * clip(ram.speed) + math.sqrt(4)
+
+
+def unrelated(ram):
+    return 5.0
+'''
+HELPER = "EXTRA = 4\n\n\ndef bonus(ram):\n    return EXTRA\n\n\ndef other(ram):\n    return 1\n"
+
+
+def of(folder: Path, text: str = TERM, helper: str = HELPER) -> dict[str, str]:
+    """The fingerprints of the definitions in a file, each in a folder of its own so that no import is cached."""
+    case = folder / str(len(list(folder.iterdir())))
+    case.mkdir()
+    sys.modules.pop("helper_of_a_test", None)
+    (case / "helper_of_a_test.py").write_text(helper)
+    (case / "terms.py").write_text(text)
+    sys.path.insert(0, str(case))
+    try:
+        module: Any = import_source(case / "terms.py")
+    finally:
+        sys.path.remove(str(case))
+    return {name: fingerprint(getattr(module, name)) for name in ("term", "Memory")}
+
+
+CHANGES = [
+    ('"""Pay for speed."""', '"""Pay for a lot of speed."""', set()),
+    ('"""Limit a value."""', "# a comment in place of the docstring", set()),
+    ("    return 5.0", "    return 6.0", set()),
+    ("def term(ram, previous=None,", "def term(ram: object, previous: object | None = None,", set()),
+    ("factor * clip(ram.speed) + math.sqrt(4)", "(factor * clip(ram.speed)\n            + math.sqrt(4))", set()),
+    ("factor=3.0", "factor=4.0", {"term"}),
+    ("previous=None", "previous=0", {"term"}),
+    ("math.sqrt(4)", "math.exp(4)", {"term"}),
+    ("min(value, 1.0)", "min(value, 2.0)", {"term", "Memory"}),
+    ("LIMIT = 900", "LIMIT = 901", {"Memory"}),
+    ("[1.0, 2.0]", "[1.5, 2.0]", {"Memory"}),
+    ("gain = 2.0", "gain = 2.5", {"Memory"}),
+    ("self.best = 0", "self.best = 1", {"Memory"}),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "changed"), CHANGES, ids=[new for _, new, _ in CHANGES])
+def test_the_code_that_decides_a_reward_and_no_other_changes_the_fingerprint(
+    tmp_path: Path, old: str, new: str, changed: set[str]
+) -> None:
+    assert TERM.count(old) == 1
+    before, after = of(tmp_path), of(tmp_path, TERM.replace(old, new))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [("return EXTRA", "return -EXTRA", True), ("EXTRA = 4", "EXTRA = 5", True), ("return 1", "return 2", False)],
+)
+def test_functions_of_helper_modules_count(tmp_path: Path, old: str, new: str, changed: bool) -> None:
+    before, after = of(tmp_path), of(tmp_path, helper=HELPER.replace(old, new))
+    assert (before["Memory"] != after["Memory"]) == changed
+    assert before["term"] == after["term"]
+
+
+def make(factor: float) -> Callable[[Any], float]:
+    def inner(ram: Any) -> float:
+        return factor * float(ram)
+
+    return inner
+
+
+class Instance:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, ram: Any) -> float:
+        return self.factor
+
+    def method(self, ram: Any) -> float:
+        return self.factor
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        make,
+        Instance,
+        lambda factor: Instance(factor).method,
+        lambda factor: functools.partial(make, factor),
+        lambda factor: functools.lru_cache(make(factor)),
+        lambda factor: functools.wraps(make(0.0))(make(factor)),
+    ],
+    ids=["closure", "instance", "bound method", "partial", "cached", "wrapped"],
+)
+def test_what_a_callable_holds_counts(kind: Callable[[float], Any]) -> None:
+    assert fingerprint(kind(1.0)) == fingerprint(kind(1.0))
+    assert fingerprint(kind(1.0)) != fingerprint(kind(2.0))
+
+
+def test_callables_without_source_have_fingerprints() -> None:
+    first, second = eval("lambda ram: 1.0"), eval("lambda ram: 2.0")  # noqa: S307
+    assert fingerprint(first) != fingerprint(second)
+    assert fingerprint(abs) != fingerprint(len)
+
+
+def test_lambdas_of_one_line_differ() -> None:
+    first, second = [lambda ram: 1.0, lambda ram: 2.0]
+    assert fingerprint(first) != fingerprint(second)
+
+
+def test_recursive_functions_end() -> None:
+    def fall(depth: int) -> int:
+        return fall(depth - 1) if depth else 0
+
+    assert len(fingerprint(fall)) == 16
+
+
+def test_fingerprints_are_the_same_in_every_process() -> None:
+    code = "from kart_rewards.fingerprint import *; from kart_rewards.rewards import *; print(fingerprint(Checkpoint))"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(seen) == 1
+
+
+def test_the_fingerprint_of_a_file_is_that_of_its_text(tmp_path: Path) -> None:
+    (tmp_path / "terms.py").write_text("def term(ram):\n    return 1.0\n")
+    before = file_fingerprint(import_source(tmp_path / "terms.py").term)
+    (tmp_path / "terms.py").write_text("def term(ram):\n    return 1.0  # a comment\n")
+    assert file_fingerprint(import_source(tmp_path / "terms.py").term) != before

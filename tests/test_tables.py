@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from episode_results import OVER_THREE_SEEDS, RESULTS, result
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation import across_seeds, seeds_table, summarise, table, write_json
+
+
+def test_a_table_has_a_row_per_course_and_policy() -> None:
+    assert table(summarise(RESULTS)).splitlines() == [
+        "                      lap    lap     lap    lap   race   race    race   race   off  wall",
+        "          finished   best    25%  median    75%   best    25%  median    75%  road  hits  return",
+        "Level1",
+        "  agent        2/3  10.00  10.38   11.50  12.25  32.00  33.00   34.00  35.00   2.0   2.0    90.0",
+        "  random       0/1      -      -       -      -      -      -       -      -   3.0   7.0    -5.0",
+        "Level2",
+        "  agent        1/1  20.00  20.00   20.00  20.00  60.00  60.00   60.00  60.00   0.0   0.0     0.0",
+        "Times are in seconds. Lap: all completed laps. Race: finished episodes.",
+        "Off road, wall hits, return: medians.",
+    ]
+
+
+def test_a_table_of_long_races_fits_120_columns() -> None:
+    slow = result("agent, deterministic", laps=(39.5, 40.25, 41.0), off_road_seconds=100.0, episode_return=-100.0)
+    assert max(map(len, table(summarise([slow])).splitlines())) <= 120
+
+
+def test_long_names_are_neither_wrapped_nor_taken_as_formatting() -> None:
+    state = "folder/" * 40 + "Level[bold]:smile:.state"
+    lines = table(summarise([result("[red]agent[/red]", state, laps=(10.0, 10.0, 10.0))])).splitlines()
+    assert lines[2] == state
+    assert lines[3].startswith("  [red]agent[/red] ")
+
+
+@pytest.mark.parametrize("environment", [{"COLUMNS": "20"}, {"FORCE_COLOR": "1"}], ids=lambda item: next(iter(item)))
+def test_a_table_does_not_depend_on_the_terminal(environment: dict[str, str]) -> None:
+    code = (
+        "from episode_results import RESULTS\nfrom kart_rewards.evaluation import summarise, table\n"
+        "print(table(summarise(RESULTS)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == table(summarise(RESULTS)) + "\n"
+
+
+def test_a_table_over_training_seeds_has_medians_quartiles_and_how_many_seeds_have_a_value() -> None:
+    summaries = [summarise(results) for results in OVER_THREE_SEEDS]
+    assert seeds_table(across_seeds(summaries)).splitlines() == [
+        "                              lap     lap   race    race   off  wall",
+        "                  finished   best  median   best  median  road  hits  return",
+        "Level1",
+        "  agent, 3 seeds       67%  10.50   11.75  34.00   35.00   0.0   2.0    90.0",
+        "    25%                33%  10.25   11.62  33.00   34.50   0.0   1.0    45.0",
+        "    75%                83%  10.75   11.88  35.00   35.50   1.0   4.5    90.0",
+        "    seeds                3      2       2      2       2     3     3       3",
+        "Median over the seeds, and the values at 25% and 75%. Seeds: number of agents with a value.",
+        "Times are in seconds.",
+    ]
+    header = seeds_table(across_seeds(summaries[2:])).splitlines()[:2]
+    assert "lap" not in header[0] + header[1], "no lap was completed"
+
+
+def test_json_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "evaluation.json"
+    content = {"summary": summarise(RESULTS), "episodes": [asdict(played) for played in RESULTS]}
+    write_json(path, content)
+    assert json.loads(path.read_text())["episodes"][0]["lap_times_seconds"] == [12.0, 10.0, 10.0]
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))  # has the effect of a full disk
+    try:
+        with pytest.raises(KartRewardsError, match=rf"^{path}: can't be written: File too large$"):
+            write_json(path, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"lap": float("nan")})
+    assert path.read_bytes() == before
+    with pytest.raises(KartRewardsError, match=rf"^{path.parent}: can't be written: "):
+        write_json(path.parent, content)
+    with pytest.raises(KartRewardsError, match=r"below\.json: can't be written: "):
+        write_json(path / "below.json", content)
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["evaluation.json"]

@@ -1,0 +1,189 @@
+"""For tests of training: runs of the script, in a process of their own or in this one, and what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "ppo_continuous_single_file.py"
+GAME = "HomebrewKart-Snes"
+SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1"]
+SMALL += ["--device", "cpu", "--eval-interval", "0", "--size", "42", "42"]
+RESUME = ["--eval-interval", "0", "--resume"]
+TERM_OF_SPEED = (
+    "from kart_rewards import reward_term\n\n\n@reward_term(weight=0.02)\ndef top_speed(ram):\n"
+    '    """Pay for speed."""\n    return float(ram.speed > 300)\n'
+)
+"""A Python file with one reward term."""
+
+Finished = subprocess.CompletedProcess[str]
+
+
+def train(*arguments: object, check: bool = True, **options: Any) -> Finished:
+    """Runs the script in a process of its own.
+
+    Args:
+        arguments: The options of the script.
+        check: Whether it must succeed.
+        options: Arguments of ``subprocess.run``.
+    """
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+    assert not check or finished.returncode == 0, finished.stderr
+    return finished
+
+
+def train_here(*arguments: object, check: bool = True) -> Finished:
+    """Runs the script in this process, which saves its imports. The environments have processes of their own.
+
+    The workers of an evaluation would import the test runner in place of the script: a run with ``--evaluate`` or
+    evaluations in training needs ``train``.
+
+    Args:
+        arguments: The options of the script.
+        check: Whether it must succeed.
+    """
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, arguments)]))
+        changed.enter_context(mock.patch.object(threading, "excepthook", threading.excepthook))  # a Log replaces it
+        for number in (signal.SIGINT, signal.SIGTERM):
+            changed.callback(signal.signal, number, signal.getsignal(number))
+        changed.enter_context(contextlib.redirect_stdout(stdout))
+        changed.enter_context(contextlib.redirect_stderr(stderr))
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+    finished = subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
+    assert not check or code == 0, finished.stderr
+    return finished
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that is finished.
+
+    Args:
+        folder: The run's folder, the only one in its folder of runs.
+        finished: The process, and what it printed.
+    """
+
+    folder: Path
+    finished: Finished
+
+    def copy(self, runs: Path) -> Path:
+        """Copies the folder of runs, and returns the run's folder in it."""
+        shutil.copytree(self.folder.parent, runs)
+        return only_run(runs)
+
+
+@contextlib.contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Starts the script as a process with a process group of its own, and kills it in the end."""
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> Finished:
+    """Waits for the end of a process, and returns its result."""
+    stdout, stderr = process.communicate(timeout=seconds)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def assert_refused(finished: Finished, *words: str) -> None:
+    """The script ended as it should on a mistake of the user's: exit code 2, one message, no traceback."""
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stdout + finished.stderr
+    assert finished.stderr.startswith("error: ")
+    for word in words:
+        assert word in finished.stderr
+
+
+def only_run(runs: Path) -> Path:
+    """Returns the folder of the only run in a folder of runs."""
+    [run] = runs.iterdir()
+    return run
+
+
+def events(run: Path) -> Any:
+    """Returns a run's TensorBoard log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(run))
+    log.Reload()
+    return log
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns TensorBoard's scalars of a run: tag -> (step, value)."""
+    log = events(run)
+    return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+
+
+def weights(checkpoint: Path) -> dict[str, Any]:
+    """Returns the weights in a checkpoint."""
+    from kart_rewards.training.checkpoints import Checkpoint
+
+    return Checkpoint.load(checkpoint).agent
+
+
+def equal_weights(first: Path, second: Path) -> bool:
+    """Whether two checkpoints have the same weights, bit for bit."""
+    ours, others = weights(first), weights(second)
+    assert ours.keys() == others.keys()
+    return all(value.equal(others[name]) for name, value in ours.items())
+
+
+def children(process: int) -> list[int]:
+    """Returns the process ids of a process's children that are still running."""
+    return [child.pid for child in psutil.Process(process).children() if alive(child.pid)]
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs. A process that has ended does not, even if nobody has waited for it yet."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Callable[[], Any], seconds: float) -> Any:
+    """Waits until a condition holds, and returns its value. Fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "the condition did not become true in time"
+        time.sleep(0.1)
+    return result
