@@ -1,9 +1,13 @@
-"""Everything HomebrewKart shows: colours, ground tiles, sky, font, logo and sprites, all made by the code below.
+"""HomebrewKart's graphics. This code computes all colours, ground tiles, sky, font, logo and sprites.
+
+* ``COLOUR`` - the indices of the world colours in the palette
+* ``ground``, ``kerb_pattern``, ``road_texture``, ``paint_*``, ``course_map`` - the world and its map
+* ``sky``, ``font``, ``sprites`` - the other graphics
+* ``palette``, ``check_contrast``, ``merge_palette`` - the colours of a course
+* ``planar``, ``bgr555`` - conversion to the formats of the SNES
+* ``enlarge`` - repeats each cell of an array
 
 Palette (256 colours): 0 backdrop, 1-15 text, 16-31 sky, 32-47 course map, 48-127 world, 128-255 sprites.
-
-Contents: :data:`COLOUR`, the ``paint_*`` functions for the world, :func:`sky`, :func:`font`, :func:`sprites`,
-:func:`palette`, and the converters :func:`planar` and :func:`bgr555`.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ WORLD_COLOURS: dict[str, RGB] = {
     "oil_sheen": (96, 64, 144),
 }
 FIRST_WORLD_COLOUR = 48
-# The colours that make up a ground; their mean luminances must be at least this far apart.
+# The main colours of each ground.
 GROUND_COLOURS = {
     ROAD: ("road_a", "road_b"),
     GRASS: ("grass_a", "grass_b"),
@@ -59,11 +63,11 @@ GROUND_COLOURS = {
     DEEP_WATER: ("water",),
     WALL: ("wall_top", "wall_side"),
 }
-CONTRAST = 25
+CONTRAST = 25  # minimum difference of the mean luminances of two grounds
 COLOUR = {name: FIRST_WORLD_COLOUR + number for number, name in enumerate(WORLD_COLOURS)}
 
 FIRST_MAP_COLOUR = 32
-# Colours of the course map (palette 2): index in the palette -> world colour it shows.
+# The world colours of the course map's palette, from its entry 1 on.
 MAP_COLOURS = ["black", "grass_a", "verge", "road_a", "kerb_white", "wall_top", "dirt", "water", "pit", "boost_mark"]
 MAP_COLOURS += ["oil", "white", "kerb_red"]
 _MAP_OF = {
@@ -157,7 +161,7 @@ EFFECT_COLOURS: list[RGB] = [
 
 
 def bgr555(colour: RGB) -> int:
-    """Return a colour as the SNES stores it: 15 bits, blue high."""
+    """Return a colour in the format of the SNES: 15 bits, blue in the highest ones."""
     red, green, blue = (min(31, (channel + 4) >> 3) for channel in colour)
     return red | green << 5 | blue << 10
 
@@ -182,15 +186,15 @@ def palette(overrides: dict[str, RGB], sky_colours: tuple[RGB, ...]) -> list[RGB
 
 
 def check_contrast(name: str, overrides: dict[str, RGB], surfaces: list[int]) -> None:
-    """Make sure that a course's grounds can be told apart in grey, which is what most agents see.
+    """Check that a course's grounds are different in grey, because most agents see the game in grey.
 
     Args:
-        name: The course's name.
-        overrides: Its colours.
-        surfaces: Codes of the surfaces that it has.
+        name: The name of the course.
+        overrides: The colours of the course that differ from ``WORLD_COLOURS``.
+        surfaces: The codes of its surfaces.
 
     Raises:
-        ValueError: If two of them are fewer than ``CONTRAST`` of 255 grey levels apart.
+        ValueError: The luminances of two grounds differ by less than ``CONTRAST`` of 255 levels.
     """
     colours = WORLD_COLOURS | overrides
 
@@ -205,14 +209,14 @@ def check_contrast(name: str, overrides: dict[str, RGB], surfaces: list[int]) ->
 
 
 def merge_palette(overrides: dict[str, RGB]) -> np.ndarray:
-    """Return a course's world colours, int64 (256, 3), used to judge how alike two tiles look."""
+    """Return a course's world colours, int64 (256, 3). They are for the comparison of tiles."""
     colours = np.zeros((256, 3), dtype=np.int64)
     colours[FIRST_WORLD_COLOUR : FIRST_WORLD_COLOUR + 80] = world_palette(overrides)
     return colours
 
 
 def scatter(x: np.ndarray | int, y: np.ndarray | int, salt: int = 0) -> np.ndarray:
-    """Return a fixed pseudo-random byte for each position: integer hashing, the same everywhere."""
+    """Return a pseudo-random byte for each position. It is an integer hash, so it is the same on each machine."""
     h = (np.asarray(x, dtype=np.int64) * 73856093) ^ (np.asarray(y, dtype=np.int64) * 19349663) ^ (salt * 83492791)
     h &= 0x7FFFFFFF
     h = (h ^ (h >> 13)) * 1274126177 & 0x7FFFFFFF
@@ -220,38 +224,46 @@ def scatter(x: np.ndarray | int, y: np.ndarray | int, salt: int = 0) -> np.ndarr
 
 
 # --- the world --------------------------------------------------------------------------------------------------------
-_Y, _X = np.mgrid[0:1024, 0:1024]
+WORLD = 1024
+_Y, _X = np.mgrid[0:WORLD, 0:WORLD]
+
+
+def enlarge(cells: np.ndarray, factor: int = TILE) -> np.ndarray:
+    """Return an array in which each cell is repeated ``factor`` times in both directions."""
+    return np.repeat(np.repeat(cells, factor, axis=0), factor, axis=1)
+
+
+def _dots(size: int, points: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Return a mask of the world, bool (1024, 1024), that repeats the points (x, y) every ``size`` pixels."""
+    pattern = np.zeros((size, size), dtype=bool)
+    for x, y in points:
+        pattern[y, x] = True
+    return np.tile(pattern, (WORLD // size, WORLD // size))
 
 
 def ground() -> np.ndarray:
-    """Return bare grass, uint8 (1024, 1024): two tones in a 32-pixel chequer with a few blades, cheap in tiles."""
+    """Return grass, uint8 (1024, 1024): two tones in a chequer of 32 pixels with some dots. It needs few tiles."""
     tone = ((_X >> 5) + (_Y >> 5)) & 1
     image = np.where(tone == 1, COLOUR["grass_a"], COLOUR["grass_b"]).astype(np.uint8)
-    tufts = np.zeros((16, 16), dtype=bool)
-    for x, y in ((2, 3), (3, 2), (11, 5), (12, 4), (5, 12), (6, 11), (14, 13)):
-        tufts[y, x] = True
-    image[np.tile(tufts, (64, 64))] = COLOUR["grass_dots"]
+    image[_dots(16, ((2, 3), (3, 2), (11, 5), (12, 4), (5, 12), (6, 11), (14, 13)))] = COLOUR["grass_dots"]
     return image
 
 
 def kerb_pattern() -> np.ndarray:
-    """Return the kerb's colour at each pixel: a chequer of tiles, so that a tile holds one colour only."""
+    """Return the kerb's colour at each pixel, uint8 (1024, 1024): a chequer in which each tile has one colour."""
     return np.where((((_X >> 3) + (_Y >> 3)) & 1) == 1, COLOUR["kerb_red"], COLOUR["kerb_white"]).astype(np.uint8)
 
 
 def road_texture(band: np.ndarray) -> np.ndarray:
-    """Return tarmac in two shades (``band`` 0 or 1 a pixel) with grit, uint8 (1024, 1024)."""
+    """Return tarmac, uint8 (1024, 1024), with some dots. ``band``, 0 or 1 at each pixel, is its shade."""
     image = np.where(band == 1, COLOUR["road_a"], COLOUR["road_b"]).astype(np.uint8)
-    grit = np.zeros((8, 8), dtype=bool)
-    for x, y in ((1, 2), (6, 5)):
-        grit[y, x] = True
-    image[np.tile(grit, (128, 128))] = COLOUR["road_dots"]
+    image[_dots(8, ((1, 2), (6, 5)))] = COLOUR["road_dots"]
     return image
 
 
 def _edges(mask: np.ndarray, thickness: int) -> np.ndarray:
-    """Return the pixels of a cell mask (128, 128) within ``thickness`` of its outside, with rounded corners."""
-    big = np.repeat(np.repeat(mask, TILE, axis=0), TILE, axis=1)
+    """Return the edge of a mask of cells (128, 128) as a mask of pixels, ``thickness`` wide, with rounded corners."""
+    big = enlarge(mask)
     inner = big.copy()
     for dy in range(-thickness, thickness + 1):
         for dx in range(-thickness, thickness + 1):
@@ -261,27 +273,29 @@ def _edges(mask: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def paint_patches(image: np.ndarray, surface: np.ndarray) -> None:
-    """Draw dirt, water and pits into the world image; they follow the cells of the surface map."""
-    looks = {
+    """Draw dirt, water and pits on the cells of the surface map."""
+    styles: dict[int, tuple[str, tuple[tuple[int, int], ...], int]] = {  # colours, dots, thickness of the edge
         DIRT: ("dirt", ((1, 1), (2, 1), (5, 4), (6, 6), (3, 6)), 1),
         DEEP_WATER: ("water", ((1, 2), (2, 2), (3, 2), (5, 6), (6, 6)), 2),
         PIT: ("pit", ((2, 2), (6, 5)), 3),
     }
-    for code, (name, dots, edge) in looks.items():
+    for code, (name, dots, edge) in styles.items():
         mask = surface == code
-        big = np.repeat(np.repeat(mask, TILE, axis=0), TILE, axis=1)
+        big = enlarge(mask)
         image[big] = COLOUR[name]
-        pattern = np.zeros((8, 8), dtype=bool)
-        for x, y in dots:
-            pattern[y, x] = True
-        image[np.tile(pattern, (CELLS, CELLS)) & big] = COLOUR[f"{name}_dots"]
+        image[_dots(8, dots) & big] = COLOUR[f"{name}_dots"]
         image[_edges(mask, edge)] = COLOUR[f"{name}_edge"]
 
 
 def paint_pad(image: np.ndarray, code: int, row: int, column: int, rows: int, columns: int, quarter: int) -> None:
-    """Draw a boost pad (chevrons pointing north, east, south or west for ``quarter`` 0-3) or an oil slick.
+    """Draw a boost pad or an oil slick.
 
-    ``row``, ``column``, ``rows`` and ``columns`` count 8-pixel cells.
+    Args:
+        image: The world, uint8 (1024, 1024).
+        code: The surface code, BOOST or OIL.
+        row, column: The upper left cell of 8 pixels.
+        rows, columns: The size in cells of 8 pixels.
+        quarter: The direction of a boost pad's chevrons: 0 north, 1 east, 2 south, 3 west.
     """
     y, x = np.mgrid[0 : rows * TILE, 0 : columns * TILE]
     if code == OIL:
@@ -302,16 +316,16 @@ def paint_pad(image: np.ndarray, code: int, row: int, column: int, rows: int, co
 
 
 def paint_start_line(image: np.ndarray, cells: np.ndarray) -> None:
-    """Draw the chequered line over the given cells (128, 128)."""
-    big = np.repeat(np.repeat(cells, TILE, axis=0), TILE, axis=1)
+    """Draw the chequered line on a mask of cells (128, 128)."""
+    big = enlarge(cells)
     chequer = ((_X >> 3) + (_Y >> 3)) & 1
     image[big & (chequer == 0)] = COLOUR["black"]
     image[big & (chequer == 1)] = COLOUR["white"]
 
 
 def paint_walls(image: np.ndarray, cells: np.ndarray) -> None:
-    """Draw wall blocks with a bright top and a dark rim over the given cells (128, 128)."""
-    big = np.repeat(np.repeat(cells, TILE, axis=0), TILE, axis=1)
+    """Draw walls with a bright top and a dark edge on a mask of cells (128, 128)."""
+    big = enlarge(cells)
     light = ((_X >> 4) + (_Y >> 4)) & 1
     image[big & (light == 0)] = COLOUR["wall_top"]
     image[big & (light == 1)] = COLOUR["wall_side"]
@@ -319,14 +333,14 @@ def paint_walls(image: np.ndarray, cells: np.ndarray) -> None:
 
 
 def course_map(image: np.ndarray) -> np.ndarray:
-    """Shrink the world to the 112 x 112 course map.
+    """Reduce the world to the course map of 112 x 112 pixels.
 
     Args:
         image: Palette indices, uint8 (1024, 1024).
 
     Returns:
-        Indices into the map palette (1-15), uint8 (112, 112): in each field the most striking colour that covers
-        enough of it.
+        Indices of the map's palette (1-15), uint8 (112, 112). A pixel has a special colour if that colour covers enough
+        of its area, else the most frequent one.
     """
     table = np.zeros(256, dtype=np.int64)
     names = list(MAP_COLOURS)
@@ -334,7 +348,7 @@ def course_map(image: np.ndarray) -> np.ndarray:
         table[index] = names.index(_MAP_OF[name]) + 1
     world = table[image]
     out = np.zeros((112, 112), dtype=np.uint8)
-    # Colours earlier in this list win a field once they fill the given share (in 1/16) of it.
+    # The special colours, the most important one first, with the necessary share of the area in 1/16.
     order = [("wall_top", 6), ("black", 5), ("boost_mark", 4), ("oil", 4), ("kerb_white", 9)]
     for row in range(112):
         top, bottom = row * 64 // 7, (row + 1) * 64 // 7
@@ -348,7 +362,7 @@ def course_map(image: np.ndarray) -> np.ndarray:
             else:
                 out[row, column] = counts.argmax()
     black = names.index("black") + 1
-    # The start line in the map's own resolution: alternate black and white.
+    # Draw the start line in the resolution of the map: alternately black and white.
     for row, column in np.argwhere(out == black):
         if (row + column) % 2:
             out[row, column] = names.index("white") + 1
@@ -377,7 +391,7 @@ def sky_palette(colours: tuple[RGB, ...]) -> list[RGB]:
 
 
 def _ridge(count: int, period: int, height: int, salt: int) -> np.ndarray:
-    """Return a smooth periodic outline, int (count,), by interpolating hashed heights every ``period`` columns."""
+    """Return a smooth periodic outline, int (count,): hashed heights every ``period`` columns, interpolated."""
     knots = [int(scatter(k, salt, 7)) * height // 255 for k in range(count // period)]
     out = np.zeros(count, dtype=np.int64)
     for x in range(count):
@@ -394,7 +408,7 @@ def sky() -> np.ndarray:
     image = np.zeros((SKY_ROWS, 512), dtype=np.uint8)
     for y in range(SKY_ROWS):
         image[y] = min(7, 1 + y * 7 // 34)
-    # Clouds stay within two tile rows so that they cost few tiles.
+    # Clouds are in two rows of tiles, so they need few tiles.
     for number in range(7):
         cx = number * 73 + int(scatter(number, 1)) % 30
         cy = 20 + int(scatter(number, 2)) % 4
@@ -425,7 +439,7 @@ def sky() -> np.ndarray:
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
-# Five by seven pixels, one string a glyph, rows from the top.
+# Each glyph has 5 x 7 pixels; its rows are separated by |, the first row is the top.
 _GLYPHS = {
     "0": ".###.|#...#|#..##|#.#.#|##..#|#...#|.###.",
     "1": "..#..|.##..|..#..|..#..|..#..|..#..|.###.",
@@ -473,10 +487,10 @@ _GLYPHS = {
     "<": "...#.|..#..|.#...|#....|.#...|..#..|...#.",
     ">": ".#...|..#..|...#.|....#|...#.|..#..|.#...",
 }
-# Order of the characters in VRAM; the assembler's .charmap lines are written from it.
+# The characters in their order in VRAM. The build writes the assembler's .charmap lines from it.
 CHARACTERS = " " + "".join(_GLYPHS)
-BAR_TILE = 48  # nine tiles: a bar filled by 0-8 pixels
-LOGO_TILE = 60  # six tiles for each letter in LOGO_LETTERS
+BAR_TILE = 48  # the first of nine tiles: a bar of 0 to 8 filled pixels
+LOGO_TILE = 60  # the first tile of the logo: six tiles per letter in LOGO_LETTERS
 LOGO_LETTERS = "HOMEBRWKAT"
 LOGO_TEXT = "HOMEBREW KART"
 
@@ -486,7 +500,7 @@ def _bitmap(glyph: str) -> np.ndarray:
 
 
 def _grow(mask: np.ndarray) -> np.ndarray:
-    """Return a mask widened by one pixel in all eight directions; the border must be empty."""
+    """Return a mask grown by one pixel in all eight directions. Its border must be empty."""
     out = mask.copy()
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
@@ -513,7 +527,7 @@ def font() -> np.ndarray:
         bar[0] = bar[7] = 2
     for number, letter in enumerate(LOGO_LETTERS):
         mask = np.zeros((24, 16), dtype=bool)
-        mask[1:22, 1:16] = np.repeat(np.repeat(_bitmap(letter), 3, axis=0), 3, axis=1)
+        mask[1:22, 1:16] = enlarge(_bitmap(letter), 3)
         mask[1:22, 15] = False
         outline = _grow(mask) | np.roll(mask, (2, 1), axis=(0, 1))
         look = np.zeros((24, 16), dtype=np.uint8)
@@ -528,8 +542,8 @@ def font() -> np.ndarray:
 
 
 # --- sprites ----------------------------------------------------------------------------------------------------------
-# The kart is a small solid model (boxes, balls and wheels), seen from behind and above by parallel projection, so that
-# every lean is the same kart turned further. Units are about one sprite pixel; x right, y up, z forward.
+# The kart is a 3D model of boxes, balls and wheels, in a parallel projection from behind and above. All sprites of the
+# kart show this model at different angles. The unit is about one sprite pixel; x is right, y is up, z is forward.
 _BALLS = [  # centre, radii, ramp of colours
     ((0.0, 10.5, -1.5), (5.2, 5.6, 4.2), (9, 10, 11)),
     ((-5.4, 9.6, 1.0), (2.0, 3.2, 3.2), (9, 10, 11)),
@@ -549,12 +563,12 @@ _WHEELS = [  # centre, radius, half width
     ((-10.0, 4.0, 9.0), 4.0, 2.2),
     ((10.0, 4.0, 9.0), 4.0, 2.2),
 ]
-# Yaw as (cosine, sine) in 1/1000, and sideways lean of the driver in units a unit of height.
+# Yaw as (cosine, sine) in 1/1000, and the sideways lean of the driver in 1/1000 of the height.
 KART_POSES = [((1000, 0), 0), ((966, 259), 60), ((857, 515), 130), ((707, 707), 130)]
 
 
 def _kart(yaw: tuple[int, int], lean: int) -> np.ndarray:
-    """Return one 32 x 32 view of the kart (palette indices), turned to the right by ``yaw``."""
+    """Return a sprite of the kart, palette indices uint8 (32, 32), turned to the right by ``yaw``."""
     cos_yaw, sin_yaw = yaw[0] / 1000, yaw[1] / 1000
     sin_pitch, cos_pitch = 0.36, 0.933
     fine = 3
@@ -567,19 +581,19 @@ def _kart(yaw: tuple[int, int], lean: int) -> np.ndarray:
     colour = np.zeros((size, size), dtype=np.uint8)
 
     def to_view(x, y, z):
-        """Turn a model direction into view axes: right, up on screen, away from the eye."""
+        """Convert a direction from model axes to view axes: right, up on the screen, away from the viewer."""
         rx, rz = x * cos_yaw + z * sin_yaw, -x * sin_yaw + z * cos_yaw
         return rx, y * cos_pitch + rz * sin_pitch, rz * cos_pitch - y * sin_pitch
 
     def paint(hit, away, ramp, normal):
-        """Keep the nearest surface; the ramp's shade follows the light from above, left and behind."""
+        """Draw the pixels that are nearer than before. The shade depends on the light from above, left and behind."""
         light = (normal[0] * -0.45 + normal[1] * 0.75 + normal[2] * -0.48) * 1000
         shade = np.where(light > 620, 2, np.where(light > 60, 1, 0))
         closer = hit & (away < depth)
         depth[closer] = away[closer]
         colour[closer] = np.array(ramp, dtype=np.uint8)[shade][closer]
 
-    # View rays run along -axis; express ray origin and direction in model axes.
+    # The origins and the direction of the view rays, in model axes.
     right, up, ahead = (np.array(to_view(*axis)) for axis in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
     axes = np.stack([right, up, ahead])  # rows: model axis in view coordinates
     view_x, view_y, view_z = axes[:, 0], axes[:, 1], axes[:, 2]
@@ -640,7 +654,7 @@ def _kart(yaw: tuple[int, int], lean: int) -> np.ndarray:
     for ball in _BALLS:
         cast_ball(*ball)
 
-    # A sprite pixel shows what most of its samples show.
+    # Each sprite pixel has the most frequent colour of its samples.
     out = np.zeros((32, 32), dtype=np.uint8)
     for y in range(32):
         for x in range(32):
@@ -657,13 +671,13 @@ def _kart(yaw: tuple[int, int], lean: int) -> np.ndarray:
 
 
 def _big_glyph(text: str, colours: tuple[int, int], scale: int) -> np.ndarray:
-    """Return text enlarged into a 32 x 32 sprite: upper and lower colour with a dark outline."""
+    """Return enlarged text as a 32 x 32 sprite with an upper colour, a lower colour and a dark outline."""
     gap = 1
     width = len(text) * 5 + (len(text) - 1) * gap
     mask = np.zeros((7, width), dtype=bool)
     for number, character in enumerate(text):
         mask[:, number * (5 + gap) : number * (5 + gap) + 5] = _bitmap(character)
-    big = np.repeat(np.repeat(mask, scale, axis=0), scale, axis=1)
+    big = enlarge(mask, scale)
     canvas = np.zeros((40, 40), dtype=bool)
     top, left = (40 - big.shape[0]) // 2, (40 - big.shape[1]) // 2
     canvas[top : top + big.shape[0], left : left + big.shape[1]] = big
@@ -677,8 +691,8 @@ def _big_glyph(text: str, colours: tuple[int, int], scale: int) -> np.ndarray:
 def sprites() -> np.ndarray:
     """Return the sprite sheet, palette indices uint8 (128, 128): sixteen 32 x 32 cells.
 
-    Cells: 0-3 kart turned ever further right, 4-6 countdown 3 2 1, 7 GO, 8 shadow, 9 small sprites (marker, marker
-    with rim, dust large and small; in the row below splash large and small). The rest is empty.
+    Cells: 0-3 the kart, each turned more to the right; 4-6 the countdown 3 2 1; 7 GO; 8 the shadow; 9 small sprites
+    (marker, marker with edge, large and small dust; in the next row large and small splash). The others are empty.
     """
     sheet = np.zeros((128, 128), dtype=np.uint8)
 
@@ -709,7 +723,7 @@ def sprites() -> np.ndarray:
 
 
 def planar(tiles: np.ndarray, bits: int) -> bytes:
-    """Convert tiles (n, 8, 8) to the SNES bit-plane format with 2 or 4 bits a pixel."""
+    """Convert tiles (n, 8, 8) to the bit-plane format of the SNES with 2 or 4 bits per pixel."""
     out = bytearray()
     weights = 1 << np.arange(7, -1, -1)
     for tile in tiles:

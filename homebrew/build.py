@@ -1,11 +1,11 @@
-"""Build HomebrewKart: descriptions -> binaries -> ROM.
+"""Build HomebrewKart's ROM from the descriptions of its courses, its graphics and its assembler source.
 
-Run ``python homebrew/build.py``. It needs the project installed and, for the last step, ca65 and ld65 (Debian package
-``cc65``). It writes the intermediate files to ``homebrew/build/`` and ``rom.sfc``, ``rom.sha`` and ``courses.json`` to
-``integrations/HomebrewKart-Snes/``. The result is the same, byte for byte, each time.
+Run ``python homebrew/build.py``. It needs an installation of this project, and ca65 and ld65 (Debian package ``cc65``).
+It writes intermediate files to ``homebrew/build/``, and ``rom.sfc``, ``rom.sha`` and ``courses.json`` to
+``integrations/HomebrewKart-Snes/``. Each build gives the same bytes.
 
-Code, graphics and perspective tables are linked by ld65; the course banks follow them and are appended here, so that a
-new course needs no change to the linker's configuration.
+ld65 links code, graphics and perspective tables. This script appends the banks of the courses, so a new course needs no
+change of the linker's configuration.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ FIRST_VIEW_BANK = 2
 # --- perspective ------------------------------------------------------------------------------------------------------
 VIEW_TOP = 40  # first screen line of the Mode-7 road
 VIEW_LINES = 72  # down to line 111
-VANISHING_LINE = 35  # all parallels meet here
-FOCAL = 163  # pixels; 1024 pixels of scenery then make a full turn, in step with the road
-CAMERA_HEIGHT = 36  # pixels of world; scale at line y is CAMERA_HEIGHT / (y - VANISHING_LINE)
-KART_LINE = 101  # screen line of the kart's contact with the ground
+VANISHING_LINE = 35  # screen line of the vanishing point
+FOCAL = 163  # focal length in pixels; with it, a full turn is 1024 pixels of scenery
+CAMERA_HEIGHT = 36  # world pixels; the scale at line y is CAMERA_HEIGHT / (y - VANISHING_LINE)
+KART_LINE = 101  # screen line on which the kart touches the ground
 HEADINGS = 512
 HEADINGS_PER_BANK = 64
 TABLE_SIZE = 1 + 4 + 1 + 4 * VIEW_LINES + 1
 
-# --- layout of a course's second bank (the third holds the escape map) ------------------------------------------------
+# --- layout of a course's second bank (the third one is the escape map) -----------------------------------------------
 AUX = {
     "AUX_SURFACE": 0x0000,
     "AUX_SECTOR": 0x4000,
@@ -60,10 +60,10 @@ NAME_LENGTH = 16
 
 
 def view_tables() -> list[bytes]:
-    """Return eight banks of HDMA tables, 64 headings each.
+    """Return eight banks of HDMA tables, 64 headings per bank.
 
-    A table sets M7A and M7B on each line. The one a quarter turn earlier serves M7C and M7D: (C, D) at heading h equals
-    (A, B) at h - 90 degrees.
+    A table sets M7A and M7B on each line. M7C and M7D use the table of the heading a quarter turn earlier, because
+    (C, D) at heading h equals (A, B) at h - 90 degrees.
     """
     banks = []
     for first in range(0, HEADINGS, HEADINGS_PER_BANK):
@@ -72,7 +72,7 @@ def view_tables() -> list[bytes]:
             angle = 2 * math.pi * heading / HEADINGS
             cosine, sine = math.cos(angle), math.sin(angle)
             table = bytearray([VIEW_TOP, 0, 1, 0, 0, 0x80 | VIEW_LINES])
-            # The first entry's header counts lines, its four bytes are a harmless matrix for the lines above the road.
+            # The first entry is for the lines above the road, where the matrix has no effect.
             for line in range(VIEW_TOP, VIEW_TOP + VIEW_LINES):
                 scale = CAMERA_HEIGHT / (line + 0.5 - VANISHING_LINE)
                 for value in (scale * cosine, -scale * sine):
@@ -85,12 +85,12 @@ def view_tables() -> list[bytes]:
 
 
 def camera_distance() -> float:
-    """Return how far behind the kart the centre of rotation lies, in pixels, so that the kart stands on KART_LINE."""
+    """Return the distance from the kart back to the centre of rotation, in pixels. It puts the kart on KART_LINE."""
     return CAMERA_HEIGHT * (FOCAL / (KART_LINE + 0.5 - VANISHING_LINE) - 1)
 
 
 def words(values: list[int]) -> bytes:
-    """Pack 16-bit values, little-endian; negative ones in two's complement."""
+    """Pack integers into 16 bits each, little-endian, negative ones in two's complement."""
     return b"".join((v & 0xFFFF).to_bytes(2, "little") for v in values)
 
 
@@ -106,9 +106,10 @@ def trigonometry() -> dict[str, bytes]:
 
 
 def turn_rates() -> bytes:
-    """Return the turning rate for each 32 units of speed: 64 bytes, full lock, in 1/4 of 1/65536 turn a frame.
+    """Return the turning rate with full steering for each 32 units of speed: 64 bytes, in 4/65536 turn per frame.
 
-    It rises from standstill, stays level, and falls with speed so that the radius at full speed is about 115 pixels.
+    It increases from speed 0, is then constant, and decreases at high speed. The radius at full speed is about 115
+    pixels.
     """
     rates = []
     for step in range(64):
@@ -119,12 +120,12 @@ def turn_rates() -> bytes:
 
 
 def sky_graphics() -> tuple[bytes, bytes]:
-    """Return 4-bit tiles and the 64 x 5 tilemap (words, palette 1) of the sky; tile 1 is the first."""
+    """Return the 4-bit tiles and the 64 x 5 tilemap (words, palette 1) of the sky. The first tile is number 1."""
     image = artwork.sky()
     blocks = image.reshape(5, 8, 64, 8).swapaxes(1, 2).reshape(-1, 64)
     unique, inverse = np.unique(blocks, axis=0, return_inverse=True)
     if len(unique) > 190:
-        raise ValueError(f"the sky needs {len(unique)} tiles; 190 fit")
+        raise ValueError(f"the sky has {len(unique)} different tiles; the maximum is 190")
     tilemap = words([(1 + int(k)) | 1 << 10 for k in inverse.reshape(-1)])
     return artwork.planar(unique.reshape(-1, 8, 8), 4), tilemap
 
@@ -149,15 +150,15 @@ def course_banks(track: Track) -> tuple[bytes, bytes, bytes]:
     put("AUX_CHECKPOINTS", b"".join(words([x, y, heading, 0]) for x, y, heading in track.checkpoints))
     name = track.course.name
     if len(name) >= NAME_LENGTH or set(name) - set(artwork.CHARACTERS):
-        raise ValueError(f"{name!r}: a name has at most 15 characters of the font")
+        raise ValueError(f"{name!r} can't be a course's name: use at most 15 characters of A-Z, 0-9 and space")
     text = bytes(artwork.CHARACTERS.index(c) for c in name.ljust(NAME_LENGTH))
     put("AUX_HEADER", words([track.course.num_checkpoints, *track.start]) + text)
     return first, bytes(aux), track.escape.tobytes().ljust(BANK, b"\0")
 
 
 def generated_include() -> str:
-    """Return the assembler include that carries what this builder and the source must agree on."""
-    lines = ["; Written by build.py: what the tables and the code must agree on."]
+    """Return an assembler include file with the constants that this script and the source share."""
+    lines = ["; Written by build.py: constants that the tables and the code share."]
     lines += [f"{name} = ${value + BANK:04X}" for name, value in AUX.items()]
     lines += [
         f"COURSE_COUNT = {len(COURSES)}",
@@ -186,7 +187,7 @@ def logo_letters() -> bytes:
 
 
 def fix_checksum(rom: bytearray) -> None:
-    """Write complement and checksum into the LoROM header."""
+    """Write the checksum and its complement to the LoROM header."""
     rom[0x7FDC:0x7FE0] = b"\xff\xff\x00\x00"
     total = sum(rom) & 0xFFFF
     rom[0x7FDC:0x7FE0] = words([total ^ 0xFFFF, total])
@@ -197,7 +198,7 @@ def courses_json(tracks: list[Track]) -> str:
     entries = []
     for number, track in enumerate(tracks):
         course = track.course
-        step = 4  # every fourth sample: a point each 8 pixels
+        step = 4  # every fourth sample: one point per 8 pixels
         entries.append(
             {
                 "name": course.name,
@@ -213,14 +214,14 @@ def courses_json(tracks: list[Track]) -> str:
         )
     parts = []
     for entry in entries:
-        # One line a course keeps the file short and diffs readable.
+        # One line per course keeps the file short and diffs readable.
         parts.append("  " + json.dumps(entry))
     head = '{"world_size": 1024, "position_units_per_pixel": 4, "direction": "0 north, clockwise, 256 a turn",\n'
     return head + ' "courses": [\n' + ",\n".join(parts) + "\n]}\n"
 
 
 def generate(build_dir: Path) -> list[Track]:
-    """Write all binaries that the assembler includes; return the tracks."""
+    """Write all binary files that the assembler includes. Return the tracks."""
     build_dir.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, data: bytes) -> None:
@@ -244,12 +245,12 @@ def generate(build_dir: Path) -> list[Track]:
     if len(held_out) != 1 or not COURSES[-1].held_out:
         raise ValueError("exactly one course, the last, must be held out")
     if FIRST_COURSE_BANK + BANKS_A_COURSE * len(COURSES) > BANKS:
-        raise ValueError("too many courses for 1 MB")
+        raise ValueError("the ROM of 1 MB has no room for so many courses")
     return [build_track(course) for course in COURSES]
 
 
 def assemble(source: Path, build_dir: Path, stem: str) -> bytearray:
-    """Assemble and link one source file; return the image as linked."""
+    """Assemble and link one source file. Return the linked image."""
     obj, image = build_dir / f"{stem}.o", build_dir / f"{stem}.bin"
     include = ["-I", str(source.parent), "-I", str(build_dir), "--bin-include-dir", str(build_dir)]
     subprocess.run(["ca65", "-g", "--cpu", "65816", *include, "-o", str(obj), str(source)], check=True)

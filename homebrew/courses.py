@@ -1,13 +1,13 @@
-"""The courses of HomebrewKart, described so that a person can read and change them.
+"""The descriptions of HomebrewKart's courses.
 
-Adding a course is adding a :class:`Course` to :data:`COURSES`; the builder does the rest.
+* ``COURSES`` - all courses; to add a course, add a ``Course`` here and run the build
+* ``Course`` - one course
+* ``Corner`` - a corner of the centreline
+* ``Ellipse``, ``Strip``, ``Pad``, ``WallLine``, ``WallAlong`` - features of a course
 
-Units: world pixels in a 1024 x 1024 world, x to the east (right), y to the south (down). The centreline is a closed
-polygon whose corners are rounded by circular arcs; the order of the corners is the driving direction. Everything that
-is not road is laid on an 8-pixel grid, so the ground the game sees is the ground the player sees.
-
-Contents: :class:`Corner`, :class:`Ellipse`, :class:`Strip`, :class:`Pad`, :class:`WallLine`, :class:`WallAlong`,
-:class:`Course`, :data:`COURSES`.
+Units are pixels of a world of 1024 x 1024 pixels; x grows to the east (right), y grows to the south (down). The
+centreline is a closed polygon with rounded corners. The order of its corners is the driving direction. Features are
+drawn on a grid of 8 pixels, so the drawn ground is exactly the ground of the game's rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Corner:
-    """A corner of the centreline: its position and the radius of the bend that rounds it, in pixels."""
+    """A corner of the centreline: its position and the radius of its bend, in pixels."""
 
     x: int
     y: int
@@ -31,7 +31,7 @@ class Corner:
 
 @dataclass(frozen=True)
 class Ellipse:
-    """An off-road patch: every 8-pixel cell whose centre lies in the ellipse, unless road covers it."""
+    """An off-road area: all 8-pixel cells that have their centre in the ellipse and are not road."""
 
     surface: int
     x: int
@@ -44,8 +44,8 @@ class Ellipse:
 class Strip:
     """An off-road path of constant width along a polyline.
 
-    With ``short_cut`` the strip is a legal way between the two stretches of road that its ends touch: its cells take
-    the checkpoints between them in order, so driving it counts like driving the road.
+    With ``short_cut`` the strip is a legal connection between the two parts of the road at its ends. Its cells belong
+    to the checkpoints between these parts in order, so driving it counts like driving on the road.
     """
 
     surface: int
@@ -56,7 +56,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Pad:
-    """A boost pad or oil slick on the road: ``across`` x ``along`` cells of 16 pixels centred near a point."""
+    """A boost pad or oil slick on the road: ``across`` x ``along`` cells of 16 pixels, centred near a point."""
 
     surface: int
     x: int
@@ -74,9 +74,9 @@ class WallLine:
 
 @dataclass(frozen=True)
 class WallAlong:
-    """A wall that follows the road, ``gap`` pixels off its edge, between two fractions of the lap.
+    """A wall along the road, ``gap`` pixels from its edge, between two fractions of the lap.
 
-    ``side`` is seen from the driver.
+    ``side`` is the driver's left or right.
     """
 
     side: str
@@ -90,16 +90,16 @@ class Course:
     """One course.
 
     Attributes:
-        name: Shown on the menu and beside the map; at most 15 characters of A-Z, 0-9 and space.
+        name: The name on the menu and beside the map; at most 15 characters of A-Z, 0-9 and space.
         corners: The closed centreline in driving order.
-        road_width: Kerb to kerb, in pixels.
-        start: A point of the centreline where it runs along an axis; the start line is drawn there. The coordinate
+        road_width: Width of the road with its kerbs, in pixels.
+        start: The position of the start line: a point of the centreline on a straight along an axis. The coordinate
             along the road must be a multiple of 16.
-        num_checkpoints: Sectors in a lap.
-        features: Patches, pads and walls. Later ones lie over earlier ones; walls lie over all.
-        colours: Colours that differ from the default palette, by name (see ``artwork.WORLD_COLOURS``).
-        sky: Top, middle and bottom of the sky, then near and far scenery.
-        held_out: True on the one course that nothing trains on by default.
+        num_checkpoints: Number of sectors in a lap.
+        features: Areas, pads and walls. Later ones are drawn over earlier ones, and walls over all.
+        colours: Name -> colour, for colours that differ from ``artwork.WORLD_COLOURS``.
+        sky: The colours of the top, middle and bottom of the sky, then of near and far scenery.
+        held_out: Whether the course is for evaluation only; true for one course.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Draw the README's picture: four courses in mid-race, driven by the scripted driver in the real emulator.
+"""Make the README's picture: the screens of four courses, with the scripted driver in the real emulator.
 
-python homebrew/make_pictures.py
+Run ``python homebrew/make_pictures.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRAMES = {"Level1": 420, "Level2": 260, "Level3": 330, "Level4": 175}
 
 
 def screen_after(state: str, frames: int) -> np.ndarray:
-    """Return the screen after so many frames of a race, (224, 256, 3) uint8."""
+    """Return the screen after some frames of a race, uint8 (224, 256, 3)."""
     env = KartEnv(GAME, state=state, action_mode="all", frame_skip=1, render_mode="rgb_array")
     for _ in islice(drive(env, CentrelineDriver(centreline(state))), frames + 1):
         pass
@@ -30,7 +30,7 @@ def screen_after(state: str, frames: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Make the picture."""
     screens = [screen_after(state, frames) for state, frames in FRAMES.items()]
     gap = np.full((224, 8, 3), 255, np.uint8)
     rows = [np.hstack([screens[i], gap, screens[i + 1]]) for i in (0, 2)]

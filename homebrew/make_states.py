@@ -1,4 +1,4 @@
-"""Make the start states: boot the ROM, choose a course on the menu, wait for GO, save.
+"""Make the start states: start the ROM, choose a course on the menu, wait for the start of the race, save.
 
 Run ``python homebrew/make_states.py`` after ``python homebrew/build.py``. It needs stable-retro. It writes one state
 per course, ``Level1.state`` and so on, to ``integrations/HomebrewKart-Snes/``: the first frame on which the kart can
@@ -23,7 +23,7 @@ MAX_FRAMES = 1260  # a race that has not begun by then never begins
 
 
 def menu_inputs(course: int) -> str:
-    """Return a script that boots the game and chooses a course, 0 for the first on the menu."""
+    """Return an input script that starts the game and chooses a course; 0 is the first on the menu."""
     return "59\n" + course * "2 RIGHT\n20\n" + "2 START\n"
 
 

@@ -1,8 +1,6 @@
-"""Record the traces that the package ships: what the RAM holds on every frame of a few scripted drives.
+"""Record the traces of the package: the RAM variables on each frame of some scripted drives.
 
-    python homebrew/record_traces.py
-
-Run it after the ROM or its states change. Traces hold no ROM and no picture: numbers alone.
+Run ``python homebrew/record_traces.py`` after a change of the ROM or its states.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from kart_rewards.testing import TRACES, save_trace
 
 GAME = "HomebrewKart-Snes"
 
-# name: (start state, driver, most frames)
+# name: (start state, driver, maximum number of frames)
 DRIVES: dict[str, tuple[str, Callable[[], Driver], int]] = {
     "race": ("Level1", lambda: CentrelineDriver(centreline("Level1")), 10_000),
     "walls": ("Level3", lambda: WallHugger("LEFT"), 900),
@@ -28,7 +26,7 @@ DRIVES: dict[str, tuple[str, Callable[[], Driver], int]] = {
 
 
 def record(state: str, driver: Driver, most_frames: int) -> Iterator[Any]:
-    """Drive until the race is finished or ``most_frames`` are over, and yield the snapshots."""
+    """Yield the snapshots of a drive until the race is finished, or for ``most_frames`` frames."""
     env = KartEnv(GAME, state=state, action_mode="all", frame_skip=1)
     for ram in islice(drive(env, driver), most_frames + 1):
         yield ram
@@ -38,7 +36,7 @@ def record(state: str, driver: Driver, most_frames: int) -> Iterator[Any]:
 
 
 def main() -> None:
-    """Record every drive."""
+    """Record all drives."""
     for name, (state, make_driver, most_frames) in DRIVES.items():
         trace = list(record(state, make_driver(), most_frames))
         path = TRACES / f"{name}.csv.gz"

@@ -1,9 +1,11 @@
-"""From a course description to the maps, tiles and tables that the game reads.
+"""Computes the maps, tiles and tables of a course from its description.
 
-All geometry is rounded to integers (1/16 pixel) right after the corners have been rounded; from there on only integer
-arithmetic decides what is drawn, so that the ROM is the same on every machine.
+* ``Track`` - the maps, tiles and tables of one course
+* ``build_track`` - computes a ``Track``
+* ``reduce_tiles`` - divides a picture into 256 tiles
 
-Contents: :class:`Track` (everything known about one course), :func:`build_track`, :func:`reduce_tiles`.
+After the corners are rounded, all coordinates are converted to integers of 1/16 pixel. Only integer arithmetic decides
+what is drawn, so the ROM is the same on each machine.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from kart_rewards.race import BOOST, DEEP_WATER, DIRT, GRASS, PIT, ROAD, START_L
 
 WORLD = 1024
 TILE = 8
-CELLS = WORLD // TILE  # surface cells a side, 8 pixels each
+CELLS = WORLD // TILE  # surface cells of 8 pixels per side of the world
 SECTOR_CELL = 16
 SECTOR_CELLS = WORLD // SECTOR_CELL
 UNIT = 16  # sub-pixel units in a pixel
@@ -31,39 +33,39 @@ KERB = 8  # width of the striped kerb, part of the road
 VERGE = 6  # width of the light strip beside the kerb
 BORDER_CELLS = 2  # thickness of the wall around the world
 GRID_DISTANCE = 40  # pixels from the grid slot to the start line
-MARGIN = 48  # ground beside the road on which a kart still passes checkpoints, pixels
-SURE_MARGIN = 24  # the part of it on which no bend is so tight that a checkpoint could be left out
-SHORT_CUT_MARGIN = 16  # the same beside a short cut
+MARGIN = 48  # width of the ground beside the road that belongs to checkpoints, pixels
+SURE_MARGIN = 24  # width of the part of it on which each bend has all its checkpoints
+SHORT_CUT_MARGIN = 16  # the same as MARGIN, beside a short cut
 NO_SECTOR = 0xFF
 MAX_TILES = 256
-MAP_SIZE = 112  # course map, pixels a side
+MAP_SIZE = 112  # width and height of the course map, pixels
 
 # Row step, column step, length in fifths of a cell.
 NEIGHBOURS = ((0, 1, 5), (1, 0, 5), (0, -1, 5), (-1, 0, 5), (1, 1, 7), (1, -1, 7), (-1, 1, 7), (-1, -1, 7))
 
-# How wrong one colour looks in place of another when tiles are merged: luminance counts most.
+# Weights of red, green and blue in the difference of two tiles: about the luminance.
 COLOUR_WEIGHTS = np.array([3, 6, 2], dtype=np.int64)
 
 
 @dataclass
 class Track:
-    """What the builder knows about a course.
+    """The maps, tiles and tables of a course.
 
     Attributes:
         course: The description.
-        line: Centreline samples from the start line on, int (n, 2), in 1/16 pixel.
+        line: Samples of the centreline from the start line on, int (n, 2), in 1/16 pixel.
         tangent: Driving direction at each sample, float (n, 2), unit length.
-        length: Lap length in pixels.
+        length: Length of a lap in pixels.
         surface: Surface code of each 8-pixel cell, uint8 (128, 128), row-major from the north-west.
-        sector: Checkpoint sector of each 16-pixel cell, NO_SECTOR far from the road and short cuts, uint8 (64, 64).
-        direction: Course direction of each 16-pixel cell, 256 a turn, 0 north, clockwise, uint8 (64, 64).
-        escape: The way back to the road from each 8-pixel cell, around walls, in the same unit, uint8 (128, 128).
-        image: The world in palette indices, uint8 (1024, 1024), before tiles were merged.
+        sector: Checkpoint sector of each 16-pixel cell, uint8 (64, 64); NO_SECTOR far from the road and short cuts.
+        direction: Direction of the course at each 16-pixel cell in 1/256 turn (0 is north, clockwise), uint8 (64, 64).
+        escape: Direction back to the road, around walls, at each 8-pixel cell in 1/256 turn, uint8 (128, 128).
+        image: The world in palette indices, uint8 (1024, 1024), before the tiles are merged.
         tilemap: Tile number of each cell, uint8 (128, 128).
         tiles: Tiles, uint8 (256, 8, 8).
-        checkpoints: Rescue point of each sector: x, y in quarter pixels and heading, 65536 a turn.
-        start: Grid slot, in the same units as a rescue point.
-        unique_tiles: Distinct tiles before merging.
+        checkpoints: Rescue point of each sector: x and y in quarter pixels, and heading in 1/65536 turn.
+        start: Start position on the grid, in the units of a rescue point.
+        unique_tiles: Number of different tiles before they are merged.
     """
 
     course: Course
@@ -83,7 +85,7 @@ class Track:
 
 
 def _rounded_polygon(course: Course) -> list[tuple[float, float]]:
-    """Return the polygon's points after its corners have been replaced by arcs, about 1 pixel apart on the arcs."""
+    """Return the points of the polygon with arcs in place of its corners. Points on arcs are about 1 pixel apart."""
     points: list[tuple[float, float]] = []
     corners = course.corners
     for index, corner in enumerate(corners):
@@ -92,7 +94,7 @@ def _rounded_polygon(course: Course) -> list[tuple[float, float]]:
         bx, by = after.x - corner.x, after.y - corner.y
         a, b = math.sqrt(ax * ax + ay * ay), math.sqrt(bx * bx + by * by)
         ax, ay, bx, by = ax / a, ay / a, bx / b, by / b
-        # Half-angle formulas: tangent length from the corner to the arc, and the arc's centre on the bisector.
+        # Half-angle formulas: the distance from the corner to the arc, and the centre of the arc on the bisector.
         cosine = ax * bx + ay * by
         half_sine = math.sqrt((1 - cosine) / 2)
         half_cosine = math.sqrt((1 + cosine) / 2)
@@ -114,14 +116,14 @@ def _rounded_polygon(course: Course) -> list[tuple[float, float]]:
 
 
 def _centreline(course: Course) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sample the centreline evenly from the start line on.
+    """Return equally spaced samples of the centreline from the start line on.
 
     Returns:
         Samples in 1/16 pixel, int64 (n, 2); unit tangents, float (n, 2); lap length in pixels.
     """
     polygon = [(round(x * UNIT), round(y * UNIT)) for x, y in _rounded_polygon(course)]
     start = (course.start[0] * UNIT, course.start[1] * UNIT)
-    # Cut the loop where the start line crosses it.
+    # Cut the loop at the start line.
     for index, (ax, ay) in enumerate(polygon):
         bx, by = polygon[(index + 1) % len(polygon)]
         on_axis = (ax == bx == start[0] and min(ay, by) <= start[1] <= max(ay, by)) or (
@@ -154,12 +156,12 @@ def _centreline(course: Course) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _heading(tangent: np.ndarray, turn: int = 65536) -> int:
-    """Return a direction as the game counts it: 0 north, clockwise, ``turn`` to a full turn."""
+    """Return a direction in 1/``turn`` of a full turn: 0 is north, clockwise."""
     return round(math.atan2(tangent[0], -tangent[1]) / (2 * math.pi) * turn) % turn
 
 
 def _distance_field(line: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance (1/16 pixel) to the line and the nearest sample's number for pixels within ``reach``."""
+    """Return the distance to the line (1/16 pixel) and the nearest sample's index, for pixels within ``reach``."""
     best = np.full((WORLD, WORLD), (reach * UNIT) ** 2, dtype=np.int64)
     nearest = np.full((WORLD, WORLD), -1, dtype=np.int32)
     centres = np.arange(WORLD, dtype=np.int64) * UNIT + UNIT // 2
@@ -175,7 +177,7 @@ def _distance_field(line: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _nearest_on_cells(line: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return number of and squared distance (1/256 pixel^2) to the nearest sample, for square cells of ``size``."""
+    """Return the nearest sample's index and its squared distance (1/256 pixel^2), for square cells of ``size``."""
     centres = np.arange(WORLD // size, dtype=np.int64) * size * UNIT + size * UNIT // 2
     number = np.empty((len(centres), len(centres)), dtype=np.int64)
     square = np.empty_like(number)
@@ -187,7 +189,7 @@ def _nearest_on_cells(line: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _polyline_field(points: tuple[tuple[int, int], ...], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like :func:`_nearest_on_cells` for an open polyline; the first result is the position along it, 0 to 1."""
+    """Return the position along an open polyline, 0 to 1, and the squared distance to it, for cells of ``size``."""
     samples: list[tuple[int, int]] = []
     for (ax, ay), (bx, by) in itertools.pairwise(points):
         steps = max(1, math.isqrt((bx - ax) ** 2 + (by - ay) ** 2) // SPACING)
@@ -201,7 +203,7 @@ def _polyline_field(points: tuple[tuple[int, int], ...], size: int) -> tuple[np.
 
 
 def _line_cells(points: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """Return (row, column) of the 8-pixel cells under a polyline, 4-connected so that nothing slips through."""
+    """Return (row, column) of the 8-pixel cells under a polyline. The cells are 4-connected: there is no gap."""
     cells: list[tuple[int, int]] = []
     for (ax, ay), (bx, by) in itertools.pairwise(points):
         steps = max(abs(bx - ax), abs(by - ay), 1)
@@ -216,17 +218,11 @@ def _line_cells(points: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
 
 
 def build_track(course: Course) -> Track:
-    """Work out everything about a course.
-
-    Args:
-        course: The description.
-
-    Returns:
-        The finished track.
+    """Compute the maps, tiles and tables of a course.
 
     Raises:
-        ValueError: If the description contradicts itself (a bend that does not fit, checkpoints that leak, a start
-            that is not plain road).
+        ValueError: The description is not valid: a bend does not fit, a checkpoint can be left out, the start is not on
+            plain road, or two grounds look alike in grey.
     """
     line, tangent, length = _centreline(course)
     count = len(line)
@@ -274,7 +270,7 @@ def build_track(course: Course) -> Track:
             for row, column in _line_cells(tuple((int(x), int(y)) for x, y in path)):
                 if 0 <= row < CELLS and 0 <= column < CELLS:
                     walls[row, column] = True
-    # Two cells thick: seen from afar, and too thick to pass at any speed.
+    # Walls are two cells thick: visible from far away, and too thick to pass at any speed.
     walls[1:] |= walls[:-1]
     walls[:, 1:] |= walls[:, :-1]
     walls &= clear_of_road
@@ -283,7 +279,7 @@ def build_track(course: Course) -> Track:
     walls[:, :BORDER_CELLS] = walls[:, -BORDER_CELLS:] = True
     surface[_two_thick(walls)] = WALL
 
-    # --- the start line: two rows of cells just past the line ------------------------------------------------------
+    # --- the start line: two rows of cells after the line ----------------------------------------------------------
     start_cells = np.zeros((CELLS, CELLS), dtype=bool)
     forward = np.round(tangent[0]).astype(int)
     if course.start[0 if forward[0] else 1] % SECTOR_CELL:
@@ -316,7 +312,7 @@ def build_track(course: Course) -> Track:
         direction[off_road & (square < (strip.width * UNIT // 2) ** 2)] = _heading(ahead, 256)
     sector = number * course.num_checkpoints // count
     _check_sectors(course, sector, road16 | beside_cut, line_square < ((half + SURE_MARGIN) * UNIT) ** 2)
-    # A loop through the infield would pass the nearest stretches in order, too: far from the road nothing counts.
+    # Cells far from the road have no sector: a loop through the infield would pass all sectors in order, too.
     sector[(line_square >= ((half + MARGIN) * UNIT) ** 2) & ~beside_cut] = NO_SECTOR
 
     # --- the picture ------------------------------------------------------------------------------------------------
@@ -324,9 +320,9 @@ def build_track(course: Course) -> Track:
     reach = half + VERGE + 2
     distance, nearest = _distance_field(line, reach)
     image = artwork.ground()
-    cell_of = np.repeat(np.repeat(surface, TILE, axis=0), TILE, axis=1)
+    cell_of = artwork.enlarge(surface)
     kerb_colour = artwork.kerb_pattern()
-    band = np.repeat(np.repeat((cell_number * SPACING // 32) % 2, TILE, axis=0), TILE, axis=1)
+    band = artwork.enlarge((cell_number * SPACING // 32) % 2)
     off_road_kind = np.isin(cell_of, (DIRT, DEEP_WATER, PIT, BOOST))
     artwork.paint_patches(image, surface)
     verge = (distance < reach * UNIT - 2 * UNIT) & (nearest >= 0) & ~off_road_kind
@@ -334,10 +330,10 @@ def build_track(course: Course) -> Track:
     kerb = (distance < half * UNIT) & (nearest >= 0)
     image[kerb] = kerb_colour[kerb]
     tarmac = (distance < (half - KERB) * UNIT) & (nearest >= 0)
-    # Where a dirt path meets the road the kerb is left out: an invitation.
+    # There is no kerb where a short cut meets the road, so that drivers see it.
     for strip in short_cuts:
         _, square = _polyline_field(strip.points, TILE)
-        mouth = np.repeat(np.repeat(square < (strip.width * UNIT // 2 - 6 * UNIT) ** 2, TILE, axis=0), TILE, axis=1)
+        mouth = artwork.enlarge(square < (strip.width * UNIT // 2 - 6 * UNIT) ** 2)
         tarmac |= mouth & kerb
     image[tarmac] = artwork.road_texture(band)[tarmac]
     line_mark = (distance < 2 * UNIT) & (nearest >= 0) & ((nearest * SPACING // 24) % 2 == 0)
@@ -381,20 +377,20 @@ def build_track(course: Course) -> Track:
 
 
 def _escape_map(surface: np.ndarray, safe: np.ndarray, tangent: np.ndarray) -> np.ndarray:
-    """Return for each cell the direction that leads back to the road without touching a wall.
+    """Return for each cell the direction of a path back to the road that avoids walls.
 
-    A kart that hits a wall is turned this way, so no wall and no pocket between walls holds it for good.
+    A kart that hits a wall is turned in this direction, so it can leave each wall and each gap between walls.
 
     Args:
         surface: Surface codes, (128, 128).
-        safe: Cells well inside the road, bool (128, 128).
-        tangent: Course direction at each cell, float (128, 128, 2).
+        safe: Cells inside the road, away from its edges, bool (128, 128).
+        tangent: Direction of the course at each cell, float (128, 128, 2).
 
     Returns:
-        Directions, 256 a turn, uint8 (128, 128).
+        Directions in 1/256 turn, uint8 (128, 128).
     """
     wall = surface == WALL
-    # Cells beside a wall or deadly ground are passable but dear: the path keeps its distance.
+    # Cells beside a wall, a pit or water have a high price, so the path keeps its distance.
     deadly = np.isin(surface, (DEEP_WATER, PIT))
     near = np.zeros_like(wall)
     for dy in (-1, 0, 1):
@@ -434,7 +430,7 @@ def _escape_map(surface: np.ndarray, safe: np.ndarray, tangent: np.ndarray) -> n
                 if done == steps or (y, x) not in step_to:
                     break
                 y, x = step_to[y, x]
-            # What is left of the way goes along the course.
+            # The rest of the path is along the course.
             ahead = (steps - done) * tangent[y, x] if safe[y, x] else np.zeros(2)
             vector = np.array([x - column, y - row]) + ahead
             out[row, column] = _heading(vector if vector.any() else tangent[row, column], 256)
@@ -442,20 +438,20 @@ def _escape_map(surface: np.ndarray, safe: np.ndarray, tangent: np.ndarray) -> n
 
 
 def _plain_road_near(surface: np.ndarray, line: np.ndarray, index: int) -> int:
-    """Return the sample closest to ``index`` that lies on plain road, so that a rescued kart is not on a pad."""
+    """Return the index of the nearest sample on plain road. A rescued kart must not be on a pad."""
     for away in range(len(line)):
         for candidate in ((index + away) % len(line), (index - away) % len(line)):
             x, y = line[candidate] // UNIT // TILE
             if surface[y, x] == ROAD:
                 return candidate
-    raise ValueError("no plain road anywhere")
+    raise ValueError("the course has no plain road")
 
 
 def _two_thick(walls: np.ndarray) -> np.ndarray:
-    """Return the wall cells that belong to a full square of two by two cells; thinner bits are dropped.
+    """Return the wall cells that belong to a complete square of 2 x 2 cells, without thinner parts.
 
-    The game looks for walls at the four corners of the kart, 10 pixels apart: one corner at least lies in any square of
-    16 pixels that the kart overlaps, whereas a single cell fits between them.
+    The game checks for walls at the four corners of the kart, which are 10 pixels apart. If the kart overlaps a square
+    of 16 pixels, at least one corner is inside it. A single cell of 8 pixels fits between the corners.
     """
     square = walls[:-1, :-1] & walls[:-1, 1:] & walls[1:, :-1] & walls[1:, 1:]
     out = np.zeros_like(walls)
@@ -471,10 +467,10 @@ def _any_of_four(cells: np.ndarray) -> np.ndarray:
 
 
 def _spread_between_mouths(number: np.ndarray, cells: np.ndarray, road: np.ndarray) -> None:
-    """Give the cells of a short cut centreline samples that join the road's at both ends, over the whole width.
+    """Interpolate the sample numbers of a short cut's cells between those of the road at both ends.
 
-    Each cell takes the mean of its neighbours (as heat spreads between two held temperatures), the road's staying as
-    they are. Changes ``number`` in place; fixed-point integers, so that every machine gets the same.
+    Each cell gets the mean of its neighbours, many times (as in a heat equation); the road's cells do not change. The
+    arithmetic uses fixed-point integers, so the result is the same on each machine. Changes ``number`` in place.
     """
     scale = 1 << 16
     held = cells | road
@@ -490,7 +486,7 @@ def _spread_between_mouths(number: np.ndarray, cells: np.ndarray, road: np.ndarr
 
 
 def _pairs(cells: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (row, column) index pairs, each int (n, 2), of neighbouring cells, both set: sideways, down, diagonals."""
+    """Yield the (row, column) pairs, each int (n, 2), of set cells that are neighbours, for each of four directions."""
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
         here = np.argwhere(cells)
         there = here + np.array((dy, dx))
@@ -501,10 +497,10 @@ def _pairs(cells: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _check_sectors(course: Course, sector: np.ndarray, on_course: np.ndarray, beside: np.ndarray) -> None:
-    """Make sure that nobody leaves out a checkpoint without cutting the course.
+    """Check that a kart on the course can't leave out a checkpoint.
 
-    On the road and on short cuts neighbouring cells belong to the same or to successive sectors. Close beside the road
-    two stretches of it may meet, which counts nothing, but no sector may be squeezed out in a bend.
+    On the road and on short cuts, neighbouring cells must have the same or successive sectors. Beside the road, two
+    parts of the course may meet, because such a jump does not count. But no sector may be missing in a bend.
     """
     n = course.num_checkpoints
     for cells, bad in ((on_course, range(2, n - 1)), (beside, (2, 3, n - 3, n - 2))):
@@ -518,22 +514,23 @@ def _check_sectors(course: Course, sector: np.ndarray, on_course: np.ndarray, be
                 )
     missing = set(range(n)) - set(np.unique(sector).tolist())
     if missing:
-        raise ValueError(f"{course.name}: checkpoints {sorted(missing)} cover no cell")
+        raise ValueError(f"{course.name}: checkpoints {sorted(missing)} have no cell")
 
 
 def reduce_tiles(image: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Cut an image into 8x8 tiles and merge the most alike until 256 are left.
+    """Divide an image into 8 x 8 tiles, and merge similar ones until 256 are left.
 
-    The merging is greedy: in each round the tile whose replacement by its nearest neighbour changes the picture least
-    (difference times number of uses) goes. Integer arithmetic and ties broken by lowest number make it deterministic.
+    The algorithm is greedy: it repeatedly replaces one tile by the most similar one. It selects the tile for which the
+    difference, multiplied by the number of uses, is smallest. It is deterministic: it uses integer arithmetic, and the
+    lowest number wins a tie.
 
     Args:
         image: Palette indices, uint8 (1024, 1024).
         palette: The course's colours, int64 (256, 3).
 
     Returns:
-        Tile number of each cell, uint8 (128, 128); tiles, uint8 (256, 8, 8); distinct tiles before merging. Tile 0 is
-        the plain ``outer`` colour, which the hardware repeats outside the world.
+        Tile number of each cell, uint8 (128, 128); tiles, uint8 (256, 8, 8); number of different tiles before merging.
+        Tile 0 has only the ``outer`` colour. The hardware repeats it outside the world.
     """
     blocks = image.reshape(CELLS, TILE, CELLS, TILE).swapaxes(1, 2).reshape(-1, TILE * TILE)
     unique, inverse, counts = np.unique(blocks, axis=0, return_inverse=True, return_counts=True)
@@ -543,11 +540,11 @@ def reduce_tiles(image: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np
     counts = np.concatenate([[1 << 40], counts]).astype(np.int64)
     inverse = inverse + 1
     size = len(unique)
-    # Small things that matter to a driver are rare tiles: they count as if they were common.
-    telling = [artwork.COLOUR[name] for name in ("oil", "oil_sheen", "boost", "boost_mark", "black")]
-    counts += 60 * np.isin(unique, telling).any(axis=1)
+    # Small objects that are important for a driver have rare tiles. They get a higher number of uses.
+    important = [artwork.COLOUR[name] for name in ("oil", "oil_sheen", "boost", "boost_mark", "black")]
+    counts += 60 * np.isin(unique, important).any(axis=1)
 
-    # Squared colour distance by way of dot products; float64 holds these integers exactly.
+    # Squared colour distances, computed with dot products. float64 represents these integers exactly.
     features = (palette[unique] * COLOUR_WEIGHTS).reshape(size, -1).astype(np.float64)
     norms = (features**2).sum(axis=1)
     difference = norms[:, None] + norms[None, :] - 2.0 * (features @ features.T)

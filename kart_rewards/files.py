@@ -50,7 +50,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         with suppress(FileExistsError):  # if a file has the folder's name, the write reports "Not a directory"
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # otherwise a power failure could leave an empty file at path

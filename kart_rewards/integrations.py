@@ -102,14 +102,15 @@ def find_game(name: str, integrations: str | Path | None = None) -> Game:
 
 
 def find_folder(name: str, integrations: str | Path | None = None) -> Game | None:
-    """Returns the first game whose folder exists, even if the folder is incomplete; None if there is no such folder.
+    """Returns a game even if its folder is incomplete; None if there is no such folder. A complete folder comes first.
 
     Args:
         name: The name of the game's folder.
         integrations: The only folder to look in. None: the standard lookup.
     """
-    folders = integration_folders(integrations)
-    return next((Game(name, folder / name) for folder in folders if os.path.isdir(folder / name)), None)  # noqa: PTH112
+    games = [Game(name, folder / name) for folder in integration_folders(integrations)]
+    games.sort(key=lambda game: name not in _games_in(game.folder.parent))
+    return next((game for game in games if os.path.isdir(game.folder)), None)  # noqa: PTH112
 
 
 def writable_folder() -> Path:
@@ -194,7 +195,8 @@ def _user_folder() -> Path:
 def _games_in(folder: Path) -> list[str]:
     """The games of a folder; none if the folder can't be read."""
     try:
-        return [name for name in os.listdir(folder) if is_file(folder / name / "data.json")]  # noqa: PTH208
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]  # noqa: PTH208
+        return [name for name in names if is_file(folder / name / "data.json")]
     except OSError:
         return []
 
@@ -284,7 +286,7 @@ class Game:
 
     def states(self) -> list[str]:
         """Returns the names of the start states, sorted."""
-        return sorted(path.stem for path in self.folder.glob("*.state"))
+        return sorted(path.stem for path in self.folder.glob("[!.]*.state"))  # not a half-written one
 
     def default_state(self) -> str:
         """Returns the name of the default start state, from ``metadata.json``.

@@ -167,6 +167,20 @@ def test_a_game_without_data_json_is_found_only_on_request(wheel: Path) -> None:
     assert find_folder("Other-Snes") is None
     with pytest.raises(KartRewardsError, match=r"Begun-Snes: is not a game's folder: it has no data\.json"):
         find_game("Begun-Snes")
+    begun = wheel.parent.parent / "user" / "games" / "Begun-Snes"
+    begun.mkdir(parents=True)
+    assert find_folder("Begun-Snes") == Game("Begun-Snes", begun)
+    make_game(wheel / "Begun-Snes")
+    assert find_folder("Begun-Snes") == Game("Begun-Snes", wheel / "Begun-Snes"), "a complete folder comes first"
+
+
+def test_half_written_files_and_folders_are_not_games_and_states(games: Path) -> None:
+    """A process that is killed leaves them behind."""
+    shutil.copytree(games / "Tiny-Snes", games / ".New-Snes.partial")
+    (games / "Tiny-Snes" / ".Start.partial.state").write_bytes(b"")
+    assert list_games(games) == ["Tiny-Snes"]
+    assert find_game("Tiny-Snes", games).states() == []
+
 
 
 def test_games_are_written_to_the_first_folder_that_may_be_written_to(

@@ -106,8 +106,8 @@ def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Displa
     [
         ([], "a window needs a display, and there is none"),
         (["--output", "drive.avi"], "drive.avi: must end in .mp4 or .gif"),
-        (["--output", "pyproject.toml/drive.mp4"], "pyproject.toml/drive.mp4: can't be written"),
-        (["--output", "pyproject.toml/drive.gif"], "pyproject.toml/drive.gif: can't be written"),
+        (["--output", "pyproject.toml/drive.mp4"], "pyproject.toml/drive.mp4: can't be written: Not a directory"),
+        (["--output", "pyproject.toml/drive.gif"], "pyproject.toml/drive.gif: can't be written: Not a directory"),
         (["--state", "Level9", "--output", "drive.mp4"], "Level9.state: no such start state"),
         (["--scale", "17", "--output", "drive.mp4"], "--scale must be between 1 and 16, not 17"),
         (["--seconds", "0", "--output", "drive.mp4"], "--seconds more than 0"),

@@ -42,6 +42,7 @@ class VideoWriter:
         self.path = path
         with ExitStack() as file:
             self._temporary = file.enter_context(atomic_write(path))
+            self._temporary.touch()  # raises an error now, and one that is clearer than the encoder's
             self._writer: Any = imageio.get_writer(
                 self._temporary, format="FFMPEG", fps=frames_per_second, macro_block_size=1
             )
@@ -104,6 +105,7 @@ def to_gif(
     length = [] if seconds is None else ["-t", f"{seconds:g}"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", "-i", str(video), *length]
     with atomic_write(gif) as temporary:
+        temporary.touch()  # raises an error that is clearer than the encoder's
         done = subprocess.run(  # noqa: S603 - the encoder of imageio-ffmpeg
             [*command, "-filter_complex", f"{picked};{palette}", str(temporary)],
             capture_output=True,
