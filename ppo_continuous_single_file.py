@@ -15,7 +15,7 @@ import math
 import os
 import sys
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,15 +38,16 @@ from kart_rewards.evaluation.in_training import EvaluationInTraining, TorchPolic
 from kart_rewards.integrations import find_game
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import load_scoring
-from kart_rewards.training.checkpoints import Checkpoint, Resumption, newest_checkpoint
+from kart_rewards.training.checkpoints import Checkpoint, FinishedError, Resumption, newest_checkpoint
 from kart_rewards.training.devices import choose_device, choose_precision, compile_encoder, one_thread
 from kart_rewards.training.distributions import MultiCategorical
 from kart_rewards.training.episodes import make_training_envs
-from kart_rewards.training.game import FREE_GAME, RETAIL_GAME, playable_game
+from kart_rewards.training.game import FREE_GAME, RETAIL_GAME, absolute_file, playable_game
 from kart_rewards.training.options import check_bounds, to_plain_options
 from kart_rewards.training.ranks import Ranks, joined
-from kart_rewards.training.run import DivergedError, Run, RunOptions, stop_on_signals
+from kart_rewards.training.run import DivergedError, EndedEpisode, Run, RunOptions, stop_on_signals
 from kart_rewards.training.timing import Stopwatch
+from kart_rewards.training.trust import without_foreign_code
 from kart_rewards.training.vector import EnvGroups
 
 
@@ -63,8 +64,8 @@ class EnvOptions:
     """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
     state: tuple[str, ...] = ()
     """Start states: names in the game's folder, or .state files; each episode draws one. By default metadata.json's."""
-    scenario: str = "scenario"
-    """Which reward terms and done rules to use: the name of a file in the game's folder, or a .json path."""
+    scenario: str | None = "scenario"
+    """Which reward terms and done rules to use: a file's name in the game's folder, or a .json path. None: none."""
     info: str = "data"
     """Which RAM variables there are: the name of a file in the game's folder, or a .json path."""
     rewards: tuple[str, ...] = ()
@@ -113,9 +114,14 @@ class EnvOptions:
             "random_start_steps": self.random_start_steps,
         }
 
-    def choose_game(self) -> None:
-        """Replaces the retail game by the free one if its ROM is missing; see ``playable_game``."""
+    def resolve(self) -> None:
+        """Chooses the game, see ``playable_game``, and makes paths absolute."""
         self.env_id, self.integrations_path = playable_game(self.env_id, self.integrations_path, self.fallback)
+        folder = find_game(self.env_id, self.integrations_path).folder
+        self.scenario = self.scenario and absolute_file(self.scenario, ".json", folder)
+        self.info = absolute_file(self.info, ".json", folder)
+        self.state = tuple(absolute_file(name, ".state", folder) for name in self.state)
+        self.rewards = tuple(absolute_file(name, ".py") for name in self.rewards)
 
     @property
     def episode_limit(self) -> int:
@@ -346,9 +352,7 @@ class Rollout:
 
 
 @torch.no_grad()
-def collect(
-    agent: Agent, envs: EnvGroups, rollout: Rollout, gamma: float, stopwatch: Stopwatch
-) -> list[tuple[int, dict[str, Any]]]:
+def collect(agent: Agent, envs: EnvGroups, rollout: Rollout, gamma: float, stopwatch: Stopwatch) -> list[EndedEpisode]:
     """Plays a rollout from where the last one ended: while one group of environments steps, the agent answers another.
 
     A truncated episode could have gone on: its last reward gets the discounted value of its real final observation.
@@ -361,10 +365,10 @@ def collect(
         stopwatch: Times the stage ``policy``.
 
     Returns:
-        For each episode that ended: the step of the rollout, and its last info.
+        The episodes that ended.
     """
     device, num_steps = rollout.rewards.device, rollout.rewards.shape[0]
-    ended: list[tuple[int, dict[str, Any]]] = []
+    ended: list[EndedEpisode] = []
 
     def act(step: int, group: int) -> None:
         part = envs.groups[group]
@@ -387,7 +391,7 @@ def collect(
         rollout.next_done[part] = torch.as_tensor(done, dtype=torch.float32, device=device)
         rollout.rewards[step, part] = torch.as_tensor(outcome.rewards, dtype=torch.float32, device=device)
         for i, (final_observation, info) in outcome.finals.items():
-            ended.append((step, info))
+            ended.append(EndedEpisode(step, part.start + i, info))
             if not outcome.terminated[i]:
                 value = agent.get_value(torch.as_tensor(final_observation, device=device)[None])[0]
                 rollout.rewards[step, part.start + i] += gamma * value
@@ -522,9 +526,9 @@ def train(args: Args, run: Run) -> None:
     rollout = Rollout.empty(envs, ppo.num_steps, device)
     if args.run.compile:
         compile_encoder(agent, rollout.next_observation)
-    print(f"{args.env.env_id} on {device} in {str(precision)[6:]}, logging to {run.folder}\n{run.scoring.table()}\n")
 
-    with run.started(agent, optimizer) as observations:
+    title = f"{args.env.env_id} on {device} in {str(precision).removeprefix('torch.')}"
+    with run.started(agent, optimizer, title) as observations:
         rollout.next_observation = torch.as_tensor(observations, device=device)
         while not run.over:
             if ppo.anneal_lr:
@@ -548,48 +552,54 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, Checkpoint | N
     if resume == "auto":
         games = [args.env.env_id, *([FREE_GAME] if args.env.env_id == RETAIL_GAME and args.env.fallback else [])]
         newest = newest_checkpoint(args.run.runs_path, games, args.run.exp_name, args.run.seed)
-        resume = str(newest) if newest else None
+        resume = str(newest or "")
     checkpoint = None
     if args.eval.evaluate and not args.eval.loader:
         checkpoint = Checkpoint.load(Path(args.eval.evaluate[0]))
     elif resume and not args.eval.evaluate:
         checkpoint = Checkpoint.load(Path(resume), to_resume=True)
     if checkpoint:
-        args = parse(default=saved_args(checkpoint))
-    args.run.resume = resume
-    args.env.choose_game()
+        args = parse(default=saved_args(checkpoint, args.run.trust, resuming=not args.eval.evaluate))
+    args.env.resolve()
     for group in (args.env, args.ppo, args.eval, args.run):
         check_bounds(group)
     args.ppo.check()
-    # A run may be resumed from another folder.
-    args.env.rewards = tuple(str(Path(item).resolve()) if item.endswith(".py") else item for item in args.env.rewards)
     return args, checkpoint
 
 
-def saved_args(checkpoint: Checkpoint) -> Args:
-    """Returns the options of a checkpoint's run, without those that were meant for one start only."""
+def saved_args(checkpoint: Checkpoint, trust: bool = False, resuming: bool = False) -> Args:
+    """Returns the options of a checkpoint's run, without those that were meant for one start only.
+
+    Raises:
+        KartRewardsError: The checkpoint is damaged; or, if ``resuming``, it names code that must be trusted first.
+    """
     args = Args(
         **checkpoint.restore_options({"env": EnvOptions, "ppo": PPOOptions, "eval": EvalOptions, "run": RunOptions})
     )
-    args.run.resume, args.run.allow_changed_rewards, args.eval.evaluate = None, False, ()
+    args.run.resume, args.run.allow_changed_rewards, args.run.trust, args.eval.evaluate = None, False, False, ()
+    if not trust:
+        args.env = replace(args.env, **without_foreign_code(checkpoint, vars(args.env), resuming))
     return args
 
 
-def load_agent(path: Path) -> TrainedAgent:
+def load_agent(path: Path, trust: bool = False) -> TrainedAgent:
     """Loads an agent that this script saved, to watch or evaluate it.
+
+    Args:
+        path: The file.
+        trust: Run the reward scripts that the file names, even if another user or computer made it.
 
     Raises:
         KartRewardsError: The file is not such an agent, or its game can't be played.
     """
     checkpoint = Checkpoint.load(path)
-    args = saved_args(checkpoint)
-    env = args.env
-    env.choose_game()
+    args = saved_args(checkpoint, trust)
+    args.env.resolve()
     return TrainedAgent(
         path=path,
         make_policy=functools.partial(TorchPolicy, Agent, checkpoint.agent),
-        env_options=env.for_kart_env(),
-        max_episode_frames=env.episode_limit * env.frame_skip,
+        env_options=args.env.for_kart_env(),
+        max_episode_frames=args.env.episode_limit * args.env.frame_skip,
         seed=args.run.seed,
         steps=checkpoint.steps,
     )
@@ -610,7 +620,8 @@ def main() -> None:
     ranks.check_shares({"--num-envs": ppo.num_envs, "a minibatch's steps": ppo.minibatch_size})
     device = choose_device(args.run.device, ranks)
     game = find_game(env.env_id, env.integrations_path)
-    scoring = load_scoring(game.json_path(env.scenario), env.rewards, env_options["reward_weights"])
+    scenario = env.scenario and game.json_path(env.scenario)
+    scoring = load_scoring(scenario or None, env.rewards, env_options["reward_weights"])
     courses = args.eval.eval_states or env.state or (game.default_state(),)
     for state in courses:
         game.load_state(state)  # a missing course should be reported now, not at the first evaluation
@@ -618,7 +629,13 @@ def main() -> None:
     resumption = None
     if checkpoint:
         allow = args.run.allow_changed_rewards
-        resumption = Resumption.decide(checkpoint, settings, scoring, ppo.batch_size, allow)
+        try:
+            resumption = Resumption.decide(checkpoint, settings, scoring, ppo.batch_size, allow)
+        except FinishedError as error:
+            if args.run.resume != "auto":
+                raise
+            print(error)
+            return
     make_policy = functools.partial(TorchPolicy, Agent)
     evaluate = EvaluationInTraining(make_policy, env_options, courses, args.eval, max_episode_frames)
     stop = stop_on_signals()

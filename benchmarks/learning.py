@@ -1,10 +1,10 @@
-"""How runs learned, read back from their TensorBoard logs: a table, and a picture of their evaluations.
+"""Reads the TensorBoard logs of runs, and prints a table and draws a picture of their evaluations.
 
     python benchmarks/learning.py runs/* [--steps 61440] [--plot docs/images/learning_curves.png]
 
-A row of the table is one experiment, ``--exp-name`` in training, over its seeds. An evaluation's lap is its median lap,
-deterministically driven. Laps go up and down between evaluations, so that a run's lap is the mean of its last three;
-beside it stands its best evaluation. Needs matplotlib (in the ``dev`` extra) for the picture.
+A row of the table is one experiment (``--exp-name`` of training) over its seeds. The lap of an evaluation is its median
+lap with deterministic actions. Laps vary between evaluations, so the lap of a run is the mean of its last three
+evaluations. The column "best" is its best evaluation. The picture needs matplotlib (in the ``dev`` extra).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ REFERENCE_LAPS = Path(__file__).parent / "reference_laps"
 
 @dataclass
 class Run:
-    """One run's evaluations on one course, in their order.
+    """The evaluations of one run on one course, in their order.
 
     Args:
-        experiment: Its ``--exp-name``.
-        seed: Its seed.
+        experiment: The run's ``--exp-name``.
+        seed: The run's seed.
         course: The start state.
-        steps: Agent steps until each evaluation.
-        minutes: Wall-clock time until then, evaluations and, in a resumed run, pauses included.
-        finish_rates: How many races were finished, 0 to 1.
-        lap_times_seconds: The median lap; None if no lap was completed.
-        steps_per_second: The rate of training at the end, evaluations included.
+        steps: Agent steps at each evaluation.
+        minutes: Wall-clock time until each evaluation. It includes evaluations and the pauses of a resumed run.
+        finish_rates: The share of finished races in each evaluation, 0 to 1.
+        lap_times_seconds: The median lap of each evaluation; None if no lap was completed.
+        steps_per_second: The rate of training at the end of the run, including evaluations.
     """
 
     experiment: str
@@ -49,16 +49,16 @@ class Run:
 
     @property
     def first_finish(self) -> int | None:
-        """Number of the first evaluation in which every race was finished."""
+        """The index of the first evaluation in which all races were finished, or None."""
         return next((i for i, rate in enumerate(self.finish_rates) if rate == 1.0), None)
 
     def laps_until(self, steps: int) -> list[float]:
-        """The median laps of the evaluations up to so many steps."""
+        """Returns the median laps of the evaluations until a number of steps."""
         return [lap for at, lap in zip(self.steps, self.lap_times_seconds, strict=True) if at <= steps and lap]
 
 
 def read_run(folder: Path) -> Run | None:
-    """Returns a run's evaluations on its first course; None if it has none."""
+    """Returns the evaluations of a run on its first course; None if it has no evaluations."""
     log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     log.Reload()
     tags = log.Tags()["scalars"]
@@ -86,13 +86,13 @@ def read_run(folder: Path) -> Run | None:
 
 
 def print_table(runs: list[Run], steps: int) -> None:
-    """Prints a row an experiment, in Markdown."""
+    """Prints a Markdown table with one row per experiment."""
     by_experiment: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_experiment[run.experiment].append(run)
 
     def spread(values: Sequence[float | None], form: str) -> str:
-        """Median, and from lowest to highest."""
+        """Returns the median, the minimum and the maximum as text."""
         known = [value for value in values if value is not None]
         if not known:
             return "never"
@@ -120,7 +120,7 @@ def print_table(runs: list[Run], steps: int) -> None:
 
 
 def plot(runs: list[Run], picture: Path) -> None:
-    """Draws finish rate and lap time of each run over its steps."""
+    """Draws the finish rate and the lap time of each run over its steps."""
     import matplotlib.pyplot as plt
 
     figure, (rates, laps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -149,11 +149,11 @@ def plot(runs: list[Run], picture: Path) -> None:
 
 
 def main() -> None:
-    """Prints the table, and draws the picture if it is asked for."""
+    """Prints the table, and draws the picture with ``--plot``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--steps", type=int, default=61_440, help="steps at which lap times are compared")
-    parser.add_argument("--plot", type=Path, help="picture to draw")
+    parser.add_argument("--plot", type=Path, help="picture file to write")
     args = parser.parse_args()
     runs = [run for folder in args.runs if (run := read_run(folder))]
     if not runs:

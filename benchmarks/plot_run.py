@@ -1,8 +1,8 @@
-"""Draw a run's reward terms and lap times, read back from its TensorBoard log.
+"""Draws the reward terms and lap times in the TensorBoard log of a run.
 
     python benchmarks/plot_run.py runs/NAME docs/images/reward_curves.png
 
-Needs matplotlib (in the ``dev`` extra).
+It needs matplotlib (in the ``dev`` extra).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SMOOTHING_EPISODES = 10
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Return the running mean over the last episodes, same length."""
+    """Returns the running mean over the last episodes, with the same length."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     starts = np.maximum(np.arange(1, len(values) + 1) - SMOOTHING_EPISODES, 0)
     ends = np.arange(1, len(values) + 1)
@@ -26,7 +26,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Draw the plot."""
+    """Draws the plot."""
     if len(sys.argv) != 3 or not Path(sys.argv[1]).is_dir():
         sys.exit("usage: python benchmarks/plot_run.py RUN_FOLDER PICTURE.png")
     log = EventAccumulator(sys.argv[1], size_guidance={"scalars": 0})

@@ -1,8 +1,8 @@
-"""What scoring costs against the emulated frame: decoding, terms, rules; and the screen, and a turn at the emulator.
+"""Measures the time of scoring, relative to an emulated frame: decoding, terms, rules, the screen, a change of turns.
 
     python benchmarks/scoring.py
 
-All are measured in one run, in turns, on the RAM of a running race; medians over the rounds are printed.
+All parts are measured in one run, in turns, with the RAM of a running race. It prints medians over the rounds.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ CALLS = 400
 
 
 def top_speed(ram: Any) -> float:
-    """Five terms without memory, as a user would write them: the first."""
+    """A typical term without memory."""
     return float(ram.speed > 900)
 
 
 def speed(ram: Any) -> float:
-    """The second."""
+    """A typical term without memory."""
     return ram.speed / 1000
 
 
 def on_road(ram: Any) -> float:
-    """The third."""
+    """A typical term without memory."""
     return float(ram.surface == 0x40)
 
 
 def touching(ram: Any) -> float:
-    """The fourth."""
+    """A typical term without memory."""
     return float(ram.collision != 0)
 
 
 def gained_speed(ram: Any, previous: Any) -> float:
-    """The fifth."""
+    """A typical term with the previous snapshot."""
     return ram.speed - previous.speed
 
 
 class LeftTheRoad:
-    """A term with a memory."""
+    """A typical term with a memory."""
 
     def __init__(self) -> None:
         self.on_road = True
@@ -58,7 +58,7 @@ class LeftTheRoad:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the measurements, and prints a table."""
     env = KartEnv("HomebrewKart-Snes", action_mode="driving")
     env.reset(seed=1)
     for _ in range(50):
@@ -76,11 +76,11 @@ def main() -> None:
         "the emulated frame": env.em.step,
         f"decoding {len(env.layout.names)} variables": read,
         "the five reference terms": lambda: reference(ram),
-        "the same when one pays": lambda: reference(at_a_wall),
+        "the same if one of them pays": lambda: reference(at_a_wall),
         "ten user terms": lambda: users(ram),
         "the two done rules": lambda: done(ram),
         "the screen as RGB": env.em.get_screen,
-        "another environment's turn": lambda: env.em.set_state(env.em.get_state()),
+        "a change of turns": lambda: env.em.set_state(env.em.get_state()),
     }
     microseconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(ROUNDS):

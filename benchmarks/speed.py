@@ -1,29 +1,30 @@
-"""How fast the environment and the trainer are, against the bare emulator core and against Stable-Baselines3.
+"""Measures the speed of the environment and of the trainer. Compares with the bare core and with Stable-Baselines3.
 
     python benchmarks/speed.py
 
-Everything is measured in one run, and what is compared takes turns, so that a change in the machine's load meets all:
+All measurements are in one run. Measurements that are compared run in turns, so that a change of the machine's load has
+the same effect on each:
 
-(a) one environment and the bare core, frames/s: turns of half a second on the same emulator, in five processes one
-    after the other (each has its own luck with the caches); first with ``--max-pool``, then, as the goal has it, with
-    the defaults;
-(b) the vector environment, in groups as the trainer plays it, and as many bare cores at once, frames/s: turns of half a
-    second or more, with 8 and with 16; beside them Gymnasium's AsyncVectorEnv;
-(c) training and Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions, batch and epochs: on
-    stable-retro's environment with Gymnasium's wrappers, as its users have it today, and on this project's environment;
-    all with max pooling, since Gymnasium's MaxAndSkipObservation does it; ours with ``--precision auto`` and with
-    float32, as theirs is; beside them ours without max pooling; fresh processes that take turns;
-(d) where a training step's time goes, without max pooling, and how much memory it takes;
-(e) updates, samples/s, on this machine's device: float32, bfloat16, bfloat16 compiled.
+(a) One environment and the bare core, frames/s: turns of half a second on the same emulator, in five processes one
+    after the other, because the effect of the caches differs between processes. First with ``--max-pool``, then with
+    the defaults, to which the goal refers.
+(b) The vector environment as the trainer uses it, and the same number of bare cores in parallel, frames/s: turns of at
+    least half a second, with 8 and with 16 environments. Gymnasium's AsyncVectorEnv is measured, too.
+(c) This project's trainer and Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions, batch and
+    epochs. Stable-Baselines3 runs on stable-retro's environment with Gymnasium's wrappers, and on this project's
+    environment. All use max pooling, because Gymnasium's MaxAndSkipObservation does. The trainer runs with
+    ``--precision auto``, and with float32, which Stable-Baselines3 uses; and once without max pooling. Each run is a
+    new process, in turns.
+(d) The parts of a training step's time, and its memory, without max pooling.
+(e) Updates on this machine's device, samples/s: float32, bfloat16, compiled bfloat16.
 
-Printed are medians over the turns; ratios are medians of each turn's ratio. Exit code 1 means that a goal was missed.
-Needs the ``dev`` extra.
+It prints the median over the turns. A ratio is the median of the turns' ratios. The exit code is 1 if a goal is missed.
+It needs the ``dev`` extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import multiprocessing
 import statistics
 import subprocess
@@ -31,7 +32,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +50,26 @@ GOALS = {"environment": 0.95, "vector of 8": 0.85, "vector of 16": 0.85, "traini
 
 
 def steering(step: int) -> int:
-    """The drive of every measurement: full throttle, 30 frames left, 60 straight."""
+    """Returns the steering of a step in all measurements: 30 frames left, then 60 frames straight on."""
     return -1 if step * FRAME_SKIP // 30 % 3 == 0 else 0
 
 
 @contextmanager
 def endless_scenario() -> Iterator[str]:
-    """The reference's rewards without its done rules: the drive goes on at a wall, as the bare core's does."""
+    """Yields a scenario with the reference rewards and without done rules, so that the drive never ends."""
     with tempfile.TemporaryDirectory() as folder:
         scenario = Path(folder) / "endless.json"
         scenario.write_text('{"kart_rewards": {"done": []}}')
         yield str(scenario)
 
 
-# Each of these runs in a process of its own, and prints a line of rates for each turn: those of the columns below.
+# Each of these functions runs in its own process. It prints one line per turn, with the rate of each column.
 
 
 def environment(max_pool: int, turns: int) -> None:
-    """Frames/s of the bare core (set buttons, step, nothing else), and of a ``KartEnv`` around it.
+    """Measures the frames/s of the bare core (it sets the buttons and steps) and of a ``KartEnv``.
 
-    Prints where a step's time goes to standard error.
+    It prints the parts of a step's time to standard error.
     """
     from kart_rewards import KartEnv, ObservationConfig
 
@@ -87,16 +89,16 @@ def environment(max_pool: int, turns: int) -> None:
 
     for turn in range(turns + 1):
         rates = frames_per_second(bare), frames_per_second(lambda number: env.step([steering(number)]))
-        if turn:  # the first warms up
+        if turn:  # the first turn is a warm-up
             print(*rates)
     steps = (turns + 1) * STEPS_A_TURN
     assert env.race and env.race.frames == steps * FRAME_SKIP
     for part, seconds in env.step_seconds.items():
-        print(f"{part} {seconds / steps * 1e6:.0f} us a step", file=sys.stderr)
+        print(f"{part} {seconds / steps * 1e6:.0f} us per step", file=sys.stderr)
 
 
 def bare_stepper(emulator: Any) -> Callable[[int], None]:
-    """Returns what does an agent step on the core alone."""
+    """Returns a function that runs the frames of one agent step on the bare core."""
     masks = {0: np.zeros(12, np.uint8), -1: np.zeros(12, np.uint8)}
     masks[0][0] = masks[-1][0] = masks[-1][6] = 1  # B; B and LEFT
 
@@ -109,15 +111,19 @@ def bare_stepper(emulator: Any) -> Callable[[int], None]:
 
 
 def vector(num_envs: int, turns: int) -> None:
-    """Frames/s of bare cores, of the trainer's environments, and of the same in AsyncVectorEnv: as many, together."""
+    """Measures the frames/s of parallel bare cores, the trainer's environments, and the same in AsyncVectorEnv."""
     import gymnasium as gym
 
-    import ppo_continuous_single_file as ppo
+    from kart_rewards.training.episodes import make_training_env, make_training_envs
+    from kart_rewards.training.ranks import Ranks
 
-    args = ppo.Args()
-    args.env.env_id, args.env.max_episode_steps, args.ppo.num_envs = "HomebrewKart-Snes", 10**6, num_envs
-    with endless_scenario() as args.env.scenario, ppo.environments(args, ppo.Ranks()) as envs:
-        makers = [functools.partial(ppo.make_training_env, args.env, i) for i in range(num_envs)]
+    limit = 10**6
+    options = {"game": GAME.name}
+    with (
+        endless_scenario() as options["scenario"],
+        closing(make_training_envs(options, num_envs, limit, Ranks())) as envs,
+    ):
+        makers = [partial(make_training_env, options, i, limit) for i in range(num_envs)]
         async_envs = gym.vector.AsyncVectorEnv(makers)
         bare = BareCores(num_envs)
         envs.reset(seed=1)
@@ -142,7 +148,7 @@ def vector(num_envs: int, turns: int) -> None:
         ways: list[Callable[[int], None]] = [bare.play, play_groups, play_async]
         steps = 2 * STEPS_A_TURN // num_envs
         for way in ways:
-            way(steps)  # warms up
+            way(steps)  # a warm-up
         for _ in range(turns):
             rates = []
             for way in ways:
@@ -155,7 +161,7 @@ def vector(num_envs: int, turns: int) -> None:
 
 
 class BareCores:
-    """Bare cores, a process each."""
+    """Bare cores, each in its own process."""
 
     def __init__(self, count: int) -> None:
         pipes = [multiprocessing.Pipe() for _ in range(count)]
@@ -180,7 +186,7 @@ class BareCores:
             connection.send(True)
 
     def play(self, steps: int) -> None:
-        """Each core plays some agent steps, at the same time."""
+        """Runs some agent steps on all cores in parallel."""
         for connection in self.connections:
             connection.send(steps)
         for connection in self.connections:
@@ -194,7 +200,7 @@ class BareCores:
 
 
 def stable_baselines(ours: int, steps: int) -> None:
-    """Agent steps/s of Stable-Baselines3's PPO, after a first rollout and update."""
+    """Measures the agent steps/s of Stable-Baselines3's PPO, without the first rollout and update."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -211,19 +217,19 @@ def stable_baselines(ours: int, steps: int) -> None:
     batch = NUM_ENVS * NUM_STEPS // MINIBATCHES
     model = PPO("CnnPolicy", envs, n_steps=NUM_STEPS, batch_size=batch, n_epochs=EPOCHS, device="cpu", seed=1)
     model.learn(steps + NUM_ENVS * NUM_STEPS, callback=Clock())
-    ended = time.perf_counter()  # of the last update
+    ended = time.perf_counter()  # after the last update
     envs.close()
     print(steps / (ended - times[1][1]))
 
 
-def _kart_env():
+def _kart_env() -> Any:
     from kart_rewards import ObservationConfig, make_env
 
     return make_env("HomebrewKart-Snes", action_mode="driving", observation=ObservationConfig(max_pool=True))
 
 
-def _wrapped_retro_env():
-    """What a user of stable-retro and Gymnasium writes for the same observation."""
+def _wrapped_retro_env() -> Any:
+    """Makes an environment with the same observation from stable-retro and Gymnasium's wrappers."""
     import gymnasium as gym
     import stable_retro
     from gymnasium import wrappers
@@ -251,7 +257,7 @@ def _crop(screen: np.ndarray) -> np.ndarray:
 
 
 def training(precision: str, max_pool: int, steps: int) -> None:
-    """Agent steps/s of the trainer, after a first rollout and update; prints (d) to standard error."""
+    """Measures the agent steps/s of the trainer, without the first rollout and update. Prints (d) to standard error."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     script = ROOT / "ppo_continuous_single_file.py"
@@ -282,18 +288,20 @@ def training(precision: str, max_pool: int, steps: int) -> None:
 
 
 def updates(bfloat16: int, compiled: int) -> None:
-    """Samples/s of PPO's update with the trainer's defaults, on a GPU if there is one; each epoch counts."""
+    """Measures the samples/s of PPO's update with the trainer's defaults, over all epochs, on a GPU if there is one."""
     import gymnasium as gym
     import torch
 
     import ppo_continuous_single_file as ppo
+    from kart_rewards.training.devices import choose_device, compile_encoder
+    from kart_rewards.training.ranks import Ranks
 
-    options, ranks = ppo.PPOOptions(), ppo.Ranks()
-    device = ppo.choose_device("auto", ranks)
+    options, ranks = ppo.PPOOptions(), Ranks()
+    device = choose_device("auto", ranks)
     images, actions = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), gym.spaces.Box(-1, 1, (1,), np.float32)
     agent = ppo.Agent(images, actions, torch.bfloat16 if bfloat16 else torch.float32).to(device)
     if compiled:
-        ppo.compile_encoder(agent, torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=device))
+        compile_encoder(agent, torch.zeros(1, 4, 84, 84, dtype=torch.uint8, device=device))
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-6, eps=1e-5, fused=True)
     shape = (options.num_steps, options.num_envs)
     numbers = [torch.randn(shape, device=device) for _ in range(6)]
@@ -309,7 +317,7 @@ def updates(bfloat16: int, compiled: int) -> None:
         next_done=torch.zeros(1),
     )
     rates = []
-    for _ in range(4):  # the first warms up
+    for _ in range(4):  # the first update is a warm-up
         began = time.perf_counter()
         ppo.update(agent, optimizer, rollout, advantages, returns, options, ranks)
         rates.append(options.batch_size * options.update_epochs / (time.perf_counter() - began))
@@ -317,7 +325,7 @@ def updates(bfloat16: int, compiled: int) -> None:
 
 
 def call(name: str, *args: int | str) -> tuple[list[list[float]], str]:
-    """Calls one of the functions above in a process of its own; returns the rates that it prints, and the rest."""
+    """Calls one of the functions above in a new process. Returns the printed rates, and its standard error."""
     command = [sys.executable, __file__, "--only", name, *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -326,7 +334,7 @@ def call(name: str, *args: int | str) -> tuple[list[list[float]], str]:
 
 
 def show(columns: list[str], turns: list[list[float]], against: int = 0) -> list[float]:
-    """Prints each column's median and spread; returns its ratio to column ``against``."""
+    """Prints the median and the spread of each column. Returns the ratio of each one to column ``against``."""
     ratios = []
     for i, column in enumerate(columns):
         rates = [turn[i] for turn in turns]
@@ -337,12 +345,12 @@ def show(columns: list[str], turns: list[list[float]], against: int = 0) -> list
 
 
 def main() -> int:
-    """Measures, and compares with the goals."""
+    """Runs all measurements, and compares them with the goals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=9, help="turns a process of (a); (b) takes three times as many")
+    parser.add_argument("--turns", type=int, default=9, help="turns per process of (a); (b) has three times as many")
     parser.add_argument("--repeats", type=int, default=3, help="runs of (c) and (e)")
-    parser.add_argument("--updates", type=int, default=8, help="updates a run of (c)")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="one function and what to call it with: vector 8 5")
+    parser.add_argument("--updates", type=int, default=8, help="updates per run of (c)")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="call one function: vector 8 5")
     args = parser.parse_args()
     if args.only:
         functions: list[Callable[..., None]] = [environment, vector, stable_baselines, training, updates]
@@ -355,10 +363,10 @@ def main() -> int:
     for max_pool, column in ((1, "KartEnv with --max-pool"), (0, "KartEnv")):
         answers = [call("environment", max_pool, args.turns) for _ in range(5)]
         ratio = show(["bare core", column], [turn for turns, _ in answers for turn in turns])[1]
-        print(f"    of which, in the last process, {', '.join(answers[-1][1].splitlines())}")
+        print(f"    parts in the last process: {', '.join(answers[-1][1].splitlines())}")
     ratios["environment"] = ratio  # with the defaults
     for num_envs in (8, 16):
-        print(f"(b) {num_envs} environments at once, frames/s")
+        print(f"(b) {num_envs} parallel environments, frames/s")
         turns, _ = call("vector", num_envs, 3 * args.turns)
         columns = ["bare cores", "the trainer's environments", "the same in Gymnasium's AsyncVectorEnv"]
         ratios[f"vector of {num_envs}"] = show(columns, turns)[1]
@@ -367,16 +375,16 @@ def main() -> int:
     runs = {
         "Stable-Baselines3 on stable-retro": ("stable_baselines", 0, steps),
         "Stable-Baselines3 on KartEnv": ("stable_baselines", 1, steps),
-        "ours in float32": ("training", "float32", 1, steps),
-        "ours": ("training", "auto", 1, steps),
-        "ours, without max pooling": ("training", "auto", 0, steps),
+        "this trainer in float32": ("training", "float32", 1, steps),
+        "this trainer": ("training", "auto", 1, steps),
+        "this trainer, without max pooling": ("training", "auto", 0, steps),
     }
     turns = []
     for _ in range(args.repeats):
         answers = [call(*run) for run in runs.values()]
         turns.append([rates[0][0] for rates, _ in answers])
-    ratios["training"] = dict(zip(runs, show(list(runs), turns), strict=True))["ours"]
-    print("(d) a training step: median; first; last")
+    ratios["training"] = dict(zip(runs, show(list(runs), turns), strict=True))["this trainer"]
+    print("(d) parts of a training step: median, first and last value")
     print("".join(f"  {line}\n" for line in answers[-1][1].splitlines() if line.startswith(("time/", "memory/"))))
     print("(e) updates, samples/s")
     columns = ["float32", "bfloat16", "bfloat16, compiled"]

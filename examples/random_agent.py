@@ -1,8 +1,8 @@
-"""Plays a game at random: the shortest use of a folder of games of your own.
+"""Plays a game of your own folder of games with random actions.
 
     python examples/random_agent.py integrations HomebrewKart-Snes --episodes 3
 
-It is a test of the folder, too: what is wrong with a game's files is told before the first step.
+This is also a test of the folder: an error in a game's files is reported before the first step.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from kart_rewards import KartRewardsError, ObservationConfig, make_env
 
 
 def play(integrations: Path, game: str, /, episodes: int = 1, seed: int = 1) -> None:
-    """Plays a game at random, and prints what each reward term paid.
+    """Plays a game with random actions, and prints the sum of each reward term.
 
     Args:
         integrations: Folder of games, in stable-retro's layout.
-        game: Name of the game's folder there.
-        episodes: How many to play.
+        game: Name of the game's folder in it.
+        episodes: Number of episodes.
         seed: Seed of the actions.
     """
-    # Any button of any console, and the whole screen: the defaults are made for a kart race on the SNES.
-    seen = ObservationConfig(crop=None)
-    env = make_env(game, integrations=integrations, action_mode="multi-discrete", observation=seen)
+    # All buttons and the complete screen, because the defaults are for a kart race on the SNES.
+    screen = ObservationConfig(crop=None)
+    env = make_env(game, integrations=integrations, action_mode="multi-discrete", observation=screen)
     env.action_space.seed(seed)
     for episode in range(1, episodes + 1):
         _, info = env.reset()

@@ -19,10 +19,11 @@ class UnwritableError(KartRewardsError):
 
     Attributes:
         strerror: The operating system's reason.
+        errno: Its number, see the module ``errno``.
     """
 
     def __init__(self, path: Path, error: OSError) -> None:
-        self.strerror = error.strerror or str(error)
+        self.strerror, self.errno = error.strerror or str(error), error.errno
         super().__init__(f"{path}: can't be written: {self.strerror}")
 
 

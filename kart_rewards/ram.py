@@ -217,9 +217,7 @@ class RamLayout:
                 raise KartRewardsError(f'{path}: variable {name!r} needs an "address" and a "type"')
             numbers = [entry["address"], entry.get("mask", 0)]
             if any(type(number) is not int or number < 0 for number in numbers):
-                raise KartRewardsError(
-                    f"{path}: address and mask of variable {name!r} must be whole numbers, 0 or more"
-                )
+                raise KartRewardsError(f"{path}: address and mask of variable {name!r} must be integers, 0 or more")
             try:
                 variables.append(Variable(name, entry["address"], str(entry["type"]), entry.get("mask")))
             except KartRewardsError as error:

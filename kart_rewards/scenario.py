@@ -61,6 +61,9 @@ class Scoring:
     terms: list[RewardTerm]
     done: list[DoneRule]
 
+    def __post_init__(self) -> None:
+        self.fingerprints()  # before a user edits the files: the run continues with the code of now
+
     def check(self, layout: RamLayout) -> None:
         """Checks that the layout has all variables that the terms and rules read.
 
@@ -94,13 +97,13 @@ class Scoring:
         return "\n".join(f"  {name:<{width}}  {weight:>6}  {summary}" for name, weight, summary in rows)
 
 
-def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, float] | None = None) -> Scoring:
+def load_scoring(path: Path | None, extra: Iterable[Any] = (), weights: Mapping[str, float] | None = None) -> Scoring:
     """Returns the terms and rules of a scenario file, with additions.
 
     The weight of a term comes from ``weights``, else from the scenario, else from the term's decorator.
 
     Args:
-        path: The scenario file.
+        path: The scenario file. None: no terms and no rules beside the additions.
         extra: Terms and rules to add: functions and classes; or files and modules, of which all terms and rules are
             added.
         weights: Term name -> weight.
@@ -109,13 +112,13 @@ def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, fl
         KartRewardsError: The scenario is not valid; a term or rule that it names does not exist; a weight is not a
             finite number or is for a term that does not exist; or the import of a file fails.
     """
-    own = _own_part(path)
+    own = _own_part(path) if path else {"rewards": {}, "done": []}
     modules, chosen_terms, chosen_rules = own.get("modules", []), own.get("rewards"), own.get("done")
     if not _is_list_of_text(modules) or not (chosen_rules is None or _is_list_of_text(chosen_rules)):
         raise KartRewardsError(f'{path}: "modules" and "done" under "{KEY}" must be lists of names')
     if not (chosen_terms is None or isinstance(chosen_terms, dict)):
         raise KartRewardsError(f'{path}: "rewards" under "{KEY}" must be an object of weights by term')
-    sources = [path.parent / name if name.endswith(".py") else name for name in modules]
+    sources = [path.parent / name if path and name.endswith(".py") else name for name in modules]
 
     terms = list(map(as_term, REFERENCE_TERMS))
     rules = list(map(as_rule, REFERENCE_RULES))
@@ -126,7 +129,7 @@ def load_scoring(path: Path, extra: Iterable[Any] = (), weights: Mapping[str, fl
         weighted = with_weights(unique_by_name(terms).values(), chosen_terms, str(path))
         terms = [term for name in chosen_terms for term in weighted if term.name == name]
     if chosen_rules is not None:
-        rules = _named(unique_by_name(rules), chosen_rules, path)
+        rules = _named(unique_by_name(rules), chosen_rules, str(path))
     for source in extra:
         added_terms, added_rules = _from(source)
         terms += added_terms
@@ -192,7 +195,7 @@ def _is_list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _named(scripts: Mapping[str, SomeScript], names: Iterable[str], path: Path) -> list[SomeScript]:
+def _named(scripts: Mapping[str, SomeScript], names: Iterable[str], path: str) -> list[SomeScript]:
     for name in names:
         if name not in scripts:
             raise KartRewardsError(f"{path}: there is no done rule {name!r}; there are {', '.join(scripts)}")

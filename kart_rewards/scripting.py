@@ -24,6 +24,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -46,8 +47,6 @@ class Script:
 
     Attributes:
         where: File and line of the definition.
-        fingerprint: A hash of the code that decides the script's values; see ``kart_rewards.fingerprint``. A resumed
-            run compares it with the checkpoint's.
         file_fingerprint: A hash of the file's text, by which checkpoints of version 0.1 compare.
 
     Raises:
@@ -57,13 +56,11 @@ class Script:
     name: str
     definition: Callable[..., Any]
     where: str = field(init=False, compare=False)
-    fingerprint: str = field(init=False, compare=False)
     file_fingerprint: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         # Computed now and not on access: the file may change while the run continues with the old code.
         object.__setattr__(self, "where", _where(self.definition))
-        object.__setattr__(self, "fingerprint", fingerprint(self.definition))
         object.__setattr__(self, "file_fingerprint", file_fingerprint(self.definition))
         if not self.name.isidentifier() or self.name.startswith("_"):
             raise KartRewardsError(
@@ -78,6 +75,15 @@ class Script:
                 f"{self.where}: {self.name!r} must take the RAM snapshot, and may take the previous one: "
                 f"def {'__call__(self, ' if self.is_class else self.name + '('}ram[, previous])"
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the code that decides the script's values; see ``kart_rewards.fingerprint``.
+
+        A resumed run compares it with the checkpoint's. It is computed on the first access, because a decorator runs
+        before the rest of its file: functions that the script calls may not exist yet. ``Scoring`` accesses it at once.
+        """
+        return fingerprint(self.definition)
 
     @property
     def is_class(self) -> bool:

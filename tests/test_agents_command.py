@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,15 @@ def test_options_of_the_environment_may_replace_those_of_training(tmp_path: Path
     straight_on.save_agent(paths[1], max_episode_frames=60)
     with pytest.raises(KartRewardsError, match=r"second\.json: was trained with other environment options"):
         evaluate_from_options(options, not_called, own, max_episode_frames=40)
+
+
+def test_worker_processes_find_the_policies_of_a_loader_in_a_file(tmp_path: Path) -> None:
+    loader = shutil.copy(straight_on.__file__, tmp_path / "loader_in_a_file.py")
+    agent = straight_on.save_agent(tmp_path / "agent.json", max_episode_frames=4)
+    options = ("--loader", f"{loader}:load_agent", "--eval-episodes", 1, "--eval-states", "Level1")
+    done = command_line.run("evaluate", agent, *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "evaluation.json").exists()
 
 
 def test_all_courses_of_the_game_are_played_by_default(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ def test_a_counter_that_wraps_counts_up(game: Any) -> None:
     assert game_runs_on(em, data, readers(data)["counter"], em.step)
 
 
+def test_a_counter_that_stands_still_does_not_count_frames(game: Any) -> None:
+    em, data = game
+    assert not game_runs_on(em, data, readers(data)["counter"], lambda: None)
+
+
 def test_a_counter_that_jumps_does_not_count_frames(game: Any) -> None:
     em, data = game
     read = readers(data)["counter"]
@@ -139,7 +144,7 @@ def test_players_save_and_load_when_turns_change(tiny_rom_path: Path) -> None:
     shared, first, second = SharedEmulator.of(tiny_rom_path), Recorder("first", calls), Recorder("second", calls)
     shared.take(first)
     shared.take(first)
-    assert calls == ["first loads"], "a turn that goes on saves and loads nothing"
+    assert calls == ["first loads"], "the same player again: nothing to save or load"
     shared.take(second)
     assert calls[1:] == ["first saves", "second loads"]
     shared.leave(first)

@@ -170,6 +170,7 @@ def test_a_game_without_data_json_is_found_only_on_request(wheel: Path) -> None:
     begun = wheel.parent.parent / "user" / "games" / "Begun-Snes"
     begun.mkdir(parents=True)
     assert find_folder("Begun-Snes") == Game("Begun-Snes", begun)
+    (wheel / "Begun-Snes").rmdir()
     make_game(wheel / "Begun-Snes")
     assert find_folder("Begun-Snes") == Game("Begun-Snes", wheel / "Begun-Snes"), "a complete folder comes first"
 

@@ -1,4 +1,4 @@
-"""``python -m kart_rewards play``: a person's keys go in through a real window, recordings come out."""
+"""``kart-rewards play``: keys are pressed in a real window, and recordings are written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kart_rewards.env import KartEnv
 from kart_rewards.env.window import PANEL_LINES, Lit, compose
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import INTEGRATIONS, find_game
-from kart_rewards.look.play import Episode
+from kart_rewards.look.play import Recording
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import load_scoring
@@ -61,7 +61,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(display: Display, tmp_path: Path) -> Iterator[Start]:
-    """Starts the command in ``tmp_path``, and waits until its window is there."""
+    """Starts the command in ``tmp_path``, and waits until its window is open."""
     started = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -74,7 +74,7 @@ def start(display: Display, tmp_path: Path) -> Iterator[Start]:
             text=True,
         )
         started.append(program)
-        wait_until(lambda: program.poll() is not None or not display.is_dark(), "the window is there")
+        wait_until(lambda: program.poll() is not None or not display.is_dark(), "the window is open")
         return program
 
     yield start
@@ -85,7 +85,7 @@ def start(display: Display, tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., KartEnv]]:
-    """Makes environments as ``play`` does, one after the other."""
+    """Makes environments as the command does, one after the other."""
     made: list[KartEnv] = []
 
     def make(game: str = GAME, **options: Any) -> KartEnv:
@@ -101,7 +101,7 @@ def make() -> Iterator[Callable[..., KartEnv]]:
 
 @pytest.fixture
 def games(tmp_path: Path) -> Path:
-    """A folder of games with Airstriker, the free Mega Drive game that stable-retro ships, and a term of its own."""
+    """A folder of games with Airstriker, the free Mega Drive game of stable-retro, and a reward term for it."""
     shipped = Path(
         stable_retro.data.get_file_path(AIRSTRIKER, "data.json", stable_retro.data.Integrations.STABLE)
     ).parent
@@ -117,13 +117,13 @@ def games(tmp_path: Path) -> Path:
     return copy.parent
 
 
-def play_frames(episode: Episode, frames: int, *held: str) -> None:
+def play_frames(recording: Recording, frames: int, *held: str) -> None:
     for _ in range(frames):
-        episode.step(frozenset(held))
+        recording.step(frozenset(held))
 
 
 def replayed(movie_path: Path, integrations: Path, data: Path) -> Iterator[Any]:
-    """The RAM on every frame of a movie, as stable-retro's own environment plays it back."""
+    """The RAM of each frame of a movie, as stable-retro's own environment plays it back."""
     gc.collect()
     stable_retro.data.Integrations.add_custom_path(str(integrations))
     movie = stable_retro.Movie(str(movie_path))
@@ -149,18 +149,18 @@ def replayed(movie_path: Path, integrations: Path, data: Path) -> Iterator[Any]:
         stable_retro.data.Integrations.clear_custom_paths()
 
 
-# ---------------------------------------------------------------------------------------------------------- by a person
+# ---------------------------------------------------------------------------------------------------------- the command
 PANEL = slice(3 * 256, None)  # the columns of the window right of the picture, at scale 3
-BEFORE_PAID, AFTER_PAID = slice(0, 230), slice(340, None)  # the parts of a term's line around what it last paid
+BEFORE_PAID, AFTER_PAID = slice(0, 230), slice(340, None)  # the parts of a term's line around its latest payment
 
 
 def line(text: str) -> np.ndarray:
-    """How a line looks."""
+    """The picture of a line."""
     return compose(np.zeros((224, 256, 3), np.uint8), [text])[:24, PANEL]
 
 
 def is_on_screen(panel: np.ndarray, text: str) -> bool:
-    """Whether a panel has a line, lit or not, whatever stands in its column of latest payments."""
+    """Whether a panel has a line, highlighted or not. The column of latest payments is not compared."""
     rows = [panel[top : top + 24] for top in range(0, 672, 24)]
     return any(
         all(np.array_equal(row[:, part], look[:, part]) for part in (BEFORE_PAID, AFTER_PAID))
@@ -169,11 +169,13 @@ def is_on_screen(panel: np.ndarray, text: str) -> bool:
     )
 
 
-def test_a_person_drives_and_the_recording_is_what_they_saw(start: Start, display: Display, tmp_path: Path) -> None:
+def test_a_recording_agrees_with_what_the_window_showed(start: Start, display: Display, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
     program = start("--rewards", "mine.py", "--reward-weights", "speed=0.03", "time=-2.5")
     display.xdotool("keydown", "z", "keydown", "Left")
-    wait_until(lambda: is_on_screen(display.picture()[:, PANEL], "over: two_seconds"), "the done rule has ended it")
+    wait_until(
+        lambda: is_on_screen(display.picture()[:, PANEL], "over: two_seconds"), "the done rule has ended the episode"
+    )
     panel = display.picture()[:, PANEL]
     display.xdotool("keyup", "z", "keyup", "Left", "key", "Escape")
     output, errors = program.communicate(timeout=20)
@@ -191,11 +193,11 @@ def test_a_person_drives_and_the_recording_is_what_they_saw(start: Start, displa
     assert f"{GAME}-Level1-1.csv.gz, .bk2: 120 frames, reward {sum(totals.values()):.2f}" in output
 
 
-def test_every_episode_is_recorded_however_the_program_ends(start: Start, display: Display, tmp_path: Path) -> None:
-    """Ended by SIGTERM, Ctrl-C and the close button. R begins another episode; nothing is overwritten."""
+def test_each_episode_is_recorded_however_the_program_ends(start: Start, display: Display, tmp_path: Path) -> None:
+    """It ends by SIGTERM, Ctrl-C and the close button. R begins another episode. No file is overwritten."""
     recordings = tmp_path / "recordings"
     recordings.mkdir()
-    (recordings / f"{GAME}-Level2-2.bk2").write_text("somebody's")
+    (recordings / f"{GAME}-Level2-2.bk2").write_text("another recording")
 
     def r_was_pressed() -> bool:
         display.xdotool("key", "r")
@@ -214,18 +216,20 @@ def test_every_episode_is_recorded_however_the_program_ends(start: Start, displa
         output, errors = program.communicate(timeout=20)
         assert (program.returncode, errors) == (0, "")
         names = {Path(text.split(",")[0]).name for text in output.splitlines()}
-        assert names, "each is told"
+        assert names, "each recording is reported"
         assert len(list(recordings.glob("*.csv.gz"))) == before + len(names)
     for path in recordings.glob("*.csv.gz"):
         name = path.name.removesuffix(".csv.gz")
         assert zipfile.ZipFile(recordings / f"{name}.bk2").testzip() is None
         assert len(load_trace(path)) >= 2
-    assert (recordings / f"{GAME}-Level2-2.bk2").read_text() == "somebody's"
+    assert (recordings / f"{GAME}-Level2-2.bk2").read_text() == "another recording"
     assert not (recordings / f"{GAME}-Level2-2.csv.gz").exists()
-    assert not list(recordings.glob(".*")), "nothing unfinished is left"
+    assert not list(recordings.glob(".*")), "no unfinished file is left"
 
 
-def test_a_term_that_fails_ends_the_drive_and_its_recording_shows_why(start: Start, tmp_path: Path) -> None:
+def test_a_term_that_fails_ends_the_episode_and_the_recording_reproduces_the_failure(
+    start: Start, tmp_path: Path
+) -> None:
     (tmp_path / "bad.py").write_text(
         "from kart_rewards import reward_term\n@reward_term\ndef bad(ram):\n    return 1 / (ram.current_frame - 400)\n"
     )
@@ -241,10 +245,10 @@ def test_a_term_that_fails_ends_the_drive_and_its_recording_shows_why(start: Sta
         1 / (trace[-1].current_frame - 400)
 
 
-def test_another_console_plays_too(start: Start, display: Display, games: Path, tmp_path: Path) -> None:
+def test_games_of_another_console_can_be_played(start: Start, display: Display, games: Path, tmp_path: Path) -> None:
     program = start(AIRSTRIKER, "--integrations-path", str(games), "--output", "drives")
     display.xdotool("keydown", "x", "keydown", "Right")
-    wait_until(lambda: is_on_screen(display.picture()[:, 3 * 320 :], f"{'lives':<30}{3:>10}"), "it is shown")
+    wait_until(lambda: is_on_screen(display.picture()[:, 3 * 320 :], f"{'lives':<30}{3:>10}"), "the panel is shown")
     display.xdotool("keyup", "x", "keyup", "Right", "key", "Escape")
     _, errors = program.communicate(timeout=20)
     assert (program.returncode, errors) == (0, "")
@@ -283,13 +287,13 @@ def test_a_recorded_lap_scores_the_same_and_replays_to_the_same_ram(
     make: Callable[..., KartEnv], tmp_path: Path
 ) -> None:
     env = make(state="Level2")
-    episode = Episode(env, tmp_path)
+    recording = Recording(env, tmp_path)
     driver = CentrelineDriver(centreline("Level2"))
     while env.ram.laps < 129:
-        episode.step(driver(env.ram))
+        recording.step(driver(env.ram))
     totals = env._info()["episode_rewards"]["sum"]
     terms, last = env.scoring.terms, env.ram
-    episode.save()
+    recording.save()
     trace = load_trace(tmp_path / f"{GAME}-Level2-1.csv.gz")
     assert score(trace, terms) == totals, "to the last bit"
     assert trace[-1] == last
@@ -298,20 +302,20 @@ def test_a_recorded_lap_scores_the_same_and_replays_to_the_same_ram(
     assert list(replayed(tmp_path / f"{GAME}-Level2-1.bk2", INTEGRATIONS, data)) == trace
 
 
-def test_stable_retros_own_command_plays_a_recording_back(
+def test_the_command_of_stable_retro_plays_a_recording_back(
     make: Callable[..., KartEnv], games: Path, display: Display, tmp_path: Path
 ) -> None:
-    """It is run on a display, since it opens a window of its own even when asked for no video."""
+    """It needs a display, because it opens a window even with --no-video."""
     env = make(AIRSTRIKER, integrations=games)
-    episode = Episode(env, tmp_path)
+    recording = Recording(env, tmp_path)
     for _ in range(20):
-        play_frames(episode, 5, "B")
-        play_frames(episode, 5)
-    lines = episode.lines()
+        play_frames(recording, 5, "B")
+        play_frames(recording, 5)
+    lines = recording.lines()
     assert len(lines) <= PANEL_LINES
     assert any(text.split() == ["score", str(env.ram.score)] for text in lines)
     assert "x       B           z       A" in lines
-    episode.save()
+    recording.save()
     env.close()
     command = ("-m", "stable_retro.scripts.playback_movie", "--no-video", "--no-audio", "--info-dict")
     movie = tmp_path / f"{AIRSTRIKER}-Level1-1.bk2"
@@ -323,64 +327,42 @@ def test_stable_retros_own_command_plays_a_recording_back(
     assert trace[-1].score > 0
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_a_file(make: Callable[..., KartEnv], tmp_path: Path) -> None:
-    episode = Episode(make(), tmp_path)
-    play_frames(episode, 60, "B")
+def test_a_full_disk_is_reported_and_leaves_no_incomplete_file(make: Callable[..., KartEnv], tmp_path: Path) -> None:
+    recording = Recording(make(), tmp_path)
+    play_frames(recording, 60, "B")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    most_bytes = 2000  # enough for the trace, and too little for the movie
+    most_bytes = 2000  # enough for the trace, but not for the movie
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
         with pytest.raises(KartRewardsError, match=r"Level1-1\.bk2: can't be written: is the disk full\?"):
-            episode.save()
+            recording.save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     [trace] = tmp_path.iterdir()
     assert len(load_trace(trace)) == 61
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_drive(make: Callable[..., KartEnv], tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_written_to_is_reported_before_the_episode(
+    make: Callable[..., KartEnv], tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(KartRewardsError, match=r"file: recordings can't be written there"):
-        Episode(make(), file)
+        Recording(make(), file)
     with pytest.raises(KartRewardsError, match=r"there: recordings can't be written there"):
-        Episode(make(), Path("/proc/there"))
+        Recording(make(), Path("/proc/there"))
 
 
-def test_nothing_driven_nothing_recorded(make: Callable[..., KartEnv], tmp_path: Path) -> None:
-    Episode(make(), tmp_path).save()
+def test_an_episode_without_frames_is_not_recorded(make: Callable[..., KartEnv], tmp_path: Path) -> None:
+    Recording(make(), tmp_path).save()
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------------------------------------------------- its text
-def test_a_term_is_lit_for_half_a_second_after_it_paid(make: Callable[..., KartEnv], tmp_path: Path) -> None:
-    env = make(rewards=[paid_on_frame_420])
-    episode = Episode(env, tmp_path)
-
-    def shown() -> str:
-        [text] = [text for text in episode.lines() if text.startswith("paid_on_frame_420")]
-        return text
-
-    assert (shown().split(), isinstance(shown(), Lit)) == (["paid_on_frame_420", "0.00"], False)
-    while env.ram.current_frame != 420:
-        episode.step(frozenset())
-    assert (shown().split(), isinstance(shown(), Lit)) == (["paid_on_frame_420", "+7.25", "7.25"], True)
-    play_frames(episode, 29)
-    assert isinstance(shown(), Lit)
-    play_frames(episode, 2)
-    assert (shown().split(), isinstance(shown(), Lit)) == (["paid_on_frame_420", "7.25"], False)
-    episode.save()
-
-
-def paid_on_frame_420(ram: Any) -> float:
-    return 7.25 * (ram.current_frame == 420)
-
-
-def test_many_terms_still_fit(make: Callable[..., KartEnv], tmp_path: Path) -> None:
+def test_the_text_fits_the_panel_even_with_many_terms(make: Callable[..., KartEnv], tmp_path: Path) -> None:
     from kart_rewards import reward_term
 
     extra = [reward_term(weight=1, name=f"a_term_with_a_very_long_name_{i}")(lambda ram: 1) for i in range(6)]
-    episode = Episode(make(rewards=extra), tmp_path)
-    assert len(episode.lines()) <= PANEL_LINES
-    assert all(len(text) <= 40 for text in episode.lines())
-    episode.save()
+    recording = Recording(make(rewards=extra), tmp_path)
+    assert len(recording.lines()) <= PANEL_LINES
+    assert all(len(text) <= 40 for text in recording.lines())
+    recording.save()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import operator
 import os
 import pickle
@@ -90,6 +91,24 @@ def echo(connection: Connection, word: str) -> None:
     with suppress(EOFError):
         while True:
             connection.send((word, connection.recv()))
+
+
+def test_a_process_that_serves_its_parent_ignores_signals() -> None:
+    """The process is not one of ``Children``, which also block the signals."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=echo, args=(there, "first"), daemon=True)
+    process.start()
+    try:
+        for message in (1, 2):
+            here.send(message)
+            assert here.recv() == ("first", message)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(process.pid or 0, number)
+        process.join(0.2)
+        assert process.is_alive()
+    finally:
+        process.kill()
+        process.join()
 
 
 def leave(connection: Connection, code: int) -> None:

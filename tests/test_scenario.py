@@ -194,14 +194,15 @@ def test_the_table_without_terms_and_rules_is_empty(folder: Path) -> None:
     assert rules(folder, {"rewards": {}, "done": []}).table() == ""
 
 
-def test_fingerprints_change_with_weights_and_files(folder: Path) -> None:
+def test_fingerprints_change_with_weights_and_helper_functions(folder: Path) -> None:
     first = rules(folder, extra=[folder / "own.py"]).fingerprints()
     assert {"term wall", "term top_speed", "rule wall_hits", "rule stopped"} <= first.keys()
     assert rules(folder, extra=[folder / "own.py"], weights={"wall": -9}).fingerprints() != first
-    (folder / "own.py").write_text(OWN.replace("< 3", "< 4"))  # a helper function of the term
-    second = rules(folder, extra=[folder / "own.py"]).fingerprints()
-    changed = {name for name in first if first[name] != second[name]}
-    assert changed == {"term top_speed", "term slow", "rule stopped"}
+    (folder / "own.py").write_text(OWN.replace("< 3", "< 4"))  # in a function after the term that calls it
+    second = rules(folder, extra=[folder / "own.py"])
+    (folder / "own.py").write_text(OWN.replace("< 3", "< 5"))  # after the import, so not part of the run
+    changed = {name for name in first if first[name] != second.fingerprints()[name]}
+    assert changed == {"term slow"}
 
 
 def test_the_table_shows_weights_and_summaries(folder: Path) -> None:

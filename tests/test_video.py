@@ -87,16 +87,16 @@ def test_a_killed_process_leaves_no_file_under_the_name_of_the_video(tmp_path: P
 
 
 def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
-    noise = np.random.default_rng(1).integers(0, 256, (60, 224, 256, 3), np.uint8)
+    def write_noise() -> None:
+        with VideoWriter(tmp_path / "video.mp4", 15) as writer:
+            for picture in np.random.default_rng(1).integers(0, 256, (60, 224, 256, 3), np.uint8):
+                writer.append(picture)
+
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # has the effect of a full disk
     try:
-        with (
-            pytest.raises(KartRewardsError, match=r"video\.mp4: can't be written: "),
-            VideoWriter(tmp_path / "video.mp4", 15) as writer,
-        ):
-            for picture in noise:
-                writer.append(picture)
+        with pytest.raises(KartRewardsError, match=r"video\.mp4: can't be written: "):
+            write_noise()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert files_in(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The window: its picture pixel by pixel, real key events, a gamepad, and what happens without a display."""
+"""The window: its picture pixel by pixel, real key events, a gamepad, and the errors without a display."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def window(display: Display, monkeypatch: pytest.MonkeyPatch) -> Iterator[Window
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in a process without a display, but for what is in ``environment``."""
+    """Runs Python code in a process without a display, unless ``environment`` names one."""
     without = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     return subprocess.run([sys.executable, "-c", code], env=without | environment, capture_output=True, text=True)
 
@@ -60,7 +60,7 @@ def test_the_games_picture_is_enlarged_pixel_by_pixel(scale: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(223, 255, 3), (144, 160, 3), (448, 512, 3)])
-def test_sizes_are_even_and_the_same_whatever_the_text(shape: tuple[int, ...]) -> None:
+def test_sizes_are_even_and_do_not_depend_on_the_text(shape: tuple[int, ...]) -> None:
     sizes = {compose(np.zeros(shape, np.uint8), lines, 1).shape for lines in ([""], ["x" * 200], ["x"] * 200)}
     assert len(sizes) == 1
     assert all(pixels % 2 == 0 for pixels in sizes.pop()[:2])
@@ -78,8 +78,8 @@ def test_numbers_end_and_text_begins_in_columns() -> None:
     assert abs(starts[0] - starts[1]) <= 1
 
 
-def test_what_fits_is_not_cut_off() -> None:
-    """A line of the widest digits, and as many lines as there may be, stay clear of the panel's edges."""
+def test_text_within_the_limits_is_not_cut_off() -> None:
+    """The longest lines of digits, and the largest number of lines, do not touch the panel's edges."""
     line = "0" * PANEL_COLUMNS
     picture = compose(SCREEN, [line] * PANEL_LINES)
     for i in range(PANEL_LINES):
@@ -93,7 +93,7 @@ def test_more_lines_than_fit_end_in_an_ellipsis() -> None:
     assert np.array_equal(picture, compose(SCREEN, ["line"] * (PANEL_LINES - 1) + ["…"]))
 
 
-def test_a_lit_line_stands_out() -> None:
+def test_a_lit_line_has_another_colour() -> None:
     plain, lit = compose(SCREEN, ["paid", "paid"]), compose(SCREEN, ["paid", Lit("paid")])
     assert np.array_equal(plain[:LINE_HEIGHT], lit[:LINE_HEIGHT])
     assert np.array_equal(inked(plain, 1), inked(lit, 1))
@@ -101,7 +101,7 @@ def test_a_lit_line_stands_out() -> None:
     assert (panel[..., 0] - panel[..., 2]).max() > 100, "yellow"
 
 
-def test_composing_needs_no_display_and_prints_nothing() -> None:
+def test_compose_needs_no_display_and_prints_nothing() -> None:
     code = (
         "import sys, numpy as np, kart_rewards.env.window as window\n"
         "assert 'pygame' not in sys.modules, 'training must not load it'\n"
@@ -112,7 +112,7 @@ def test_composing_needs_no_display_and_prints_nothing() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- on a display
-def test_it_shows_what_compose_makes(window: Window, display: Display) -> None:
+def test_it_shows_the_picture_of_compose(window: Window, display: Display) -> None:
     lines = ["speed  812", Lit("checkpoint  +300")]
     window.show(SCREEN, lines)
     expected = compose(SCREEN, lines)
@@ -126,7 +126,7 @@ def test_a_console_may_change_its_resolution(window: Window, display: Display) -
     )
 
 
-def test_it_is_made_to_fit_the_display(window: Window, display: Display) -> None:
+def test_it_is_scaled_to_fit_the_display(window: Window, display: Display) -> None:
     """The display is 1500 x 760 pixels: at scale 4 the window would be 1662 x 896."""
     window.close()
     with Window("large", scale=4) as large:
@@ -134,27 +134,27 @@ def test_it_is_made_to_fit_the_display(window: Window, display: Display) -> None
         wait_until(lambda: np.array_equal(display.picture(), compose(SCREEN, ["text"], 3)), "it is shown at scale 3")
 
 
-def test_keys_are_told(window: Window, display: Display) -> None:
+def test_keys_are_reported(window: Window, display: Display) -> None:
     seen: list[str] = []
 
-    def told(held: set[str]) -> bool:
+    def reported(held: set[str]) -> bool:
         window.show(SCREEN, ["text"])
         seen.extend(window.pressed)
         return window.held == held
 
     display.xdotool("keydown", "z", "keydown", "Left")
-    wait_until(lambda: told({"z", "left"}), "both are held")
+    wait_until(lambda: reported({"z", "left"}), "both are held")
     assert window.buttons("Snes") == {"B", "LEFT"}
     assert window.buttons("Genesis") == {"A", "LEFT"}
     display.xdotool("keyup", "Left", "key", "F5", "key", "Return")
-    wait_until(lambda: told({"z"}) and len(seen) == 4, "the others are up")
+    wait_until(lambda: reported({"z"}) and len(seen) == 4, "the others are up")
     assert seen == ["z", "left", "f5", "return"]
     display.xdotool("keyup", "z")
-    wait_until(lambda: told(set()), "none is held")
+    wait_until(lambda: reported(set()), "none is held")
     assert window.buttons("Snes") == frozenset()
 
 
-def test_a_tap_between_two_frames_counts(window: Window, display: Display) -> None:
+def test_a_key_pressed_and_released_between_two_frames_counts(window: Window, display: Display) -> None:
     display.xdotool("key", "x")
     buttons: list[frozenset[str]] = []
 
@@ -163,7 +163,7 @@ def test_a_tap_between_two_frames_counts(window: Window, display: Display) -> No
         buttons.append(window.buttons("Snes"))
         return any(buttons) and not buttons[-1]
 
-    wait_until(shown, "the tap is over")
+    wait_until(shown, "the key is released")
     assert buttons.count(frozenset({"A"})) >= 1
 
 
@@ -179,17 +179,22 @@ def test_escape_and_the_close_button_close_it(window: Window, display: Display, 
         return window.closed
 
     wait_until(closed, "it is closed")
-    wait_until(display.is_dark, "it is gone")
+    wait_until(display.is_dark, "it has disappeared")
     window.show(SCREEN, ["text"])
     assert display.is_dark(), "a closed window stays closed"
     with Window("the next one") as another:
         another.show(SCREEN, ["text"])
         assert not another.closed
-        wait_until(lambda: not display.is_dark(), "the next one is there")
+        wait_until(lambda: not display.is_dark(), "the next one is open")
 
 
-def test_a_gamepad_plays(window: Window) -> None:
-    """SDL's own virtual gamepad: it comes and goes while the window is open, and its buttons and stick are pressed."""
+def test_a_gamepad_is_read(window: Window) -> None:
+    """SDL's virtual gamepad. It is connected and disconnected while the window is open."""
+
+    def shown() -> bool:
+        window.show(SCREEN, ["text"])
+        return True
+
     [library] = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libSDL2-2" in line}
     sdl = ctypes.CDLL(library)
     sdl.SDL_JoystickOpen.restype = ctypes.c_void_p
@@ -199,29 +204,29 @@ def test_a_gamepad_plays(window: Window) -> None:
     pad = ctypes.c_void_p(sdl.SDL_JoystickOpen(index))
     try:
         south, east, left_x, left_y = 0, 1, 0, 1
-        wait_until(lambda: window.show(SCREEN, ["text"]) or window._pads, "the pad is found")
+        wait_until(lambda: shown() and window._pads, "the pad is found")
         assert window.buttons("Snes") == frozenset()
         sdl.SDL_JoystickSetVirtualButton(pad, south, 1)
-        wait_until(lambda: window.show(SCREEN, ["text"]) or window.buttons("Snes") == {"B"}, "B")
+        wait_until(lambda: shown() and window.buttons("Snes") == {"B"}, "B")
         assert window.buttons("Atari2600") == {"BUTTON"}
         sdl.SDL_JoystickSetVirtualButton(pad, south, 0)
         sdl.SDL_JoystickSetVirtualButton(pad, east, 1)
         sdl.SDL_JoystickSetVirtualAxis(pad, left_x, ctypes.c_int16(-30000))
         sdl.SDL_JoystickSetVirtualAxis(pad, left_y, ctypes.c_int16(5000))
-        wait_until(lambda: window.show(SCREEN, ["text"]) or window.buttons("Snes") == {"A", "LEFT"}, "A and left")
+        wait_until(lambda: shown() and window.buttons("Snes") == {"A", "LEFT"}, "A and left")
     finally:
         sdl.SDL_JoystickDetachVirtual(index)
-    wait_until(lambda: window.show(SCREEN, ["text"]) or not window._pads, "the pad is gone")
+    wait_until(lambda: shown() and not window._pads, "the pad is disconnected")
     assert window.buttons("Snes") == frozenset()
 
 
-def test_the_environment_shows_itself_in_it(display: Display, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_shows_its_game_in_it(display: Display, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", display.name)
     env = KartEnv("HomebrewKart-Snes", action_mode="driving", render_mode="human")
     try:
         env.reset(seed=1)
         env.step(0)
-        wait_until(lambda: np.array_equal(display.picture(), compose(env.em.get_screen())), "the game is there")
+        wait_until(lambda: np.array_equal(display.picture(), compose(env.em.get_screen())), "the game is shown")
         display.xdotool("key", "Escape")
         wait_until(lambda: env.step(0) and display.is_dark(), "the window is closed")
         env.step(0)
@@ -241,7 +246,7 @@ def test_sigterm_ends_a_program_that_has_a_window(display: Display) -> None:
 
 # --------------------------------------------------------------------------------------------------------- without one
 @pytest.mark.parametrize(("where", "reason"), [("", "neither DISPLAY nor"), (":4242", "DISPLAY is :4242")])
-def test_without_a_display_it_says_so(where: str, reason: str) -> None:
+def test_a_missing_display_is_reported(where: str, reason: str) -> None:
     result = run("import kart_rewards.env.window as window\nwindow.Window('x')", DISPLAY=where)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
@@ -249,12 +254,12 @@ def test_without_a_display_it_says_so(where: str, reason: str) -> None:
     assert reason in last
 
 
-def test_a_scale_out_of_range_is_told() -> None:
+def test_a_scale_out_of_range_is_reported() -> None:
     with pytest.raises(KartRewardsError, match="scale of a window must be between 1 and 16, not 0"):
         Window("x", scale=0)
 
 
-def test_key_help_names_every_key() -> None:
+def test_key_help_names_each_key() -> None:
     assert key_help("Snes")[:4] == ["z       B", "a       Y", "tab     SELECT", "return  START"]
     assert len(key_help("Snes")) == 12
-    assert len(key_help("Nes")) == 8, "one place of its list of buttons is empty"
+    assert len(key_help("Nes")) == 8, "one entry of its list of buttons is empty"

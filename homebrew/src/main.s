@@ -31,7 +31,7 @@ reset:
     rep #$20
     INIT_PPU
 
-    ; Clear the low 8 KB by hand-made DMA: the stack is empty, nothing is lost.
+    ; Clear the low 8 KB by DMA. This also clears the stack, so it is a jump and not a call.
     jmp clear_low_ram
 cleared:
     sep #$20
@@ -51,7 +51,7 @@ main_loop:
 .a8
     lda #1
     sta frame_ready
-sleep:                      ; a blank just now would cost a second one; a race's work ends long before
+sleep:                      ; a frame's work ends long before the next interrupt
     wai
     lda frame_ready
     bne sleep
@@ -112,8 +112,8 @@ clear_low_ram:
 .a16
     jmp cleared
 
-; Clear the remaining 120 KB of work RAM and the 64 KB of video RAM in pieces of 8 KB, one a
-; frame, so that no frame goes uncounted.
+; Clear the remaining 120 KB of work RAM and the 64 KB of video RAM in pieces of 8 KB, one per frame, so that all frames
+; are counted.
 clear_rest:
     ldy #15
     lda #$2000
@@ -210,7 +210,7 @@ transfer:
     jsr to_vram
 .endmacro
 
-; Graphics that all courses share, and the HDMA channels. Runs once, in the dark.
+; Load the graphics of all courses, and set up the HDMA channels. Runs once, while the screen is off.
 load_common:
     SEND #.loword(sky_tiles), #^sky_tiles, sky_tiles_end - sky_tiles, VRAM_TILES + 16, 1
     SEND #.loword(font), #^font, font_end - font, VRAM_FONT, 1
@@ -314,8 +314,8 @@ map_tile:
     jsr hide_sprites
     jmp clear_text
 
-; Send everything that belongs to the chosen course: tilemap, tiles, course map, colours. Sets the map pointers.
-; Takes three frames in the dark.
+; Send the chosen course to VRAM: tilemap, tiles, course map, colours. Sets the map pointers. Takes three frames, during
+; which the screen is off.
 load_course:
     sep #$20
 .a8

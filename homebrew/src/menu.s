@@ -11,7 +11,7 @@ menu_enter:
     sta game_mode
     rep #$20
 .a16
-    stz joy_new             ; the button that led here is spent
+    stz joy_new             ; the button that opened the menu has no effect in it
     stz spin
     jsr load_course
     jsr place_on_grid       ; nothing is left of the last race, nor of the last course

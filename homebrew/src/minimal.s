@@ -1,5 +1,5 @@
-; The least a Mode-7 ROM can be: one course, the game's split of the screen, the matrix tables read by HDMA, a main loop
-; that sleeps. It turns slowly.
+; A minimal Mode-7 ROM: one course, the game's split of the screen, matrix tables read by HDMA, and a main loop that
+; sleeps. The view turns slowly.
 ; The speed benchmark compares the game with it (benchmarks/rom_speed.py).
 
 .p816

@@ -95,7 +95,7 @@ driving:
     jsr judge_heading
     jmp show_race
 
-; After the fifth lap the kart rolls out: no pedals, no steering, no laps. START leads back to the menu.
+; After the fifth lap the kart rolls to a stop: no buttons except START, no laps. START opens the menu.
 finish_frame:
     lda joy_new
     and #BTN_START
@@ -103,7 +103,7 @@ finish_frame:
     jmp menu_enter
 roll_out:
     lda #.loword(~BTN_START)
-    trb joy                 ; START stays: held over the line, it must be pressed anew
+    trb joy                 ; keep START: if it is held at the line, it must be released first
     stz joy_new
     sep #$20
 .a8
@@ -319,7 +319,7 @@ grip_full:
     clc
     adc move_dir
     sta move_dir
-    ; Close the last, rounded-away part, and do not slide at a crawl.
+    ; Remove the last difference, which rounding would keep, and do not slide at low speed.
     txa
     inc
     cmp #2
@@ -355,7 +355,7 @@ not_grass:
     sta tmp0
     stx tmp2
 
-    ; In the air the wheels push and brake nothing, but hopping is no way round the ground's drag.
+    ; In the air the kart neither accelerates nor brakes, but the drag of the ground still works.
     lda height
     beq on_ground
     lda speed
@@ -378,7 +378,7 @@ no_oil_loss:
     lda #DRIFT_LOSS
     jsr lose_speed
 no_drift_loss:
-    ; Full lock at high speed scrubs some off.
+    ; Full steering at high speed costs some speed.
     lda steer
     cmp #STEER_MAX
     beq scrubbing
@@ -393,7 +393,7 @@ scrubbing:
     jsr lose_speed
 no_scrub:
 
-    ; Faster than the ground allows: slow down to its top, whatever the pedals say, but brakes still work.
+    ; Above the top speed of the ground, slow down to it with any buttons; brakes still work.
     lda speed
     bmi below_top
     cmp tmp0
@@ -623,7 +623,7 @@ hit:
     sta away_y
     jsr nudge
     jsr hit_response
-    ; A step off the wall, one axis at a time, so that the next attempt meets it a little further along.
+    ; Move away from the wall, one axis at a time.
     lda kart_y
     sta next_y
     lda away_x
@@ -752,7 +752,7 @@ not_too_soft:
 not_too_hard:
     rts
 
-; Turn the nose a little towards the way out, so that no wall holds a kart for good.
+; Turn the kart a little towards the way back to the road, so that it can leave each wall.
 nudge:
     jsr surface_index
     lda [p_escape],y
@@ -863,7 +863,7 @@ is_wall:
     tay
     lda [p_surface],y
     and #$00FF
-    cmp #SURFACE_WALL       ; the highest code: carry set from there on
+    cmp #SURFACE_WALL       ; the highest code: carry is set for walls
     bcc not_a_wall
     inc touched
 not_a_wall:
@@ -1039,7 +1039,7 @@ lap_done:
     lda laps
     and #$00FF
     cmp best_laps
-    beq lap_known           ; this crossing was made before
+    beq lap_known           ; this crossing is not a new one
     bcc lap_known
     sta best_laps
     lda lap_cs
@@ -1048,7 +1048,7 @@ lap_done:
     sta last_s
     lda lap_m
     sta last_m
-    ; A best lap of zero means there is none yet.
+    ; A best lap of zero means that no lap is complete.
     lda best_cs
     ora best_s
     ora best_m

@@ -508,7 +508,7 @@ put_word:
     rts
 
 show_text:
-    ; Lap 1 is under way on the grid already; after the last one the count stays at five.
+    ; The number is 1 on the grid, and stays at 5 after the last lap.
     lda laps
     and #$00FF
     sec
@@ -602,7 +602,7 @@ ground_letter:
     bne ground_letter
 ground_shown:
 
-    ; Message, by urgency.
+    ; The most urgent message.
     lda game_mode
     and #$00FF
     ldx #MESSAGE_READY

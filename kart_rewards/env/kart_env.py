@@ -80,7 +80,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             ``kart_rewards.integrations``.
         state: The start state, or several; each reset selects one of them at random. The default is the state in
             ``metadata.json``.
-        scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``.
+        scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``. None: no reward terms
+            and no done rules beside ``rewards``.
         info: The data file: a name in the game's folder, or a path that ends in ``.json``.
         rewards: Reward terms and done rules to add to the scenario's: functions and classes, paths of Python files, or
             names of modules.
@@ -117,7 +118,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         *,
         integrations: str | Path | None = None,
         state: str | Path | Sequence[str | Path] = (),
-        scenario: str | Path = "scenario",
+        scenario: str | Path | None = "scenario",
         info: str | Path = "data",
         rewards: str | Path | Iterable[Any] = (),
         reward_weights: Mapping[str, float] | None = None,
@@ -148,11 +149,12 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         )
         for name, value, least in (("frame_skip", frame_skip, 1), ("random_start_steps", random_start_steps, 0)):
             if not isinstance(value, (int, np.integer)) or value < least:
-                raise KartRewardsError(f"{name} must be a whole number, {least} or more, not {value!r}")
+                raise KartRewardsError(f"{name} must be an integer, {least} or more, not {value!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise KartRewardsError(f"unknown render mode {render_mode!r}: it is None, 'human' or 'rgb_array'")
         self.game = find_game(game, integrations)
-        rom, data_path, scenario_path = self.game.rom(), self.game.json_path(info), self.game.json_path(scenario)
+        rom, data_path = self.game.rom(), self.game.json_path(info)
+        scenario_path = None if scenario is None else self.game.json_path(scenario)
         self.layout = RamLayout.from_file(data_path)
         added = [rewards] if isinstance(rewards, (str, Path)) else rewards
         self.scoring = load_scoring(scenario_path, added, reward_weights)
@@ -180,12 +182,12 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self.close()  # otherwise a reference to the exception keeps the process's only emulator alive
             raise
 
-    def _load_data(self, data_path: Path, scenario_path: Path) -> Any:
+    def _load_data(self, data_path: Path, scenario_path: Path | None) -> Any:
         """Returns stable-retro's ``GameData``, bound to the emulator."""
         data = stable_retro.data.GameData()
         self._emulator.configure(data)
         self.em.step()
-        if not data.load(str(data_path), str(scenario_path)):
+        if not data.load(str(data_path), scenario_path and str(scenario_path)):
             raise KartRewardsError(f"stable-retro can't load {data_path} with {scenario_path}: check both files")
         return data
 

@@ -1,12 +1,12 @@
-"""The project's one window: a game's picture, and lines of text beside it.
+"""A window with a game's picture and lines of text beside it.
 
-* ``Window`` - shows pictures, keeps their pace, and says what is pressed on the keyboard and a gamepad
-* ``compose`` - the window's picture as an array, for videos; needs no display
-* ``Lit`` - a line of text that stands out
-* ``PANEL_COLUMNS``, ``PANEL_LINES`` - how much text fits
-* ``key_help`` - which key is which button of a console
+* ``Window`` - shows pictures at the console's frame rate, and reads the keyboard and gamepads
+* ``compose`` - returns the window's picture as an array, for videos; needs no display
+* ``Lit`` - a highlighted line of text
+* ``PANEL_COLUMNS``, ``PANEL_LINES``, ``LARGEST_SCALE`` - limits
+* ``key_help`` - returns the keys of a console's buttons
 
-pygame is imported when it is first needed, so that training and its worker processes never load it.
+pygame is imported when it is first needed. Training and its worker processes never load it.
 
 Example:
     >>> screen = np.zeros((224, 256, 3), np.uint8)
@@ -31,48 +31,51 @@ import stable_retro
 from kart_rewards.errors import KartRewardsError
 
 PANEL_COLUMNS = 40
-"""Characters of a line that surely fit: as wide as a digit each. What reaches past the panel is cut off."""
+"""Number of characters per line that fit if each is as wide as a digit. The panel's edge cuts off longer lines."""
 PANEL_LINES = 28
-"""Lines that fit beside any picture."""
+"""Number of lines that fit beside every picture."""
 
 _SMALLEST_LINE_HEIGHT = 16  # pixels; a smaller font is hard to read
 LARGEST_SCALE = 16
+"""Largest ``scale`` of ``Window``."""
 _BACKGROUND, _TEXT, _LIT = (18, 20, 28), (205, 210, 220), (255, 214, 64)
 _NUMBER = re.compile(r"[-+]?[\d.,:]+")
 
-_KEY_NAMES = {"ENTER": "return"}  # stable-retro's name of a key -> pygame's, where it is not the same in lower case
+_KEY_NAMES = {"ENTER": "return"}  # stable-retro's name of a key -> pygame's, if it differs from it in lower case
 
-# SDL's names of a gamepad's buttons, in the order in which stable-retro lists a console's. That order is libretro's: a
-# button's place on the pad, whatever is printed on it.
+# SDL's names of a gamepad's buttons, in the order of stable-retro's lists of buttons. That order is libretro's, which
+# names the position of a button on the pad, not its label.
 _PAD_BUTTONS = (
     *("A", "X", "BACK", "START", "DPAD_UP", "DPAD_DOWN", "DPAD_LEFT", "DPAD_RIGHT"),
     *("B", "Y", "LEFTSHOULDER", "RIGHTSHOULDER"),
 )
-_STICK_TILTED = 0.5 * 32767  # of the left stick, which does what the D-pad does
+_STICK_TILTED = 0.5 * 32767  # the left stick acts as the D-pad if it is tilted further than this
 
 
 class Lit(str):
-    """A line of text that is drawn in a colour that stands out."""
+    """A line of text that is highlighted: it is drawn in another colour."""
 
 
 def _pygame() -> Any:
-    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # it would turn SIGTERM into an event that may never be read
+    # Otherwise SDL turns SIGTERM into an event, which this program may never read.
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
     import pygame
 
     return pygame
 
 
 class Window:
-    """A window with the game's picture and lines of text beside it. There can be one at a time.
+    """A window with the game's picture and lines of text beside it. A process can have one window at a time.
 
     Args:
-        title: What stands in its title bar.
-        scale: Pixels, in each direction, for one of the game's; fewer where the window would not fit the display.
+        title: Text of the title bar.
+        scale: Width and height, in pixels of the window, of a pixel of the game. Smaller if the window would not fit
+            the display.
 
     Attributes:
-        pressed: Names of the keys pressed since the ``show`` before, in order: ``left``, ``f5``, ``return``.
+        pressed: Names of the keys pressed since the previous ``show``, in order: ``left``, ``f5``, ``return``.
         held: Names of the keys that are down.
-        closed: Whether the window was closed, or Escape pressed. It is gone then, and shows nothing more.
+        closed: Whether the window was closed, by its close button, by Escape or by ``close``.
 
     Raises:
         KartRewardsError: There is no display, or the scale is out of its range.
@@ -89,19 +92,24 @@ class Window:
         self._pads: list[Any] = []
         _open_display()
         pygame = _pygame()
-        from pygame._sdl2 import controller  # unlike pygame.joystick it knows which button of a pad is where
+        from pygame._sdl2 import controller  # unlike pygame.joystick, it knows the positions of a pad's buttons
 
         self._controllers = controller
         controller.init()
         pygame.display.set_caption(title)
 
     def show(self, screen: np.ndarray, lines: Sequence[str] = (), frames_per_second: float | None = None) -> None:
-        """Draws what ``compose`` makes of the arguments, waits until the next frame is due, and takes in the events.
+        """Shows the picture that ``compose`` returns, waits until the next frame is due, and reads the events.
+
+        A closed window ignores the call.
 
         Args:
             screen: The game's picture, uint8 (height, width, 3).
             lines: The text.
-            frames_per_second: How often frames are due. None: do not wait.
+            frames_per_second: Frame rate. None: do not wait.
+
+        Raises:
+            KartRewardsError: The window can't be opened.
         """
         if self.closed:
             return
@@ -123,7 +131,7 @@ class Window:
         pygame.display.flip()
         if frames_per_second:
             now = time.perf_counter()
-            self._due = max(self._due + 1 / frames_per_second, now)  # who is late does not hurry afterwards
+            self._due = max(self._due + 1 / frames_per_second, now)  # after a late frame, later frames are not hurried
             time.sleep(self._due - now)
         self._take_events(pygame)
 
@@ -147,17 +155,17 @@ class Window:
             self.close()
 
     def buttons(self, system: str) -> frozenset[str]:
-        """Returns the console's buttons that are down, or were tapped since the ``show`` before.
+        """Returns the console's buttons that are down, or were pressed since the previous ``show``.
 
-        Keys are stable-retro's own bindings of the console; any gamepad plugged in plays, too.
+        The keys are stable-retro's key bindings of the console. All connected gamepads are read, too.
 
         Args:
-            system: The console, by stable-retro's name: ``Snes``.
+            system: stable-retro's name of the console, such as ``Snes``.
         """
         down = self.held | set(self.pressed)
         by_key = {button for key, button in _bindings(system) if key in down}
         names = stable_retro.get_system_info(system)["buttons"]
-        on_pad = zip(names, _PAD_BUTTONS, strict=False)  # consoles have fewer buttons than pads, or more
+        on_pad = zip(names, _PAD_BUTTONS, strict=False)  # a console may have fewer or more buttons than a pad
         return frozenset(by_key | {name for name, of_pad in on_pad if name and self._pad_holds(of_pad)})
 
     def _pad_holds(self, name: str) -> bool:
@@ -189,7 +197,7 @@ class Window:
 
 
 def _open_display() -> None:
-    """Starts SDL's video. Where nothing shows, SDL would draw into the void, or take over a text console."""
+    """Starts SDL's video output. Without a display, SDL would draw invisibly or use a text console; this raises."""
     pygame = _pygame()
     message = "a window needs a display, and there is none"
     chosen = os.environ.get("SDL_VIDEODRIVER")
@@ -212,15 +220,15 @@ def _open_display() -> None:
 def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np.ndarray:
     """Returns the game's picture, enlarged, with lines of text to its right.
 
-    Its size depends on the game picture's, on the scale, and on whether there are lines. It is even, as video encoders
-    want it. Phrases that two spaces or more divide stand in columns: numbers end, and other text begins, where they
-    would in a monospaced font.
+    The size depends only on the size of the game's picture, on the scale, and on whether there are lines. Height and
+    width are even, because video encoders require it. Two or more spaces separate columns: in a column, numbers end
+    and other text begins at the same position as in a monospaced font.
 
     Args:
         screen: The game's picture, uint8 (height, width, 3).
-        lines: The text: ``PANEL_LINES`` lines of ``PANEL_COLUMNS`` characters; more fit beside a high picture. ``Lit``
-            ones stand out. Without lines there is the picture alone.
-        scale: Pixels, in each direction, for one of the game's.
+        lines: The text: ``PANEL_LINES`` lines of ``PANEL_COLUMNS`` characters; more lines fit beside a tall picture.
+            ``Lit`` lines are highlighted. Without lines there is no panel.
+        scale: Width and height, in pixels of the result, of a pixel of the game.
 
     Returns:
         uint8 (height, width, 3).
@@ -232,7 +240,7 @@ def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np
     panel_width, panel_height = (text_width + 2 * line_height, PANEL_LINES * line_height) if lines else (0, 0)
     canvas_width, canvas_height = width + panel_width, max(height, panel_height)
     canvas = np.empty((canvas_height + canvas_height % 2, canvas_width + canvas_width % 2, 3), np.uint8)
-    canvas[:] = np.full_like(canvas[0], _BACKGROUND)  # a whole row at a time: pixel by pixel takes ten times as long
+    canvas[:] = np.full_like(canvas[0], _BACKGROUND)  # by rows; assigning single pixels takes ten times as long
     canvas[:height, :width] = cv2.resize(screen, (width, height), interpolation=cv2.INTER_NEAREST)
     panel = canvas[:, width + line_height :]
     fitting = canvas_height // line_height
@@ -255,11 +263,11 @@ def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np
 def _font(line_height: int) -> Any:
     pygame = _pygame()
     pygame.font.init()
-    # pygame's own font, so that a video looks the same on every machine. It is about 0.7 times as high as asked for.
+    # pygame's own font, so that videos look the same on all machines. Its height is about 0.7 of the requested size.
     return pygame.font.Font(None, round(1.125 * line_height))
 
 
-@functools.lru_cache(maxsize=1024)  # of some kilobytes each; most text is the same from frame to frame
+@functools.lru_cache(maxsize=1024)  # some kilobytes each; most text is the same in the next frame
 def _phrase(text: str, line_height: int, colour: tuple[int, int, int]) -> np.ndarray:
     pygame = _pygame()
     surface = _font(line_height).render(text, True, colour, _BACKGROUND)
@@ -267,7 +275,7 @@ def _phrase(text: str, line_height: int, colour: tuple[int, int, int]) -> np.nda
 
 
 def _bindings(system: str) -> list[tuple[str, str]]:
-    """Key and button, in the order of the console's buttons; keys by pygame's names."""
+    """Returns pairs of key and button, in the order of the console's buttons. Keys have pygame's names."""
     info = stable_retro.get_system_info(system)
     return [
         (_KEY_NAMES.get(key, key.lower()), button)
@@ -277,10 +285,10 @@ def _bindings(system: str) -> list[tuple[str, str]]:
 
 
 def key_help(system: str) -> list[str]:
-    """Returns a line of help for each key that plays a console: ``z  B``.
+    """Returns a line for each key of a console, with the key and its button: ``z  B``.
 
     Args:
-        system: The console, by stable-retro's name: ``Snes``.
+        system: stable-retro's name of the console, such as ``Snes``.
     """
     bindings = _bindings(system)
     width = max(len(key) for key, _ in bindings)

@@ -114,7 +114,7 @@ class EvaluationInTraining:
             course: {name: value for name, value in by_policy["agent"].items() if value is not None}
             for course, by_policy in summary.items()
         }
-        files = sorted(videos.glob("*.mp4")) if videos else []
+        files = sorted(videos.glob("[!.]*.mp4")) if videos else []
         return Evaluation(metrics, evaluation_score(summary), files, options.video_gif)
 
     def close(self) -> None:

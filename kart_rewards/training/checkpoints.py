@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
@@ -44,6 +45,7 @@ class Checkpoint:
         rng_states: The state of each rank's random numbers, see ``Run``; empty after a failure.
         env_states: The state of each environment, in order; empty after a failure.
         best_score: The score of the best evaluation so far; empty if there was none.
+        signature: Says whose run it was, see ``kart_rewards.training.trust``; empty in checkpoints of version 0.1.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Checkpoint:
     rng_states: list[dict[str, Any]]
     env_states: list[dict[str, Any]]
     best_score: list[float]
+    signature: str = ""
 
     @classmethod
     def load(cls, path: Path, to_resume: bool = False) -> Checkpoint:
@@ -82,7 +85,12 @@ class Checkpoint:
             if to_resume:
                 raise KartRewardsError(f"{path}: holds only an agent, to evaluate or watch: resume an agent.pt")
             content |= {"optimizer": {}, "rng_states": [], "env_states": [], "best_score": []}
-        return cls(path, **{item.name: content[item.name] for item in fields(cls) if item.name != "path"})
+        known = {name: kind for name, kind in get_type_hints(cls).items() if name in content}
+        for name, kind in known.items():
+            _check_type(content[name], kind, f"{path}: is damaged: {name}")
+        if content["steps"] < 0 or content["updates"] < 0:
+            raise KartRewardsError(f"{path}: is damaged: steps and updates must be 0 or more")
+        return cls(path, **{name: content[name] for name in known})
 
     def restore_options(self, groups: Mapping[str, type]) -> dict[str, Any]:
         """Returns the options that the run was started with.
@@ -93,15 +101,24 @@ class Checkpoint:
         Raises:
             KartRewardsError: The checkpoint has other options than these dataclasses.
         """
-        try:
-            restored = {name: group(**self.options[name]) for name, group in groups.items()}
-        except (KeyError, TypeError) as error:
-            raise KartRewardsError(f"{self.path}: is of another version of this script: {error}") from None
-        for options in restored.values():
-            for name in ("integrations_path", "runs_path"):
-                if getattr(options, name, None) is not None:
-                    setattr(options, name, Path(getattr(options, name)))
+        restored = {}
+        for name, group in groups.items():
+            try:
+                options = group(**self.options[name])
+            except (KeyError, TypeError) as error:
+                raise KartRewardsError(f"{self.path}: is of another version of this script: {error}") from None
+            for option, kind in get_type_hints(group).items():
+                value = getattr(options, option)
+                if isinstance(value, str) and kind in (Path, Path | None):
+                    value = Path(value)
+                    setattr(options, option, value)
+                _check_type(value, kind, f"{self.path}: is damaged: the option {option}")
+            restored[name] = options
         return restored
+
+
+class FinishedError(KartRewardsError):
+    """The run of a checkpoint has done all its steps."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,8 @@ class Resumption:
             allow_changed_rewards: Whether the terms and rules may differ.
 
         Raises:
-            KartRewardsError: The terms or rules differ and may not, or the run has done all its steps.
+            KartRewardsError: The terms or rules differ and may not.
+            FinishedError: The run has done all its steps.
         """
         then = checkpoint.options
         notices = []
@@ -156,9 +174,16 @@ class Resumption:
             notices.append(f"Resuming with other reward terms or done rules:\n{changed}")
         total = options["ppo"]["total_timesteps"]
         if checkpoint.steps + steps_per_update > total:
-            raise KartRewardsError(
+            raise FinishedError(
                 f"{checkpoint.path}: the run is finished: {checkpoint.steps} of {total} steps are done: raise "
                 "--total-timesteps to train further"
+            )
+        planned = then["ppo"]["total_timesteps"]
+        if options["ppo"]["anneal_lr"] and total != planned:
+            before, now = (options["ppo"]["learning_rate"] * (1 - checkpoint.steps / end) for end in (planned, total))
+            notices.append(
+                f"The learning rate goes on at {now:.2g} instead of {before:.2g}: it falls to 0 over {total:,} steps, "
+                f"no longer over {planned:,}."
             )
 
         folder: Path | None = checkpoint.path.parent
@@ -194,16 +219,69 @@ class Resumption:
         """Loads the checkpoint's weights and optimizer state.
 
         Raises:
-            KartRewardsError: See ``load_weights``.
+            KartRewardsError: See ``load_weights``; or the optimizer's state is not one of this agent's optimizer.
         """
         load_weights(agent, self.checkpoint.agent)
+        _check_optimizer(self.checkpoint, optimizer)
         optimizer.load_state_dict(self.checkpoint.optimizer)
         optimizer.param_groups[0]["fused"] = True  # also if the checkpoint's was not
 
-    def rng_state(self, rank: int, world_size: int) -> dict[str, Any]:
-        """Returns the state of a rank's random numbers; empty if the checkpoint is of another number of ranks."""
+    def restore_random_numbers(self, rank: int, world_size: int, device: torch.device) -> None:
+        """Continues the random numbers of a rank, if the checkpoint is of the same number of ranks.
+
+        Raises:
+            KartRewardsError: The checkpoint holds no such state.
+        """
         states = self.checkpoint.rng_states
-        return states[rank] if len(states) == world_size else {}
+        if len(states) != world_size:
+            return
+        try:
+            torch.set_rng_state(states[rank]["torch"])
+            if "cuda" in states[rank] and device.type == "cuda":
+                torch.cuda.set_rng_state(states[rank]["cuda"], device)
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise KartRewardsError(f"{self.checkpoint.path}: is damaged: rng_states: {_first_line(error)}") from None
+
+
+def _check_type(value: object, kind: Any, what: str) -> None:
+    try:
+        check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as error:
+        raise KartRewardsError(f"{what}: {_first_line(error)}") from None
+
+
+def _check_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    """Compares a saved state with that of the optimizer: a tensor of the wrong shape would crash the process."""
+    saved, own = checkpoint.optimizer, optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    damaged = KartRewardsError(f"{checkpoint.path}: is damaged: the optimizer's state does not fit the agent")
+    try:
+        groups_fit = [group["params"] for group in saved["param_groups"]] == [
+            group["params"] for group in own["param_groups"]
+        ]
+        for group, own_group in zip(saved["param_groups"], own["param_groups"], strict=True):
+            kinds_fit = all(_kind(group[name]) == _kind(value) for name, value in own_group.items() if name != "fused")
+            groups_fit = groups_fit and kinds_fit
+        if not groups_fit or saved["state"].keys() - set(range(len(parameters))):
+            raise damaged
+        for i, moments in saved["state"].items():
+            shapes = {"step": torch.Size([]), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
+            for name, shape in shapes.items():
+                if moments[name].shape != shape or moments[name].dtype != torch.float32:
+                    raise damaged
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged from None
+
+
+def _kind(value: object) -> object:
+    """The type of an optimizer's option; whole numbers pass for others, and tuples count item by item."""
+    if isinstance(value, (list, tuple)):
+        return [_kind(item) for item in value]
+    return float if type(value) is int else type(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _same(options: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
@@ -235,7 +313,7 @@ def load_weights(agent: nn.Module, weights: dict[str, Tensor]) -> None:
     """
     try:
         agent.load_state_dict(weights)
-    except RuntimeError:
+    except (RuntimeError, TypeError, AttributeError):
         raise KartRewardsError(
             "the checkpoint's agent is for other observations or actions than these options make"
         ) from None

@@ -2,6 +2,7 @@
 
 * ``playable_game`` - the game that was asked for, or the free one where the retail game's ROM is missing
 * ``RETAIL_GAME``, ``FREE_GAME`` - their names
+* ``absolute_file`` - a file that is found from every folder
 """
 
 from __future__ import annotations
@@ -36,5 +37,18 @@ def playable_game(name: str, integrations: Path | None, fallback: bool) -> tuple
             f"{error}\nTraining {FREE_GAME} instead: a free game of this project with the same RAM map and the same "
             "rewards. (--no-fallback makes this an error.)\n"
         )
-        return FREE_GAME, integrations if FREE_GAME in list_games(integrations) else None
-    return name, integrations
+        name, integrations = FREE_GAME, integrations if FREE_GAME in list_games(integrations) else None
+    return name, integrations and integrations.resolve()
+
+
+def absolute_file(name: str, suffix: str, folder: Path | None = None) -> str:
+    """Returns a file's absolute path, so that a run can be resumed from another folder.
+
+    Args:
+        name: A path that ends in ``suffix``, or any other name, which is returned as it is.
+        suffix: Such as ``.json``.
+        folder: A game's folder. The name of a file in it is returned as it is, too.
+    """
+    if not name.endswith(suffix) or (folder and (folder / name).is_file()):
+        return name
+    return str(Path(name).resolve())

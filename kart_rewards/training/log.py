@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import os
@@ -145,7 +146,16 @@ class Log:
             check_wandb()
             import wandb
 
-            wandb.init(name=folder.name, config=dict(options), sync_tensorboard=True, **wandb_options)
+            number = hashlib.sha256(folder.name.encode()).hexdigest()[:16]  # so that a resumed run continues its own
+            wandb.init(
+                id=number,
+                resume="allow",
+                name=folder.name,
+                config=dict(options),
+                sync_tensorboard=True,
+                allow_val_change=True,
+                **wandb_options,
+            )
         self.writer = SummaryWriter(str(folder), purge_step=steps + 1)
         self.progress = Progress(total_steps, steps)
         rows = "\n".join(f"|{name}|{value}|" for name, value in options.items())

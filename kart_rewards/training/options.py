@@ -26,12 +26,10 @@ def check_bounds(options: Any) -> None:
         KartRewardsError: A value is outside its bounds. The message names the option as the command line spells it.
 
     Example:
-        >>> @dataclass
-        ... class Options:
-        ...     num_envs: Annotated[int, Ge(1)] = 16
-        >>> check_bounds(Options(num_envs=0))
+        >>> from kart_rewards.training.run import RunOptions
+        >>> check_bounds(RunOptions(checkpoints_kept=0))
         Traceback (most recent call last):
-        kart_rewards.errors.KartRewardsError: --num-envs must be 1 or more, not 0
+        kart_rewards.errors.KartRewardsError: --checkpoints-kept must be 1 or more, not 0
     """
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)

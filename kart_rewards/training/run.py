@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import shlex
 import signal
@@ -18,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from kart_rewards.training.checkpoints import Resumption, save_atomically, save_
 from kart_rewards.training.log import Evaluation, Log, check_wandb
 from kart_rewards.training.ranks import Ranks
 from kart_rewards.training.timing import Stopwatch, split_of_a_step
+from kart_rewards.training.trust import signature
 from kart_rewards.training.vector import EnvGroups
 
 
@@ -57,6 +60,8 @@ class RunOptions:
     resume: str | None = None
     """Checkpoint to resume, such as runs/NAME/agent.pt. Its options apply, except those given here. auto: the newest
     complete checkpoint of a run with this game, name and seed, if there is any."""
+    trust: bool = False
+    """Run the reward scripts that a checkpoint names, even if another user or another computer made it."""
     allow_changed_rewards: bool = False
     """Resume although the reward terms or done rules differ from those of the checkpoint."""
     checkpoint_interval: Annotated[int, Ge(0)] = 20
@@ -69,6 +74,20 @@ class RunOptions:
     """The Weights & Biases project."""
     wandb_entity: str | None = None
     """The Weights & Biases team."""
+
+
+class EndedEpisode(NamedTuple):
+    """An episode that ended in a rollout.
+
+    Args:
+        step: The step of the rollout, from 0 on.
+        env: The environment, from 0 on, among those of this rank.
+        info: The last info.
+    """
+
+    step: int
+    env: int
+    info: dict[str, Any]
 
 
 class DivergedError(KartRewardsError):
@@ -118,7 +137,7 @@ class Run:
         resumption: What to take over from a checkpoint. None: begin at step 0.
 
     Attributes:
-        folder: The run's folder.
+        folder: The run's folder, once the run has started.
         steps: Agent steps done so far, over all ranks.
         updates: Updates done so far.
         over: Whether the loop should end.
@@ -127,11 +146,12 @@ class Run:
     Raises:
         KartRewardsError: ``--track`` was given without Weights & Biases.
 
-    Example:
-        >>> with run.started(agent, optimizer) as observations:
-        ...     while not run.over:
-        ...         episodes, losses = rollout_and_update(agent, optimizer, observations)
-        ...         run.after_update(losses, episodes)
+    The loop of an algorithm stands inside ``started``::
+
+        with run.started(agent, optimizer) as observations:
+            while not run.over:
+                losses, episodes = ...
+                run.after_update(losses, episodes)
     """
 
     options: RunOptions
@@ -150,9 +170,7 @@ class Run:
         options = self.options
         if options.track:
             check_wandb()
-        self.folder = (self.resumption and self.resumption.folder) or make_run_folder(
-            options.runs_path, self.settings["env"]["env_id"], options.exp_name, options.seed
-        )
+        self.folder = Path()
         self.steps = self.updates = 0
         self.over = False
         self.stopwatch = Stopwatch()
@@ -163,12 +181,13 @@ class Run:
         self._seconds_before: list[dict[str, float]] = []
 
     @contextmanager
-    def started(self, agent: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[np.ndarray]:
+    def started(self, agent: nn.Module, optimizer: torch.optim.Optimizer, title: str) -> Iterator[np.ndarray]:
         """Starts or resumes the run for the body of the ``with`` statement, which holds the loop, and ends it.
 
         Args:
             agent: The agent, on its device. It takes over the weights of the checkpoint, if there is one.
             optimizer: Its optimizer, likewise.
+            title: What is trained, and on what: the first words that the run prints.
 
         Yields:
             The environments' first observations, uint8, shape (environments, ...).
@@ -178,33 +197,32 @@ class Run:
         """
         self._agent, self._optimizer = agent, optimizer
         self._take_over()
+        if self.ranks.rank == 0:
+            self.folder = (self.resumption and self.resumption.folder) or make_run_folder(
+                self.options.runs_path, self.settings["env"]["env_id"], self.options.exp_name, self.options.seed
+            )
+        print(f"{title}, logging to {self.folder}\n{self.scoring.table()}\n")
         failure: Exception | None = None
         try:
             yield self._start()
         except (OSError, UnwritableError) as error:
-            failure = KartRewardsError(
-                f"{self.folder}: can't be written: {error.strerror or error}: free space there, or choose --runs-path"
-            )
+            failure = _unwritable(self.folder, error)
         except Exception as error:  # an internal error must not lose what was learned either
             failure = error
         self._end(failure)
 
     def _take_over(self) -> None:
         """Loads the checkpoint, if there is one, and seeds the random numbers of the rollouts."""
-        rng: Mapping[str, Any] = {}
         if self.resumption:
             print("\n\n".join(self.resumption.notices), end="\n\n")
             self.resumption.restore(self._agent, self._optimizer)
             self.steps, self.updates = self.resumption.checkpoint.steps, self.resumption.checkpoint.updates
             self._best_score = self.resumption.best_score
-            rng = self.resumption.rng_state(self.ranks.rank, self.ranks.world_size)
         self.ranks.agree(self._agent, self.steps)
         # Each rank samples other actions, and a resumed run other ones than at its beginning.
         torch.manual_seed((self.options.seed + self.ranks.rank + self.steps) % 2**63)
-        if rng:
-            torch.set_rng_state(rng["torch"])
-        if "cuda" in rng and self.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        if self.resumption:
+            self.resumption.restore_random_numbers(self.ranks.rank, self.ranks.world_size, self.device)
 
     def _start(self) -> np.ndarray:
         states = self.resumption.env_states if self.resumption else None
@@ -225,20 +243,22 @@ class Run:
         self._seconds_before = self.envs.seconds()
         return observations
 
-    def after_update(self, losses: Mapping[str, float], episodes: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    def after_update(self, losses: Mapping[str, float], episodes: Sequence[EndedEpisode]) -> None:
         """Counts the update's steps; logs, evaluates and saves; and sets ``over`` when the run is to end.
 
         Args:
             losses: Losses and diagnostics by name.
-            episodes: The episodes of this rank that ended in the rollout: its agent step from 0 on, and the last info.
+            episodes: The episodes of this rank that ended in the rollout.
 
         Raises:
             DivergedError: The agent's weights are no longer finite.
         """
         if not all(parameter.isfinite().all() for parameter in self._agent.parameters()):
             raise DivergedError("weights")
-        num_envs = self.envs.num_envs * self.ranks.world_size
-        counted_episodes = [(self.steps + (step + 1) * num_envs, info) for step, info in episodes]
+        # The environments of a step count one after the other, so that no two episodes share a place in the curves.
+        own, of_all = self.envs.num_envs, self.envs.num_envs * self.ranks.world_size
+        first = self.steps + self.ranks.rank * own + 1
+        counted_episodes = [(first + step * of_all + env, info) for step, env, info in episodes]
         of_all_ranks = [episode for part in self.ranks.gather(counted_episodes) for episode in part]
         self.steps += self.steps_per_update
         self.updates += 1
@@ -288,6 +308,7 @@ class Run:
             "steps": self.steps,
             "options": self.settings,
             "scoring": self.scoring.fingerprints(),
+            "signature": signature(self.settings["env"]),
         }
 
     def _rank_state(self) -> dict[str, Any]:
@@ -334,10 +355,30 @@ def _this_command() -> list[str]:
 
 
 def make_run_folder(runs_path: Path, game: str, exp_name: str, seed: int) -> Path:
-    """Returns the path of a new run's folder, which does not exist yet: GAME__EXP-NAME__SEED__TIME."""
+    """Makes the folder of a new run, GAME__EXP-NAME__SEED__TIME, which no other run has, and returns its path.
+
+    Raises:
+        KartRewardsError: It can't be made.
+    """
     name = f"{game}__{exp_name}__{seed}__{int(time.time())}"
-    taken = sum(1 for _ in runs_path.glob(f"{name}*"))  # by a run that began in the same second
-    return runs_path / (f"{name}-{taken + 1}" if taken else name)
+    if runs_path.exists() and not runs_path.is_dir():
+        raise KartRewardsError(f"{runs_path}: is a file, not a folder: choose another --runs-path")
+    try:
+        runs_path.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = runs_path / (f"{name}-{number}" if number > 1 else name)
+            with suppress(FileExistsError):  # a run that began in the same second has it
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise _unwritable(runs_path, error) from None
+    raise AssertionError("numbers do not end")
+
+
+def _unwritable(folder: Path, error: OSError | UnwritableError) -> KartRewardsError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free space there, or choose another --runs-path" if full else "choose another --runs-path"
+    return KartRewardsError(f"{folder}: can't be written: {error.strerror or error}: {remedy}")
 
 
 def stop_on_signals() -> threading.Event:

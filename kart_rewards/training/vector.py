@@ -170,12 +170,12 @@ class EnvGroups:
 
     @contextmanager
     def sharing_cores(self, trainers: int = 1) -> Iterator[None]:
-        """Moves the calling thread to another core after each ``send``, where every core has a process at work.
+        """Moves this thread to another core after each ``send``, if each core has a busy process.
 
         See ``kart_rewards.training.processes.core_by_core`` for the reason.
 
         Args:
-            trainers: How many processes on this machine have as many processes with environments as this one.
+            trainers: Number of training processes on this machine. Each has as many environment processes as this one.
         """
         try:
             with core_by_core(self.num_processes * trainers) as self._change_core:

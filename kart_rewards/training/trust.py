@@ -1,0 +1,97 @@
+"""Whether code that a checkpoint names may run.
+
+* ``signature`` - marks the options of a run as made on this computer, by this user
+* ``is_own`` - whether options carry that mark
+* ``without_foreign_code`` - what to change in the options of somebody else's checkpoint
+
+A checkpoint names Python files, and a folder of games may hold them. A checkpoint from another computer is data: the
+code that it names runs only if the user agrees. Therefore a run signs its options with a secret key, which lies in
+the user's data folder and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import platformdirs
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.training.checkpoints import Checkpoint
+
+_NAMING_CODE = ("env_id", "integrations_path", "scenario", "rewards")
+"""The options of an environment that say which code it runs."""
+
+
+def signature(env_options: Mapping[str, Any]) -> str:
+    """Returns the signature of the options that name code; empty if there is no place for a key."""
+    key = _key()
+    named = json.dumps({name: env_options.get(name) for name in _NAMING_CODE}, sort_keys=True, default=str)
+    return hmac.new(key, named.encode(), hashlib.sha256).hexdigest() if key else ""
+
+
+def is_own(env_options: Mapping[str, Any], signed: object) -> bool:
+    """Whether options have the signature of this user on this computer.
+
+    Args:
+        env_options: The options.
+        signed: What a checkpoint holds as their signature.
+    """
+    wanted = signature(env_options)
+    return bool(wanted) and isinstance(signed, str) and hmac.compare_digest(wanted.encode(), signed.encode())
+
+
+def without_foreign_code(checkpoint: Checkpoint, env_options: Mapping[str, Any], resuming: bool) -> dict[str, Any]:
+    """Returns the options to change so that a checkpoint runs no code of another user or computer.
+
+    An agent can be watched and evaluated without the code: there are race metrics then, but no rewards. Prints so.
+
+    Args:
+        checkpoint: The checkpoint.
+        env_options: Its options of the environment.
+        resuming: Whether the run is to go on, which is impossible without its reward scripts.
+
+    Returns:
+        Option -> new value; empty if the checkpoint is this user's own, or names no code.
+
+    Raises:
+        KartRewardsError: The checkpoint names code of another user or computer, and the run is to go on.
+    """
+    named = _named_code(env_options)
+    if not named or is_own(env_options, checkpoint.signature):
+        return {}
+    notice = f"{checkpoint.path}: was not made by you on this computer, and names code to run: {', '.join(named)}"
+    if resuming:
+        raise KartRewardsError(f"{notice}. Read that code, and add --trust to run it")
+    print(f"{notice}. The code does not run: there are race metrics, but no rewards. Add --trust to run it\n")
+    return {"scenario": None, "rewards": (), "reward_weights": ()}
+
+
+def _named_code(env_options: Mapping[str, Any]) -> list[str]:
+    """The files, folders and modules that options name; none if they use only the games that are installed here."""
+    named = [str(env_options[name]) for name in ("integrations_path",) if env_options.get(name) is not None]
+    scenario = str(env_options.get("scenario"))
+    named += [scenario] if scenario.endswith(".json") else []
+    return named + [str(item) for item in env_options.get("rewards") or ()]
+
+
+def _key() -> bytes:
+    """The user's secret key, which is made when it is first needed; empty if it can't be."""
+    path = platformdirs.user_data_path("kart_rewards") / "key"
+    new = path.with_name(f".key.{os.getpid()}")
+    with suppress(OSError):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.touch(mode=0o600)
+            new.write_bytes(secrets.token_bytes(32))
+            with suppress(FileExistsError):  # another process was faster
+                os.link(new, path)
+            new.unlink()
+        return path.read_bytes()
+    return b""

@@ -1,0 +1,453 @@
+"""Checkpoints: reading any file safely, writing atomically, and whether a run can go on from one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training_runs import (
+    GAME,
+    RESUME,
+    SMALL,
+    TrainedRun,
+    assert_refused,
+    only_run,
+    scalars,
+    train_here,
+)
+
+import ppo_continuous_single_file as ppo
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation.agents import EvalOptions
+from kart_rewards.files import UnwritableError
+from kart_rewards.training.checkpoints import (
+    Checkpoint,
+    Resumption,
+    load_weights,
+    newest_checkpoint,
+    save_atomically,
+    save_checkpoint,
+)
+from kart_rewards.training.options import to_plain_options
+from kart_rewards.training.run import RunOptions
+
+SCORING = {"term wall": "weight -10.0, code abc", "rule wall_hits": "code def"}
+SCORING_OF_0_1 = {"term wall": "weight -10.0, source 123", "rule wall_hits": "source 456"}
+GROUPS = {"env": ppo.EnvOptions, "ppo": ppo.PPOOptions, "eval": EvalOptions, "run": RunOptions}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """The fields of a checkpoint after 3 updates, 96 of 200 steps, by two ranks with two environments each."""
+    return {
+        "agent": nn.Linear(2, 1).state_dict(),
+        "updates": 3,
+        "steps": 96,
+        "options": to_plain_options(ppo.Args(ppo=ppo.PPOOptions(total_timesteps=200, num_envs=4))),
+        "scoring": SCORING,
+        "optimizer": torch.optim.Adam(nn.Linear(2, 1).parameters()).state_dict(),
+        "rng_states": [{"torch": torch.Generator().manual_seed(seed).get_state()} for seed in (11, 12)],
+        "env_states": [{"env": number} for number in range(4)],
+        "best_score": [0.5, -60.0, 12.0],
+    } | changes
+
+
+def saved(path: Path, **changes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content(**changes), path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
+    expected = content()
+    path = tmp_path / "agent.pt"
+    torch.save(expected, path)
+    for to_resume in (False, True):
+        checkpoint = Checkpoint.load(path, to_resume)
+        assert checkpoint.path == path
+        assert torch.equal(checkpoint.agent["weight"], expected["agent"]["weight"])
+        assert torch.equal(checkpoint.rng_states[1]["torch"], expected["rng_states"][1]["torch"])
+        for name in ("updates", "steps", "options", "scoring", "optimizer", "env_states", "best_score"):
+            assert getattr(checkpoint, name) == expected[name], name
+
+
+def test_an_agent_alone_is_read_but_not_to_resume(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    torch.save({key: content()[key] for key in ("agent", "updates", "steps", "options", "scoring")}, path)
+    checkpoint = Checkpoint.load(path)
+    assert (checkpoint.steps, checkpoint.optimizer) == (96, {})
+    assert (checkpoint.rng_states, checkpoint.env_states, checkpoint.best_score) == ([], [], [])
+    with pytest.raises(KartRewardsError, match=r"best\.pt: holds only an agent.*resume an agent\.pt"):
+        Checkpoint.load(path, to_resume=True)
+
+
+def test_the_best_agent_of_a_run_can_not_be_resumed(trained: TrainedRun) -> None:
+    best = trained.folder / "best.pt"
+    finished = train_here("--resume", best, check=False)
+    assert_refused(finished, "best.pt: holds only an agent, to evaluate or watch", "resume an agent.pt")
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:700])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "can't be read: No such file"),
+        (lambda path: path.mkdir(), "can't be read: Is a directory"),
+        (lambda path: path.write_text("not torch"), "is not a checkpoint, or is damaged"),
+        (lambda path: path.write_bytes(b""), "is not a checkpoint, or is damaged"),
+        (lambda path: damage(saved(path)), "is not a checkpoint, or is damaged"),
+        (lambda path: torch.save([1, 2], path), "is not a checkpoint of this script"),
+        (lambda path: torch.save({"agent": {}, "steps": 1}, path), "is not a checkpoint of this script"),
+    ],
+    ids=["missing", "folder", "text", "empty", "damaged", "a list", "other keys"],
+)
+def test_a_file_that_is_not_a_checkpoint_is_refused(
+    make: Callable[[Path], Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "agent.pt"
+    make(path)
+    with pytest.raises(KartRewardsError, match=f"^{path}: {message}"):
+        Checkpoint.load(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = saved(tmp_path / "agent.pt", agent=Payload())
+    assert_refused(train_here("--resume", path, check=False), "is not a checkpoint, or is damaged")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_options_are_restored_with_their_types(tmp_path: Path) -> None:
+    args = ppo.Args(env=ppo.EnvOptions(integrations_path=Path("games"), size=(42, 42)))
+    checkpoint = Checkpoint.load(saved(tmp_path / "agent.pt", options=to_plain_options(args)))
+    assert ppo.Args(**checkpoint.restore_options(GROUPS)) == args
+
+
+@pytest.mark.parametrize("wrong", [{"env": {"colour": True}}, {"ppo": {}}], ids=["option", "group"])
+def test_options_of_another_version_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(saved(tmp_path / "agent.pt", options=wrong))
+    with pytest.raises(KartRewardsError, match=r"agent\.pt: is of another version of this script"):
+        checkpoint.restore_options(GROUPS)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    for steps in (32, 64, 96):
+        save_checkpoint(tmp_path, content(steps=steps), kept=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["agent-64.pt", "agent-96.pt", "agent.pt"]
+    assert Checkpoint.load(tmp_path / "agent.pt", to_resume=True).steps == 96
+    assert Checkpoint.load(tmp_path / "agent-64.pt", to_resume=True).steps == 64
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, content(steps=32), kept=1)
+
+    def full(path: Path, data: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UnwritableError, match="No space left on device"):
+        save_checkpoint(tmp_path, content(steps=64), kept=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["agent-32.pt", "agent.pt"]
+    assert Checkpoint.load(tmp_path / "agent.pt").steps == 32
+
+
+def test_each_path_gets_the_content(tmp_path: Path) -> None:
+    paths = [tmp_path / "new" / "a.pt", tmp_path / "b.pt"]
+    save_atomically(content(steps=7), *paths)
+    assert [Checkpoint.load(path).steps for path in paths] == [7, 7]
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    agent = nn.Linear(2, 1)
+    load_weights(agent, {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])})
+    assert agent.weight.tolist() == [[1.0, 2.0]]
+    with pytest.raises(KartRewardsError, match="for other observations or actions than these options make"):
+        load_weights(agent, nn.Linear(3, 1).state_dict())
+
+
+# ---------------------------------------------------------------------------------------------------------- the newest
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def of(run: str, name: str, age_seconds: int) -> Path:
+        path = saved(tmp_path / run / name)
+        os.utime(path, (10_000 - age_seconds, 10_000 - age_seconds))
+        return path
+
+    newest = of("A-Snes__mine__1__200", "agent-96.pt", 5)
+    of("A-Snes__mine__1__100", "agent.pt", 6)
+    of("A-Snes__mine__2__300", "agent.pt", 1)
+    of("A-Snes__other__1__300", "agent.pt", 1)
+    of("C-Snes__mine__1__300", "agent.pt", 1)
+    of("A-Snes__mine__1__200", "best.pt", 1)
+    assert newest_checkpoint(tmp_path, ["A-Snes", "B-Snes"], "mine", 1) == newest
+    assert not capsys.readouterr().out
+    newer = of("B-Snes__mine__1__100", "agent.pt", 4)
+    assert newest_checkpoint(tmp_path, ["A-Snes", "B-Snes"], "mine", 1) == newer
+    damage(newer)
+    assert newest_checkpoint(tmp_path, ["A-Snes", "B-Snes"], "mine", 1) == newest
+    assert f"skipped: {newer}: is not a checkpoint, or is damaged" in capsys.readouterr().out
+    assert newest_checkpoint(tmp_path, ["D-Snes"], "mine", 1) is None
+    assert newest_checkpoint(tmp_path / "nowhere", ["A-Snes"], "mine", 1) is None
+
+
+# --------------------------------------------------------------------------------------------------------- resumptions
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    """The newest checkpoint of a run, which has an evaluated best agent, too."""
+    saved(tmp_path / "run" / "best.pt")
+    return Checkpoint.load(saved(tmp_path / "run" / "agent.pt"), to_resume=True)
+
+
+def options_of(checkpoint: Checkpoint, **changes: Any) -> dict[str, Any]:
+    """The checkpoint's options, with changes such as ``env={"stack": 2}``."""
+    return {name: group | changes.get(name, {}) for name, group in checkpoint.options.items()}
+
+
+@dataclass
+class Fingerprints:
+    """A ``Scoring`` that has nothing but its fingerprints."""
+
+    current: dict[str, str]
+    of_0_1: dict[str, str]
+
+    def fingerprints(self) -> dict[str, str]:
+        return self.current
+
+    def fingerprints_of_0_1(self) -> dict[str, str]:
+        return self.of_0_1
+
+
+def decide(checkpoint: Checkpoint, scoring: dict[str, str] = SCORING, allow: bool = False, **changes: Any) -> Resumption:
+    fingerprints: Any = Fingerprints(scoring, SCORING_OF_0_1)
+    return Resumption.decide(checkpoint, options_of(checkpoint, **changes), fingerprints, 32, allow)
+
+
+def test_the_same_options_take_over_everything(checkpoint: Checkpoint) -> None:
+    resumption = decide(checkpoint)
+    assert resumption.folder == checkpoint.path.parent
+    assert resumption.env_states == checkpoint.env_states
+    assert resumption.best_score == checkpoint.best_score
+    assert resumption.notices == ["Resuming after 3 updates, 96 steps."]
+
+
+CHANGED = {"term wall": "weight -7.0, code abc", "term gift": "weight 1.0, code xyz"}
+
+
+def test_other_rewards_are_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(KartRewardsError, match="was trained with other reward terms or done rules") as raised:
+        decide(checkpoint, CHANGED)
+    for line in (
+        "  term wall: weight -10.0, code abc -> weight -7.0, code abc",
+        "  term gift: was not there -> weight 1.0, code xyz",
+        "  rule wall_hits: code def -> is not there",
+        "--allow-changed-rewards",
+    ):
+        assert line in str(raised.value)
+
+
+def test_other_rewards_that_are_allowed_begin_new_episodes_and_comparisons(checkpoint: Checkpoint) -> None:
+    resumption = decide(checkpoint, CHANGED, allow=True)
+    assert resumption.folder == checkpoint.path.parent
+    assert resumption.env_states is None
+    assert resumption.best_score == []
+    first, second, _ = resumption.notices
+    assert first.startswith("Resuming with other reward terms or done rules:\n  term wall: ")
+    assert second == "The environments begin new episodes: the reward terms or done rules differ from the checkpoint's."
+
+
+def test_the_rewards_of_an_older_checkpoint_are_compared_as_it_holds_them(checkpoint: Checkpoint) -> None:
+    assert decide(replace(checkpoint, scoring=SCORING_OF_0_1), CHANGED).env_states == checkpoint.env_states
+    edited = {**SCORING_OF_0_1, "rule wall_hits": "source 789"}
+    with pytest.raises(KartRewardsError, match="rule wall_hits: source 789 -> source 456"):
+        decide(replace(checkpoint, scoring=edited), CHANGED)
+
+
+@pytest.mark.parametrize(("total", "possible"), [(96, False), (127, False), (128, True)])
+def test_a_finished_run_is_not_resumed(checkpoint: Checkpoint, total: int, possible: bool) -> None:
+    if possible:
+        assert decide(checkpoint, ppo={"total_timesteps": total}).env_states
+    else:
+        with pytest.raises(KartRewardsError, match=f"the run is finished: 96 of {total} steps are done: raise --total"):
+            decide(checkpoint, ppo={"total_timesteps": total})
+
+
+def test_another_game_gets_a_folder_of_its_own(checkpoint: Checkpoint) -> None:
+    resumption = decide(checkpoint, env={"env_id": "Other-Snes"})
+    assert resumption.folder is None
+    assert resumption.env_states is None
+    assert resumption.best_score == []
+
+
+def test_a_checkpoint_behind_the_newest_one_gets_a_folder_of_its_own(checkpoint: Checkpoint) -> None:
+    folder = checkpoint.path.parent
+    old = Checkpoint.load(saved(folder / "agent-64.pt", steps=64, updates=2), to_resume=True)
+    resumption = decide(old)
+    assert resumption.folder is None
+    assert resumption.env_states == old.env_states, "the episodes go on in the new folder"
+    assert resumption.best_score == [], "best.pt is in the old folder"
+    assert resumption.notices == [
+        f"{folder / 'agent.pt'} is ahead of {old.path}: this run gets a folder of its own.",
+        "Resuming after 2 updates, 64 steps.",
+    ]
+
+
+def test_a_damaged_newest_checkpoint_is_not_ahead(checkpoint: Checkpoint) -> None:
+    folder = checkpoint.path.parent
+    old = Checkpoint.load(saved(folder / "agent-64.pt", steps=64), to_resume=True)
+    damage(folder / "agent.pt")
+    assert decide(old).folder == folder
+
+
+@pytest.mark.parametrize("changes", [{"env": {"stack": 2}}, {"ppo": {"num_envs": 8}}], ids=["env", "num_envs"])
+def test_other_environments_begin_new_episodes(checkpoint: Checkpoint, changes: dict[str, Any]) -> None:
+    resumption = decide(checkpoint, **changes)
+    assert resumption.folder == checkpoint.path.parent
+    assert resumption.env_states is None
+    assert resumption.notices[0] == (
+        "The environments begin new episodes: their options differ from the checkpoint's."
+    )
+
+
+def test_a_checkpoint_without_states_begins_new_episodes(checkpoint: Checkpoint) -> None:
+    resumption = decide(replace(checkpoint, env_states=[]))
+    assert resumption.env_states is None
+    assert resumption.notices[0] == (
+        "The environments begin new episodes: the checkpoint does not hold their states."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"ppo": {"learning_rate": 1e-5, "num_envs": 8}, "run": {"checkpoint_interval": 1}}, True),
+        ({"eval": {"eval_seed": 7}}, False),
+        ({"env": {"max_episode_steps": 7}}, False),
+    ],
+    ids=["algorithm", "evaluation", "environment"],
+)
+def test_the_best_score_is_kept_if_evaluations_compare(
+    checkpoint: Checkpoint, changes: dict[str, Any], kept: bool
+) -> None:
+    assert decide(checkpoint, **changes).best_score == (checkpoint.best_score if kept else [])
+
+
+def test_the_best_score_goes_with_the_best_agent(checkpoint: Checkpoint) -> None:
+    (checkpoint.path.parent / "best.pt").unlink()
+    assert decide(checkpoint).best_score == []
+
+
+def numbers_of(resumption: Resumption, rank: int, world_size: int) -> list[float]:
+    """The random numbers of a rank after it took over a checkpoint's."""
+    torch.manual_seed(0)
+    resumption.restore_random_numbers(rank, world_size, torch.device("cpu"))
+    return torch.rand(2).tolist()
+
+
+def numbers_from(seed: int) -> list[float]:
+    return torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_each_rank_goes_on_with_its_own_random_numbers(checkpoint: Checkpoint) -> None:
+    resumption = decide(checkpoint)
+    assert [numbers_of(resumption, rank, 2) for rank in (0, 1)] == [numbers_from(11), numbers_from(12)]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_random_numbers_of_another_number_of_ranks_are_not_used(checkpoint: Checkpoint, world_size: int) -> None:
+    resumption = decide(checkpoint)
+    assert [numbers_of(resumption, rank, world_size) for rank in range(world_size)] == [numbers_from(0)] * world_size
+
+
+def test_after_a_failure_there_are_no_random_numbers_to_take_over(checkpoint: Checkpoint) -> None:
+    assert numbers_of(decide(replace(checkpoint, rng_states=[])), 0, 1) == numbers_from(0)
+
+
+def test_agent_and_optimizer_are_restored(checkpoint: Checkpoint) -> None:
+    agent = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=0.5, fused=True)
+    assert not checkpoint.optimizer["param_groups"][0]["fused"]
+    decide(checkpoint).restore(agent, optimizer)
+    assert torch.equal(agent.weight, checkpoint.agent["weight"])
+    assert optimizer.param_groups[0]["lr"] == checkpoint.optimizer["param_groups"][0]["lr"] == 1e-3
+    assert optimizer.param_groups[0]["fused"] is True
+    with pytest.raises(KartRewardsError, match="for other observations or actions"):
+        decide(replace(checkpoint, agent=nn.Linear(3, 1).state_dict())).restore(agent, optimizer)
+
+
+# ------------------------------------------------------------------------------------------- through the command line
+def test_resuming_goes_on_in_the_same_run(trained: TrainedRun, tmp_path: Path) -> None:
+    run = trained.copy(tmp_path / "runs")
+    finished = train_here(*RESUME, run / "agent.pt", "--total-timesteps", 160)
+    assert f"logging to {run}" in finished.stdout
+    assert "top_speed        0.02" in finished.stdout  # the options of the run apply
+    assert [step for step, _ in scalars(run)["losses/value_loss"]] == [32, 64, 96, 128, 160]
+    checkpoint = Checkpoint.load(run / "agent.pt", to_resume=True)
+    assert (checkpoint.updates, checkpoint.steps) == (5, 160)
+
+
+def test_auto_resumes_the_newest_complete_checkpoint(trained: TrainedRun, tmp_path: Path) -> None:
+    run = trained.copy(tmp_path / "runs")
+    kept = ["--total-timesteps", 192, "--checkpoint-interval", 1, "--checkpoints-kept", 2]
+    train_here(*RESUME, run / "agent.pt", *kept)
+    assert sorted(path.name for path in run.glob("agent*.pt")) == ["agent-160.pt", "agent-192.pt", "agent.pt"]
+    newest = run / "agent-192.pt"
+    for damaged in (newest, run / "agent.pt"):
+        damaged.write_bytes(damaged.read_bytes()[:5000])
+    arguments = ["--env-id", GAME, *RESUME, "auto", "--runs-path", run.parent, "--total-timesteps", 192]
+    finished = train_here(*arguments)
+    assert f"skipped: {newest}: is not a checkpoint, or is damaged" in finished.stdout
+    assert "Resuming after 5 updates, 160 steps." in finished.stdout
+    assert f"saved {run / 'agent.pt'} after 6 updates" in finished.stdout
+    assert Checkpoint.load(run / "agent.pt").steps == 192
+
+
+def test_an_older_checkpoint_goes_on_in_a_folder_of_its_own(trained: TrainedRun, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, tmp_path / "run")
+    old, newest = tmp_path / "run" / "old.pt", tmp_path / "run" / "agent.pt"
+    torch.save({**torch.load(newest, weights_only=True), "steps": 32, "updates": 1}, old)
+    finished = train_here(*RESUME, old, "--total-timesteps", 64, "--runs-path", tmp_path / "runs")
+    assert "is ahead of" in finished.stdout
+    assert Checkpoint.load(newest).steps == 96
+    assert Checkpoint.load(only_run(tmp_path / "runs") / "agent.pt").steps == 64
+
+
+def test_resuming_a_finished_run_is_refused(trained: TrainedRun) -> None:
+    agent = trained.folder / "agent.pt"
+    finished = train_here("--resume", agent, check=False)
+    assert_refused(finished, "the run is finished: 96 of 96 steps are done", "--total-timesteps")
+
+
+def test_resuming_with_other_rewards_needs_a_flag(trained: TrainedRun, tmp_path: Path) -> None:
+    agent = trained.copy(tmp_path / "runs") / "agent.pt"
+    arguments = [*RESUME, agent, "--total-timesteps", 128, "--reward-weights", "wall=-7"]
+    words = ["other reward terms", "  term wall: weight -5.0", "-> weight -7.0", "--allow-changed-rewards"]
+    assert_refused(train_here(*arguments, check=False), *words)
+    finished = train_here(*arguments, "--allow-changed-rewards")
+    assert "Resuming with other reward terms" in finished.stdout
+    assert "wall               -7" in finished.stdout
+    again = [*RESUME, agent, "--total-timesteps", 160, "--reward-weights", "wall=-9"]
+    assert_refused(train_here(*again, check=False), "-> weight -9.0")  # the flag was for that time only
+
+
+def test_resuming_with_an_edited_rewards_file_needs_a_flag(tmp_path: Path) -> None:
+    terms = tmp_path / "terms.py"
+    terms.write_text("from kart_rewards import reward_term\n@reward_term()\ndef gift(ram):\n    return 1.0\n")
+    runs = tmp_path / "runs"
+    train_here("--env-id", GAME, *SMALL, "--total-timesteps", 32, "--rewards", terms, "--runs-path", runs)
+    agent = only_run(runs) / "agent.pt"
+    terms.write_text(terms.read_text().replace("1.0", "-1.0"))
+    finished = train_here("--resume", agent, "--total-timesteps", 64, check=False)
+    assert_refused(finished, "  term gift: weight 1.0, code ")

@@ -1,0 +1,127 @@
+"""Bounds of options, and options in a form that checkpoints hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import pytest
+from annotated_types import Ge, Interval
+
+import ppo_continuous_single_file as ppo
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation.agents import EvalOptions
+from kart_rewards.training.options import check_bounds, to_plain_options
+from kart_rewards.training.run import RunOptions
+
+GROUPS = (ppo.EnvOptions, ppo.PPOOptions, EvalOptions, RunOptions)
+BOUNDS = {
+    "frame_skip": (1, None),
+    "stack": (1, None),
+    "random_start_steps": (0, None),
+    "max_episode_steps": (1, None),
+    "learning_rate": (0, None),
+    "num_envs": (1, None),
+    "num_steps": (1, None),
+    "gamma": (0, 1),
+    "gae_lambda": (0, 1),
+    "num_minibatches": (1, None),
+    "update_epochs": (1, None),
+    "clip_coef": (0, None),
+    "max_grad_norm": (0, None),
+    "eval_interval": (0, None),
+    "eval_episodes": (1, None),
+    "eval_seed": (0, 2**32 - 1),
+    "seed": (0, 2**32 - 1),
+    "checkpoint_interval": (0, None),
+    "checkpoints_kept": (1, None),
+}
+"""Option -> its least and its largest value."""
+
+
+def bounded() -> list[tuple[type, str]]:
+    """The options of the training script whose annotations name bounds, with their groups."""
+    return [
+        (group, name)
+        for group in GROUPS
+        for name, hint in get_type_hints(group, include_extras=True).items()
+        if any(isinstance(bound, (Ge, Interval)) for bound in getattr(hint, "__metadata__", ()))
+    ]
+
+
+def test_the_options_with_bounds_are_these() -> None:
+    assert [name for _, name in bounded()] == list(BOUNDS)
+
+
+@pytest.mark.parametrize(("group", "name"), bounded(), ids=lambda value: value if isinstance(value, str) else "")
+def test_each_bound_is_checked(group: type, name: str) -> None:
+    low, high = BOUNDS[name]
+    option = "--" + name.replace("_", "-")
+    wanted = f"{low} or more" if high is None else f"between {low} and {high}"
+    check_bounds(group(**{name: low}))
+    with pytest.raises(KartRewardsError, match=f"^{option} must be {wanted}, not {low - 1}$"):
+        check_bounds(group(**{name: low - 1}))
+    if high is None:
+        check_bounds(group(**{name: 10**9}))
+    else:
+        check_bounds(group(**{name: high}))
+        with pytest.raises(KartRewardsError, match=f"^{option} must be {wanted}, not {high + 1}$"):
+            check_bounds(group(**{name: high + 1}))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_defaults_are_within_their_bounds(group: type) -> None:
+    check_bounds(group())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["learning_rate", "gamma"])
+def test_a_number_that_is_not_finite_is_out_of_bounds(name: str, value: float) -> None:
+    with pytest.raises(KartRewardsError, match=f"must be .*, not {value}"):
+        check_bounds(ppo.PPOOptions(**{name: value}))
+
+
+def test_an_option_that_is_not_given_has_no_bounds() -> None:
+    check_bounds(ppo.EnvOptions(max_episode_steps=None))
+
+
+def test_fractions_just_outside_an_interval_are_refused() -> None:
+    @dataclass
+    class Options:
+        share: Annotated[float, Interval(ge=0, le=1)] = 0.5
+        name: Annotated[str, "no bound"] = ""
+
+    check_bounds(Options(share=1.0))
+    for share in (1.0001, -0.0001):
+        with pytest.raises(KartRewardsError, match=f"--share must be between 0 and 1, not {share}"):
+            check_bounds(Options(share=share))
+
+
+def test_options_as_plain_values() -> None:
+    @dataclass
+    class Inner:
+        folder: Path = Path("runs")
+        size: tuple[int, int] = (84, 84)
+        missing: Path | None = None
+
+    @dataclass
+    class Outer:
+        inner: Inner = field(default_factory=Inner)
+        number: float = 0.5
+
+    plain = to_plain_options(Outer())
+    assert plain == {"inner": {"folder": "runs", "size": (84, 84), "missing": None}, "number": 0.5}
+    assert type(plain["inner"]["folder"]) is str
+
+
+def test_all_options_of_the_script_are_plain_values() -> None:
+    def types_in(value: Any) -> set[type]:
+        if isinstance(value, dict):
+            return set().union(*map(types_in, value.values()))
+        return set().union({type(value)}, *map(types_in, value)) if isinstance(value, tuple) else {type(value)}
+
+    plain = to_plain_options(ppo.Args(env=ppo.EnvOptions(integrations_path=Path("games"))))
+    assert types_in(plain) <= {str, int, float, bool, tuple, type(None)}
+    assert set(plain) == {group.name for group in fields(ppo.Args)}

@@ -1,0 +1,636 @@
+"""One training run: steps, logs, evaluations and checkpoints; and what happens when it is stopped, killed or fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from training_runs import (
+    GAME,
+    RESUME,
+    SCRIPT,
+    SMALL,
+    Finished,
+    alive,
+    assert_refused,
+    children,
+    equal_weights,
+    finish,
+    only_run,
+    scalars,
+    started,
+    train,
+    train_here,
+    wait_until,
+    weights,
+)
+
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.scenario import load_scoring
+from kart_rewards.training import run as run_module
+from kart_rewards.training.checkpoints import Checkpoint, Resumption
+from kart_rewards.training.log import Evaluation
+from kart_rewards.training.ranks import Ranks
+from kart_rewards.training.run import DivergedError, EndedEpisode, Run, RunOptions, make_run_folder, stop_on_signals
+
+PER_UPDATE = 20
+SCORING = load_scoring(INTEGRATIONS / GAME / "scenario.json")
+LOSSES = {"value_loss": 0.5}
+
+
+# -------------------------------------------------------------------------- a run around environments that do not exist
+@dataclass
+class Envs:
+    """Two environments that do nothing, in one process that uses 3 seconds between two calls of ``seconds``."""
+
+    num_envs: int = 2
+    resets: list[tuple[int, Any]] = field(default_factory=list)
+    calls: int = 0
+
+    def reset(self, seed: int, options: Any) -> np.ndarray:
+        self.resets.append((seed, options))
+        return np.zeros((self.num_envs, 1, 36, 36), np.uint8)
+
+    def call(self, name: str) -> list[dict[str, Any]]:
+        assert name == "get_state"
+        return [{"env": number} for number in range(self.num_envs)]
+
+    def seconds(self) -> list[dict[str, float]]:
+        self.calls += 1
+        return [{part: float(self.calls) for part in ("emulator", "scoring", "observation")} | {"processor": 3.0 * self.calls}]
+
+
+@dataclass
+class Evaluations:
+    """Evaluations with given results: a score, None, or an error. There is one after each update."""
+
+    results: list[Any] = field(default_factory=list)
+    asked: list[tuple[int, bool]] = field(default_factory=list)
+
+    def is_due(self, updates: int, last: bool) -> bool:
+        self.asked.append((updates, last))
+        return bool(self.results)
+
+    def __call__(self, agent: nn.Module, folder: Path, steps: int, stop: threading.Event) -> Evaluation | None:
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result and Evaluation({"Level1": {"median_return": 1.0}}, result)
+
+
+class OneOf(Ranks):
+    """One of several ranks, without the others: what it gathers is its own, as if the others had the same."""
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item] * self.world_size
+
+    def agree(self, agent: nn.Module, steps: int) -> None:
+        pass
+
+
+@dataclass
+class Training:
+    """A run and what it works with."""
+
+    run: Run
+    agent: nn.Module
+    optimizer: torch.optim.Optimizer
+    envs: Envs
+
+    def start(self) -> Any:
+        return self.run.started(self.agent, self.optimizer, "a game on cpu")
+
+    def update(self, *episodes: EndedEpisode) -> None:
+        for stage in ("rollout", "policy", "update"):
+            self.run.stopwatch.seconds[stage] = 1.0
+        self.run.after_update(LOSSES, episodes)
+
+    def checkpoint(self, name: str = "agent.pt") -> Checkpoint:
+        return Checkpoint.load(self.run.folder / name)
+
+
+def make(
+    runs: Path,
+    total_steps: int = 5 * PER_UPDATE,
+    evaluate: Evaluations | None = None,
+    ranks: Ranks = Ranks(),
+    resumption: Resumption | None = None,
+    **options: Any,
+) -> Training:
+    torch.manual_seed(1)
+    agent = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=0.25)
+    envs: Any = Envs()
+    settings = {"env": {"env_id": "A-Snes"}, "run": {"seed": 5}}
+    run = Run(
+        RunOptions(runs_path=runs, exp_name="mine", seed=5, **options),
+        settings,
+        SCORING,
+        envs,
+        ranks,
+        torch.device("cpu"),
+        total_steps,
+        PER_UPDATE,
+        evaluate or Evaluations(),
+        threading.Event(),
+        resumption,
+    )
+    return Training(run, agent, optimizer, envs)
+
+
+def resumed(runs: Path, checkpoint: Path, ranks: Ranks = Ranks(), **fields: Any) -> Training:
+    loaded = Checkpoint.load(checkpoint, to_resume=True)
+    resumption = Resumption(
+        loaded, **{"folder": checkpoint.parent, "env_states": loaded.env_states, "best_score": [], "notices": []} | fields
+    )
+    return make(runs, ranks=ranks, resumption=resumption)
+
+
+def checkpoints(run: Run) -> list[str]:
+    return sorted(path.name for path in run.folder.glob("*.pt"))
+
+
+def test_a_run_counts_its_updates_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = make(tmp_path)
+    with training.start() as observations:
+        assert observations.shape == (2, 1, 36, 36)
+        counts = []
+        while not training.run.over:
+            training.update()
+            counts.append((training.run.updates, training.run.steps))
+    assert counts == [(number, number * PER_UPDATE) for number in range(1, 6)]
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"a game on cpu, logging to {training.run.folder}\n  wall ")
+    assert f"saved {training.run.folder / 'agent.pt'} after 5 updates" in printed
+    assert "resume with" not in printed
+
+
+def test_steps_that_make_no_complete_update_are_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = make(tmp_path, total_steps=2 * PER_UPDATE + 19)
+    with training.start():
+        while not training.run.over:
+            training.update()
+    assert training.run.updates == 2
+    assert "resume with" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("interval", "kept", "names"),
+    [
+        (2, 9, ["agent-0.pt", "agent-100.pt", "agent-40.pt", "agent-80.pt", "agent.pt"]),
+        (2, 2, ["agent-100.pt", "agent-80.pt", "agent.pt"]),
+        (0, 9, ["agent-0.pt", "agent-100.pt", "agent.pt"]),
+    ],
+)
+def test_checkpoints_are_saved_at_the_interval_and_at_the_end(
+    tmp_path: Path, interval: int, kept: int, names: list[str]
+) -> None:
+    training = make(tmp_path, checkpoint_interval=interval, checkpoints_kept=kept)
+    with training.start():
+        while not training.run.over:
+            training.update()
+    assert checkpoints(training.run) == names
+
+
+def test_a_checkpoint_holds_what_the_rest_of_the_run_depends_on(tmp_path: Path) -> None:
+    training = make(tmp_path, total_steps=PER_UPDATE)
+    with training.start():
+        training.agent(torch.ones(1, 2)).sum().backward()
+        training.optimizer.step()
+        torch.manual_seed(9)
+        training.update()
+    checkpoint = Checkpoint.load(training.run.folder / "agent.pt", to_resume=True)
+    assert (checkpoint.updates, checkpoint.steps) == (1, PER_UPDATE)
+    assert torch.equal(checkpoint.agent["weight"], training.agent.weight)
+    assert checkpoint.optimizer["state"][0]["step"] == 1
+    assert torch.equal(checkpoint.rng_states[0]["torch"], torch.Generator().manual_seed(9).get_state())
+    assert checkpoint.env_states == [{"env": 0}, {"env": 1}]
+    assert checkpoint.options["env"] == {"env_id": "A-Snes"}
+    assert checkpoint.scoring == SCORING.fingerprints()
+
+
+def test_a_stopped_run_says_how_to_resume_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = make(tmp_path)
+    with training.start():
+        training.run.stop.set()
+        training.update()
+        assert training.run.over
+    assert training.checkpoint().env_states
+    assert f"--resume {training.run.folder / 'agent.pt'}" in capsys.readouterr().out
+
+
+def test_the_time_of_each_update_is_logged(tmp_path: Path) -> None:
+    """In each of Envs.seconds' three seconds a third is the emulator's; the policy and the update took one each."""
+    training = make(tmp_path, total_steps=2 * PER_UPDATE)
+    with training.start():
+        training.update()
+        training.update()
+    logged = scalars(training.run.folder)
+    assert logged["time/emulator_ms_per_step"] == [(steps, pytest.approx(1000 / PER_UPDATE)) for steps in (20, 40)]
+    assert logged["time/update_ms_per_step"] == [(steps, pytest.approx(1000 / PER_UPDATE)) for steps in (20, 40)]
+    assert logged["losses/value_loss"] == [(20, 0.5), (40, 0.5)]
+    assert logged["charts/learning_rate"] == [(20, 0.25), (40, 0.25)]
+
+
+def episode(step: int, env: int, episode_return: float) -> EndedEpisode:
+    return EndedEpisode(step, env, {"episode": {"r": episode_return, "l": 7}, "episode_rewards": {"sum": {}}})
+
+
+def test_an_episode_is_logged_at_the_step_of_the_run_at_which_it_ended(tmp_path: Path) -> None:
+    training = make(tmp_path)
+    with training.start():
+        training.update(episode(0, 1, 1.0), episode(9, 0, 2.0))
+        training.update(episode(3, 1, 3.0))
+        training.run.stop.set()
+        training.update()
+    assert scalars(training.run.folder)["charts/episodic_return"] == [(2, 1.0), (19, 2.0), (20 + 3 * 2 + 2, 3.0)]
+
+
+def test_the_best_agent_is_kept(tmp_path: Path) -> None:
+    evaluate = Evaluations([[0.0, 1.0], [0.5, 0.0], [0.5, -1.0], [0.0, 9.0], [0.5, 0.0]])
+    training = make(tmp_path, evaluate=evaluate)
+    best = []
+    with training.start():
+        while not training.run.over:
+            training.update()
+            best.append(training.checkpoint("best.pt").steps)
+    assert best == [20, 40, 40, 40, 40]
+    assert evaluate.asked == [(1, False), (2, False), (3, False), (4, False), (5, True)]
+    assert [step for step, _ in scalars(training.run.folder)["eval/Level1/median_return"]] == [20, 40, 60, 80, 100]
+    with pytest.raises(KartRewardsError, match="holds only an agent"):
+        Checkpoint.load(training.run.folder / "best.pt", to_resume=True)
+    assert training.checkpoint().best_score == [0.5, 0.0]
+
+
+def test_an_evaluation_that_fails_or_is_stopped_does_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = make(tmp_path, evaluate=Evaluations([KartRewardsError("no memory"), None, [1.0]]))
+    with training.start():
+        for updates in (1, 2):
+            training.update()
+            assert training.run.updates == updates
+            assert not (training.run.folder / "best.pt").exists()
+        training.update()
+        training.run.stop.set()
+        training.update()
+    assert training.checkpoint("best.pt").steps == 60
+    assert "this evaluation is skipped: no memory" in capsys.readouterr().out
+
+
+def test_an_error_saves_what_was_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = make(tmp_path)
+    with pytest.raises(ZeroDivisionError), training.start():
+        training.update()
+        nn.init.constant_(training.agent.weight, 7.0)
+        raise ZeroDivisionError
+    checkpoint = training.checkpoint()
+    assert checkpoint.agent["weight"].tolist() == [[7.0, 7.0]]
+    assert (checkpoint.steps, checkpoint.env_states, checkpoint.rng_states) == (20, [], [])
+    printed = capsys.readouterr().out
+    assert f"saved {training.run.folder / 'agent.pt'} after 1 update\n" in printed
+    assert "resume with" not in printed
+
+
+def test_an_error_replaces_no_checkpoint_that_has_the_environments(tmp_path: Path) -> None:
+    training = make(tmp_path, checkpoint_interval=1)
+    with pytest.raises(ZeroDivisionError), training.start():
+        training.update()
+        raise ZeroDivisionError
+    assert training.checkpoint().env_states == [{"env": 0}, {"env": 1}]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(
+    tmp_path: Path, number: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = make(tmp_path)
+    with pytest.raises(DivergedError, match="weights are no longer finite"), training.start():
+        training.update()
+        nn.init.constant_(training.agent.bias, number)
+        training.update()
+    assert checkpoints(training.run) == ["agent-0.pt", "agent.pt"]
+    assert training.checkpoint().agent["bias"].isfinite().all()
+    assert "saved" not in capsys.readouterr().out
+
+
+def test_a_log_that_can_not_be_written_is_the_users_mistake(tmp_path: Path) -> None:
+    training = make(tmp_path)
+    with pytest.raises(KartRewardsError, match="can't be written: No space left on device: free space"), training.start():
+        raise OSError(28, "No space left on device")
+    assert training.checkpoint().steps == 0
+
+
+def test_only_the_first_rank_logs_and_saves(tmp_path: Path) -> None:
+    training = make(tmp_path, ranks=OneOf(1, 2, 1, 2), total_steps=PER_UPDATE)
+    with training.start():
+        training.update()
+        assert training.run.over
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_rank_saves_the_states_of_all(tmp_path: Path) -> None:
+    training = make(tmp_path, ranks=OneOf(0, 2, 0, 2), total_steps=PER_UPDATE)
+    with training.start():
+        training.update(episode(4, 1, 1.0))
+    checkpoint = training.checkpoint()
+    assert len(checkpoint.env_states) == 4
+    assert len(checkpoint.rng_states) == 2
+    assert scalars(training.run.folder)["charts/episodic_return"][0] == (4 * 4 + 2, 1.0)
+
+
+def test_each_rank_has_its_own_seeds(tmp_path: Path) -> None:
+    seeds = []
+    for rank in range(3):
+        training = make(tmp_path / str(rank), ranks=OneOf(rank, 3, rank, 3))
+        with training.start():
+            seeds.append((torch.initial_seed(), *training.envs.resets))
+            training.run.stop.set()
+            training.update()
+    assert seeds == [(5, (5, None)), (6, (7, None)), (7, (9, None))]
+
+
+@pytest.fixture
+def first_half(tmp_path: Path) -> Training:
+    """A run that was stopped after two of its five updates."""
+    training = make(tmp_path)
+    with training.start():
+        training.update()
+        training.run.stop.set()
+        torch.manual_seed(123)
+        training.update()
+    return training
+
+
+def test_a_resumed_run_takes_over_the_checkpoint(first_half: Training, tmp_path: Path) -> None:
+    nn.init.constant_(first_half.agent.weight, 7.0)  # not in the checkpoint
+    training = resumed(tmp_path, first_half.run.folder / "agent.pt", notices=["Notice one.", "Notice two."])
+    with training.start():
+        assert (training.run.updates, training.run.steps) == (2, 40)
+        assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(123))
+        assert training.envs.resets[0][1] == {"states": [{"env": 0}, {"env": 1}]}
+        assert (training.agent.weight != 7.0).all()
+        while not training.run.over:
+            training.update()
+    assert only_run(tmp_path) == first_half.run.folder
+    assert (training.run.updates, training.checkpoint().steps) == (5, 100)
+    assert [step for step, _ in scalars(training.run.folder)["losses/value_loss"]] == [20, 40, 60, 80, 100]
+
+
+def test_a_resumed_run_with_another_number_of_ranks_has_new_random_numbers(
+    first_half: Training, tmp_path: Path
+) -> None:
+    seeds = []
+    for rank in range(2):
+        training = resumed(tmp_path, first_half.run.folder / "agent.pt", OneOf(rank, 2, rank, 2), env_states=None)
+        with training.start():
+            seeds.append((torch.initial_seed(), *training.envs.resets))
+            training.run.stop.set()
+            training.update()
+    assert seeds == [(5 + 40, (45, None)), (5 + 40 + 1, (47, None))], "others than at the beginning of the run"
+
+
+def test_a_resumed_run_may_have_a_folder_of_its_own(first_half: Training, tmp_path: Path) -> None:
+    training = resumed(tmp_path / "other", first_half.run.folder / "agent.pt", folder=None)
+    with training.start():
+        training.run.stop.set()
+        training.update()
+    assert only_run(tmp_path / "other") == training.run.folder != first_half.run.folder
+    assert Checkpoint.load(first_half.run.folder / "agent.pt").steps == 40
+
+
+@pytest.mark.parametrize(("best_score", "replaced"), [([2.0], False), ([0.5], True), ([], True)])
+def test_a_resumed_run_replaces_the_best_agent_only_by_a_better_one(
+    first_half: Training, tmp_path: Path, best_score: list[float], replaced: bool
+) -> None:
+    training = resumed(tmp_path, first_half.run.folder / "agent.pt", best_score=best_score)
+    training.run.evaluate = Evaluations([[1.0]])
+    with training.start():
+        training.run.stop.set()
+        training.update()
+    assert (training.run.folder / "best.pt").exists() == replaced
+
+
+def test_track_needs_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(KartRewardsError, match=r"--track needs Weights & Biases: pip install 'kart_rewards\[wandb\]'"):
+        make(tmp_path, track=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.5)
+    folders = [make_run_folder(tmp_path / "runs", "A-Snes", "mine", 3) for _ in range(3)]
+    assert [folder.name for folder in folders] == [f"A-Snes__mine__3__1000{end}" for end in ("", "-2", "-3")]
+    assert all(folder.is_dir() for folder in folders)
+    assert make_run_folder(tmp_path / "runs", "A-Snes", "mine", 4).name == "A-Snes__mine__4__1000"
+
+
+def test_runs_in_a_folder_that_is_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(KartRewardsError, match="choose another --runs-path"):
+        make_run_folder(tmp_path / "runs", "A-Snes", "mine", 3)
+
+
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_sets_the_event_and_the_second_one_interrupts(
+    number: signal.Signals, restored_signals: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = stop_on_signals()
+    assert not stop.is_set()
+    signal.raise_signal(number)
+    assert stop.is_set()
+    assert capfd.readouterr().err == "\nstopping after this update (press again to stop at once)\n"
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_the_command_to_resume_is_the_one_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["folder/ppo_continuous_single_file.py", "--env-id", GAME])
+    assert run_module._this_command() == ["python", "folder/ppo_continuous_single_file.py"]
+
+
+# --------------------------------------------------------------------------------------------------------- real runs
+def test_resuming_is_bit_for_bit_what_going_on_would_have_been(tmp_path: Path) -> None:
+    """Four updates in one go, against two, a new process, and two more: the same weights, the same log."""
+    arguments = ["--env-id", GAME, *SMALL, "--size", 84, 84, "--total-timesteps", 256, "--num-steps", 32]
+    arguments += ["--checkpoint-interval", 2, "--random-start-steps", 3, "--runs-path", tmp_path / "runs"]
+    train_here(*arguments)
+    complete = only_run(tmp_path / "runs")
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    shutil.copy(complete / "agent-128.pt", resumed)
+    train(*RESUME, resumed / "agent-128.pt")
+    assert Checkpoint.load(resumed / "agent.pt").steps == 256
+    assert equal_weights(resumed / "agent.pt", complete / "agent.pt")
+    assert not equal_weights(complete / "agent-128.pt", complete / "agent.pt")
+    for tag in ("losses/value_loss", "losses/entropy"):
+        assert scalars(resumed)[tag] == scalars(complete)[tag][2:]
+
+
+def test_weights_that_diverge_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    arguments = ["--env-id", GAME, *SMALL, "--total-timesteps", 96, "--learning-rate", "1e30", "--runs-path", tmp_path]
+    finished = train_here(*arguments, check=False)
+    assert_refused(finished, "are no longer finite: resume an earlier checkpoint")
+    assert all(value.isfinite().all() for value in weights(only_run(tmp_path) / "agent.pt").values())
+
+
+def test_a_memory_that_no_checkpoint_can_hold_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "hoarder.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term\nclass Hoarder:\n    def __init__(self):\n"
+        "        self.treasure = object()\n    def __call__(self, ram):\n        return 0.0\n"
+    )
+    arguments = [*SMALL, "--rewards", tmp_path / "hoarder.py", "--runs-path", tmp_path / "runs"]
+    finished = train_here("--env-id", GAME, *arguments, check=False)
+    assert_refused(finished, "'hoarder' (", "can't be saved: it holds a object")
+
+
+def test_a_term_that_fails_in_mid_run_ends_it_with_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "moody.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term()\ndef moody(ram):\n    return 1 / (ram.speed < 200)\n"
+    )
+    arguments = [*SMALL, "--rewards", tmp_path / "moody.py", "--runs-path", tmp_path / "runs"]
+    finished = train_here("--env-id", GAME, *arguments, check=False)
+    assert_refused(finished, "'moody' (", "moody.py:2", "raised ZeroDivisionError", "moody.py:4", "speed=")
+    assert Checkpoint.load(only_run(tmp_path / "runs") / "agent.pt").options["env"]["env_id"] == GAME
+
+
+def test_a_disk_that_is_full_from_the_start_is_reported(tmp_path: Path) -> None:
+    """A limit on the size of files makes the kernel refuse the write, as a full disk does, with no disk to mount."""
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    arguments = [sys.executable, "-c", code, "--env-id", GAME, *SMALL, "--runs-path", str(tmp_path)]
+    finished = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert_refused(finished, "can't be written: File too large")
+    assert [path.suffix for path in only_run(tmp_path).iterdir() if "tfevents" not in path.name] == []
+
+
+needs_mount = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a small disk"
+)
+
+
+@needs_mount
+def test_a_read_only_runs_folder_is_reported(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", tmp_path], check=True)  # noqa: S607
+    try:
+        finished = train_here("--env-id", GAME, *SMALL, "--runs-path", tmp_path, check=False)
+        assert_refused(finished, f"{tmp_path}", "can't be written: Read-only file system")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)  # noqa: S607
+
+
+@needs_mount
+def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", disk], check=True)  # noqa: S607
+    try:
+        # large checkpoints: the rest of the disk is too small for the next one
+        arguments = ["--env-id", GAME, *SMALL, "--size", 84, 84, "--checkpoint-interval", 1, "--runs-path", disk]
+        with started(*arguments) as process:
+            agent = wait_until(lambda: list(disk.glob("*/agent.pt")), 120)[0]
+            with suppress(OSError), (disk / "filler").open("wb") as filler:
+                while True:
+                    filler.write(bytes(2**12))
+                    filler.flush()
+            finished = finish(process)
+        assert_refused(finished, "No space left on device")
+        assert Checkpoint.load(agent).updates >= 0
+        assert [path.name for path in agent.parent.iterdir() if "partial" in path.name] == []
+    finally:
+        subprocess.run(["umount", disk], check=True)  # noqa: S607
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A long run that has begun to train, and its environments' processes."""
+    with started("--env-id", GAME, *SMALL, "--checkpoint-interval", 1, "--runs-path", tmp_path) as process:
+
+        def has_updated() -> bool:
+            assert process.poll() is None, process.communicate()
+            agents = list(tmp_path.glob("*/agent.pt"))
+            return bool(agents) and Checkpoint.load(agents[0]).updates >= 1
+
+        wait_until(has_updated, 120)
+        yield process, children(process.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_leaves_no_process_behind(
+    running: tuple[subprocess.Popen[str], list[int]], tmp_path: Path, number: signal.Signals
+) -> None:
+    process, workers = running
+    assert len(workers) >= 2
+    os.killpg(process.pid, number)  # as a terminal does: to the trainer and its children alike
+    finished = finish(process)
+    assert finished.returncode == 0
+    assert finished.stderr == "\nstopping after this update (press again to stop at once)\n"
+    agent = only_run(tmp_path) / "agent.pt"
+    assert f"--resume {agent}" in finished.stdout
+    assert "update" in finished.stdout
+    assert Checkpoint.load(agent).updates >= 1
+    wait_until(lambda: not any(map(alive, workers)), 30)
+
+
+def test_a_second_ctrl_c_ends_a_run_that_is_stuck(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term()\n"
+        "def stuck(ram):\n    while ram.speed > 50:\n        pass\n    return 0.0\n"
+    )
+    arguments = ["--env-id", GAME, *SMALL, "--rewards", tmp_path / "stuck.py", "--runs-path", tmp_path / "runs"]
+    with started(*arguments) as process:
+        wait_until(lambda: list(tmp_path.glob("runs/*/agent.pt")), 120)
+        time.sleep(3)  # into the endless loop
+        workers = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    wait_until(lambda: not any(map(alive, workers)), 30)
+
+
+def test_killing_the_trainer_leaves_no_process_behind(
+    running: tuple[subprocess.Popen[str], list[int]], tmp_path: Path
+) -> None:
+    process, workers = running
+    process.kill()
+    wait_until(lambda: not any(map(alive, workers)), 30)
+    assert Checkpoint.load(only_run(tmp_path) / "agent.pt").updates >= 1
+
+
+def test_killing_an_environment_ends_the_run_with_a_checkpoint(
+    running: tuple[subprocess.Popen[str], list[int]], tmp_path: Path
+) -> None:
+    process, workers = running
+    os.kill(workers[-1], signal.SIGKILL)
+    finished: Finished = finish(process)
+    assert_refused(finished, "an environment's process ended unexpectedly", "(killed by signal 9)")
+    assert Checkpoint.load(only_run(tmp_path) / "agent.pt").updates >= 1
+    wait_until(lambda: not any(map(alive, workers)), 30)
