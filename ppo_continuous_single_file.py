@@ -17,7 +17,7 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 # Otherwise PyTorch's threads spin for a while after each computation, on the cores that the environments need then.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
@@ -32,22 +32,22 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
 from kart_rewards.env.observations import ObservationConfig
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, run_command
 from kart_rewards.evaluation.agents import EvalOptions, TrainedAgent, evaluate_from_options
 from kart_rewards.evaluation.in_training import EvaluationInTraining, TorchPolicy
 from kart_rewards.integrations import find_game
 from kart_rewards.rewards import parse_weights
-from kart_rewards.scenario import load_scoring
 from kart_rewards.training.checkpoints import Checkpoint, FinishedError, Resumption, newest_checkpoint
 from kart_rewards.training.devices import choose_device, choose_precision, compile_encoder, one_thread
 from kart_rewards.training.distributions import MultiCategorical
 from kart_rewards.training.episodes import make_training_envs
-from kart_rewards.training.game import FREE_GAME, RETAIL_GAME, absolute_file, playable_game
-from kart_rewards.training.options import check_bounds, to_plain_options
+from kart_rewards.training.game import names_of_run, resolved_options
+from kart_rewards.training.options import Names, check_bounds, check_given_once, to_plain_options
 from kart_rewards.training.ranks import Ranks, joined
 from kart_rewards.training.run import DivergedError, EndedEpisode, Run, RunOptions, stop_on_signals
+from kart_rewards.training.sources import RunRewards, use_changed_sources
 from kart_rewards.training.timing import Stopwatch
-from kart_rewards.training.trust import without_foreign_code
+from kart_rewards.training.trust import is_own, without_foreign_code
 from kart_rewards.training.vector import EnvGroups
 
 
@@ -62,15 +62,15 @@ class EnvOptions:
     """Folder of games, in stable-retro's layout. By default ./integrations, then the user's, then the package's own."""
     fallback: bool = True
     """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
-    state: tuple[str, ...] = ()
+    state: Names = ()
     """Start states: names in the game's folder, or .state files; each episode draws one. By default metadata.json's."""
     scenario: str | None = "scenario"
     """Which reward terms and done rules to use: a file's name in the game's folder, or a .json path. None: none."""
     info: str = "data"
     """Which RAM variables there are: the name of a file in the game's folder, or a .json path."""
-    rewards: tuple[str, ...] = ()
+    rewards: Names = ()
     """Python files or modules with reward terms and done rules to add."""
-    reward_weights: tuple[str, ...] = ()
+    reward_weights: Names = ()
     """Weights that override the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02."""
     reward_transform: Literal["scale", "sign", "none"] = "scale"
     """What the agent gets of each emulated frame's reward: a scaled sum, its sign (as in the original: weights then
@@ -114,14 +114,9 @@ class EnvOptions:
             "random_start_steps": self.random_start_steps,
         }
 
-    def resolve(self) -> None:
-        """Chooses the game, see ``playable_game``, and makes paths absolute."""
-        self.env_id, self.integrations_path = playable_game(self.env_id, self.integrations_path, self.fallback)
-        folder = find_game(self.env_id, self.integrations_path).folder
-        self.scenario = self.scenario and absolute_file(self.scenario, ".json", folder)
-        self.info = absolute_file(self.info, ".json", folder)
-        self.state = tuple(absolute_file(name, ".state", folder) for name in self.state)
-        self.rewards = tuple(absolute_file(name, ".py") for name in self.rewards)
+    def resolved(self) -> EnvOptions:
+        """Returns the options with a game that can be played, see ``playable_game``, and with absolute paths."""
+        return replace(self, **resolved_options(vars(self)))
 
     @property
     def episode_limit(self) -> int:
@@ -547,10 +542,12 @@ def train(args: Args, run: Run) -> None:
 def parse_args(arguments: list[str] | None = None) -> tuple[Args, Checkpoint | None]:
     """Returns the options, and the checkpoint that they resume or evaluate, if any. Its options are the defaults."""
     parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    words = sys.argv[1:] if arguments is None else arguments
+    check_given_once(words, "--state", "--rewards", "--reward-weights", "--evaluate", "--eval-states")
     args = parse()
     resume = args.run.resume
     if resume == "auto":
-        games = [args.env.env_id, *([FREE_GAME] if args.env.env_id == RETAIL_GAME and args.env.fallback else [])]
+        games = names_of_run(args.env.env_id, args.env.fallback)
         newest = newest_checkpoint(args.run.runs_path, games, args.run.exp_name, args.run.seed)
         resume = str(newest or "")
     checkpoint = None
@@ -560,7 +557,7 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, Checkpoint | N
         checkpoint = Checkpoint.load(Path(resume), to_resume=True)
     if checkpoint:
         args = parse(default=saved_args(checkpoint, args.run.trust, resuming=not args.eval.evaluate))
-    args.env.resolve()
+    args.env = args.env.resolved()
     for group in (args.env, args.ppo, args.eval, args.run):
         check_bounds(group)
     args.ppo.check()
@@ -573,9 +570,7 @@ def saved_args(checkpoint: Checkpoint, trust: bool = False, resuming: bool = Fal
     Raises:
         KartRewardsError: The checkpoint is damaged; or, if ``resuming``, it names code that must be trusted first.
     """
-    args = Args(
-        **checkpoint.restore_options({"env": EnvOptions, "ppo": PPOOptions, "eval": EvalOptions, "run": RunOptions})
-    )
+    args = Args(**checkpoint.restore_options(get_type_hints(Args)))
     args.run.resume, args.run.allow_changed_rewards, args.run.trust, args.eval.evaluate = None, False, False, ()
     if not trust:
         args.env = replace(args.env, **without_foreign_code(checkpoint, vars(args.env), resuming))
@@ -594,12 +589,14 @@ def load_agent(path: Path, trust: bool = False) -> TrainedAgent:
     """
     checkpoint = Checkpoint.load(path)
     args = saved_args(checkpoint, trust)
-    args.env.resolve()
+    if trust or is_own(checkpoint.options["env"], checkpoint.signature):
+        use_changed_sources(path.parent)  # also runs the copies of scripts
+    env = args.env.resolved()
     return TrainedAgent(
         path=path,
         make_policy=functools.partial(TorchPolicy, Agent, checkpoint.agent),
-        env_options=args.env.for_kart_env(),
-        max_episode_frames=args.env.episode_limit * args.env.frame_skip,
+        env_options=env.for_kart_env(),
+        max_episode_frames=env.episode_limit * env.frame_skip,
         seed=args.run.seed,
         steps=checkpoint.steps,
     )
@@ -620,8 +617,7 @@ def main() -> None:
     ranks.check_shares({"--num-envs": ppo.num_envs, "a minibatch's steps": ppo.minibatch_size})
     device = choose_device(args.run.device, ranks)
     game = find_game(env.env_id, env.integrations_path)
-    scenario = env.scenario and game.json_path(env.scenario)
-    scoring = load_scoring(scenario or None, env.rewards, env_options["reward_weights"])
+    rewards = RunRewards.load(game, env.scenario, env.info, env.rewards, env_options["reward_weights"])
     courses = args.eval.eval_states or env.state or (game.default_state(),)
     for state in courses:
         game.load_state(state)  # a missing course should be reported now, not at the first evaluation
@@ -630,14 +626,14 @@ def main() -> None:
     if checkpoint:
         allow = args.run.allow_changed_rewards
         try:
-            resumption = Resumption.decide(checkpoint, settings, scoring, ppo.batch_size, allow)
+            resumption = Resumption.decide(checkpoint, settings, rewards, ppo.batch_size, allow)
         except FinishedError as error:
             if args.run.resume != "auto":
                 raise
             print(error)
             return
-    make_policy = functools.partial(TorchPolicy, Agent)
-    evaluate = EvaluationInTraining(make_policy, env_options, courses, args.eval, max_episode_frames)
+    policy = functools.partial(TorchPolicy, Agent)
+    evaluate = EvaluationInTraining(policy, env_options, courses, args.eval, max_episode_frames)
     stop = stop_on_signals()
     with (
         closing(evaluate),
@@ -645,14 +641,8 @@ def main() -> None:
         joined(ranks, device),
     ):
         work = ppo.total_timesteps, ppo.batch_size
-        train(args, Run(args.run, settings, scoring, envs, ranks, device, *work, evaluate, stop, resumption))
+        train(args, Run(args.run, settings, rewards, envs, ranks, device, *work, evaluate, stop, resumption))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KartRewardsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

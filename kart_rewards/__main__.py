@@ -10,12 +10,11 @@ command runs, so that help and simple commands do not load the emulator or PyTor
 from __future__ import annotations
 
 import ast
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
-from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.errors import KartRewardsError, did_you_mean, run_command
 
 COMMANDS = {
     "train": "kart_rewards.__main__:train",
@@ -51,20 +50,7 @@ def train() -> None:
 
 def main() -> None:
     """Runs a command. A mistake of the user ends it with one message and exit code 2."""
-    try:
-        _run(sys.argv[1:])
-        sys.stdout.flush()
-    except KartRewardsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        # Python flushes standard output when it exits; that must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # a reader such as `head` has closed the pipe
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda: _run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> None:

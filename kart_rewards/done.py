@@ -97,14 +97,17 @@ class EpisodeDone:
     Args:
         rules: The rules. Each class is instantiated.
 
+    Attributes:
+        calls: The calls of the rules.
+
     Raises:
         KartRewardsError: A class can't be instantiated.
     """
 
     def __init__(self, rules: list[DoneRule]) -> None:
-        self._calls = ScriptCalls(rules)
-        self.get_state = self._calls.get_state
-        self.set_state = self._calls.set_state
+        self.calls = ScriptCalls(rules)
+        self.get_state = self.calls.get_state
+        self.set_state = self.calls.set_state
 
     def __call__(self, ram: Any) -> str | None:
         """Applies the rules to one emulated frame.
@@ -119,13 +122,13 @@ class EpisodeDone:
             KartRewardsError: A rule raised an exception, or its value is not a bool or an integer. The message names
                 the rule, its file and line, and the snapshot.
         """
-        for i, stop in enumerate(self._calls.values(ram)):
+        for i, stop in enumerate(self.calls.values(ram)):
             if stop is False:
                 continue
             if stop is not True and not (
                 isinstance(stop, int) or (str(getattr(stop, "dtype", "")) == "bool" and stop.ndim == 0)
             ):
-                raise self._calls.failure(i, ram, f"returned {stop!r}, neither True nor False")
+                raise self.calls.failure(i, ram, f"returned {stop!r}, neither True nor False")
             if stop:
-                return self._calls.scripts[i].name
+                return self.calls.scripts[i].name
         return None

@@ -3,7 +3,7 @@
 * ``CentrelineDriver`` - follows a line around the course
 * ``full_throttle``, ``reverse``, ``coast`` - always hold the same buttons
 * ``WallHugger``, ``TurnAround``, ``RandomDriver`` - drive badly in different ways
-* ``centreline`` - the line in the middle of the road of a HomebrewKart course
+* ``centreline``, ``centrelines`` - the line in the middle of the road of a HomebrewKart course, and of all courses
 * ``drive`` - runs a driver in an environment
 
 A driver is a callable. It takes the RAM snapshot of a frame and returns the SNES buttons to hold on the next frame, as
@@ -75,10 +75,30 @@ def centreline(
     Raises:
         KartRewardsError: The file can't be read, or it has no such course.
     """
-    lines = {course["state"]: course["centreline"] for course in load_json(courses)["courses"]}
+    lines = centrelines(courses)
     if state not in lines:
         raise KartRewardsError(f"{courses}: has no course with the start state {state!r}; it has {', '.join(lines)}")
     return lines[state]
+
+
+def centrelines(courses: str | Path) -> dict[str, list[list[float]]]:
+    """Returns the middle of the road of each course that a file describes: start state -> points [x, y].
+
+    Raises:
+        KartRewardsError: The file can't be read, or a course is not valid.
+    """
+    content: Any = load_json(courses).get("courses")
+    lines: dict[str, list[list[float]]] = {}
+    for course in content if isinstance(content, list) else [{}]:
+        try:
+            line = lines[str(course["state"])] = [[float(x), float(y)] for x, y in course["centreline"]]
+            if len(line) < 3:
+                raise ValueError
+        except (LookupError, TypeError, ValueError):
+            raise KartRewardsError(
+                f'{courses}: is not {{"courses": [{{"state": NAME, "centreline": [[X, Y], …]}}, …]}}'
+            ) from None
+    return lines
 
 
 def drive(env: Any, driver: Driver, seed: int = 1) -> Iterator[Any]:

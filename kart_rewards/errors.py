@@ -1,13 +1,16 @@
 """Messages for a person.
 
 * ``KartRewardsError`` - bad input; its message is all that the user sees
+* ``run_command`` - runs a command line, and reports an error in one message
 * ``did_you_mean``, ``counted`` - parts of messages
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
 
 class KartRewardsError(Exception):
@@ -36,3 +39,25 @@ def counted(number: int, singular: str, plural: str = "") -> str:
         ('1 frame', '2,000 frames', '0 addresses')
     """
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def run_command(main: Callable[[], object]) -> None:
+    """Runs a command line, and ends the program: a mistake of the user with one message and exit code 2.
+
+    Args:
+        main: The command line.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except KartRewardsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        # Python flushes standard output when it exits; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # a reader such as `head` has closed the pipe
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

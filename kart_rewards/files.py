@@ -1,5 +1,6 @@
 """Atomic writes: a file has its old content or its new content, never a part of it.
 
+* ``use_copies``, ``copy_of``, ``copies_in_use`` - reading files from copies, so that a run keeps the text it began with
 * ``atomic_write`` - writes a temporary file, and renames it when it is complete
 * ``UnwritableError`` - the error of a file that can't be written
 """
@@ -7,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,3 +62,30 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+_copies: dict[Path, Path] = {}
+
+
+def use_copies(copies: Mapping[Path, Path]) -> None:
+    """Makes this process read the text of some files from copies, until the next call.
+
+    JSON files and rewards files are read so. Messages have the names of the original files, which need not exist.
+
+    Args:
+        copies: Original file -> its copy. All other files are read from their own place. An empty mapping ends the use
+            of copies.
+    """
+    _copies.clear()
+    for original, copy in copies.items():
+        _copies[original.absolute()] = _copies[original.resolve()] = copy
+
+
+def copy_of(path: Path) -> Path:
+    """Returns the copy from which a file is to be read, or the file itself if there is none."""
+    return _copies.get(path) or _copies.get(path.absolute(), path)
+
+
+def copies_in_use() -> dict[Path, Path]:
+    """Returns original file -> its copy, for another process."""
+    return dict(_copies)

@@ -2,6 +2,8 @@
 
 * ``fingerprint`` - a hash of everything in the source code that decides what a function or class returns
 * ``file_fingerprint`` - a hash of a whole file, by which checkpoints of version 0.1 compare
+* ``attributes_of`` - the attributes of an instance
+* ``package_of``, ``is_library`` - whether a definition is the user's own
 
 A fingerprint covers the code of a definition, the functions and classes that it uses, also those of other files, and
 the constants that it reads. It does not cover comments, docstrings, type annotations, decorators and line breaks, nor
@@ -15,18 +17,17 @@ import functools
 import hashlib
 import inspect
 import sys
-import sysconfig
 import textwrap
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Container
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from kart_rewards.imports import LIBRARIES, is_loaded, neighbours_in
+
 NO_SOURCE = (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError)
 """What ``inspect`` raises for a definition that is interactive or built in, or whose file was edited meanwhile."""
-
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def fingerprint(definition: Any) -> str:
@@ -36,7 +37,7 @@ def fingerprint(definition: Any) -> str:
         definition: A function, a class, or any other callable.
     """
     parts: list[str] = []
-    _Collector(parts, _package_of(definition)).add(definition)
+    _Collector(parts, package_of(definition)).add(definition)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -91,7 +92,8 @@ class _Collector:
             case type():
                 self._add_class(value, name)
             case ModuleType():
-                self._parts.append(f"{name}: module {value.__name__}")
+                spec = value.__spec__  # a rewards file's neighbour has a private __name__
+                self._parts.append(f"{name}: module {spec.name if spec else value.__name__}")
             case list() | tuple():
                 self._parts.append(f"{name}: {type(value).__name__} of {len(value)}")
                 for i, item in enumerate(value):
@@ -112,10 +114,10 @@ class _Collector:
                 self.add(value.__wrapped__, name)
             case _:
                 self.add(type(value), f"{name} of")
-                self.add(getattr(value, "__dict__", None), f"{name} with")
+                self.add(attributes_of(value) or None, f"{name} with")
 
     def _add_function(self, function: FunctionType, name: str) -> None:
-        if self._is_library(function):
+        if is_library(function, self._own_packages):
             self._parts.append(f"{name}: {function.__module__}.{function.__qualname__}")
             return
         tree = _tree(function.__code__)
@@ -127,16 +129,23 @@ class _Collector:
                 self.add(cell.cell_contents, variable)
             except ValueError:  # it has no value yet
                 self._parts.append(f"{variable}: unset")
-        for variable in sorted(_global_names(function.__code__)):
-            if variable in function.__globals__:
-                value = function.__globals__[variable]
-                self.add(value, variable)
-                if isinstance(value, ModuleType) and tree and not self._is_library(value):
-                    for attribute in sorted(_attributes(tree, variable)):
-                        self.add(getattr(value, attribute, None), f"{variable}.{attribute}")
+        used = {name: function.__globals__[name] for name in _global_names(function.__code__) & {*function.__globals__}}
+        used |= neighbours_in(tree, function.__globals__) if tree else {}
+        for variable, value in sorted(used.items()):
+            self.add(value, variable)
+            for path in sorted(_paths(tree, variable)) if tree else ():
+                self._add_of_module(value, variable, path)
+
+    def _add_of_module(self, value: Any, name: str, path: tuple[str, ...]) -> None:
+        """Adds what code reads from one of the user's modules: ``helper.LIMIT``, ``package.module.function``."""
+        for attribute in path:
+            if not isinstance(value, ModuleType) or is_library(value, self._own_packages):
+                return
+            value, name = getattr(value, attribute, None), f"{name}.{attribute}"
+        self.add(value, name)
 
     def _add_class(self, cls: type, name: str) -> None:
-        if self._is_library(cls):
+        if is_library(cls, self._own_packages):
             self._parts.append(f"{name}: {cls.__module__}.{cls.__qualname__}")
             return
         self._parts.append(f"{name}: class {cls.__qualname__}")
@@ -151,16 +160,6 @@ class _Collector:
                 value = value.fget if isinstance(value, property) else value.func
             self.add(value, attribute)
 
-    def _is_library(self, value: Any) -> bool:
-        """Whether a function, class or module is neither the user's own nor of this package."""
-        package = _package_of(value)
-        if package in self._own_packages:
-            return False
-        file = getattr(sys.modules.get(package), "__file__", None)
-        if file is None:  # built in, or a package without __init__.py
-            return package == "builtins" or package in sys.builtin_module_names
-        return str(file).startswith(_LIBRARIES)
-
 
 _OF_EVERY_CLASS = {
     *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__kart_script__"),
@@ -168,7 +167,38 @@ _OF_EVERY_CLASS = {
 }
 
 
-def _package_of(value: Any) -> str:
+def attributes_of(instance: Any) -> dict[str, Any]:
+    """Returns name -> value of an instance's own attributes, those in slots included, without the mark of a script."""
+    slots = [name for cls in type(instance).__mro__ for name in _slots(cls)]
+    attributes = {name: getattr(instance, name) for name in slots if hasattr(instance, name)}
+    attributes |= getattr(instance, "__dict__", {})
+    return {name: value for name, value in attributes.items() if name not in _OF_EVERY_CLASS}
+
+
+def _slots(cls: type) -> list[str]:
+    slots = vars(cls).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    prefix = f"_{cls.__name__.lstrip('_')}"
+    return [prefix + name if name.startswith("__") and not name.endswith("__") else name for name in names]
+
+
+def is_library(value: Any, own_packages: Container[str]) -> bool:
+    """Whether a function, class or module is not the user's own.
+
+    Args:
+        value: The function, class or module.
+        own_packages: The packages that are never a library, wherever they are installed.
+    """
+    package = package_of(value)
+    if package in own_packages or is_loaded(package):
+        return False
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if file is None:  # built in, or a package without __init__.py
+        return package == "builtins" or package in sys.builtin_module_names
+    return str(file).startswith(LIBRARIES)
+
+
+def package_of(value: Any) -> str:
     """Returns the first part of the name of a definition's module."""
     name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
     return str(name.partition(".")[0])
@@ -231,8 +261,14 @@ def _global_names(code: CodeType) -> set[str]:
     return names
 
 
-def _attributes(tree: ast.AST, name: str) -> Iterator[str]:
-    """The attributes that code reads off a name."""
+def _paths(tree: ast.AST, name: str) -> set[tuple[str, ...]]:
+    """The attributes that code reads from a name: ``a.b.c`` gives ``("b",)`` and ``("b", "c")`` for ``a``."""
+    paths = set()
+    node: Any
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name:
-            yield node.attr
+        path: tuple[str, ...] = ()
+        while isinstance(node, ast.Attribute):
+            node, path = node.value, (node.attr, *path)
+        if path and isinstance(node, ast.Name) and node.id == name:
+            paths.add(path)
+    return paths

@@ -6,6 +6,7 @@
 * ``writable_folder``, ``writable`` - where games are written to
 * ``Game`` - one game's folder: ROM, states, data and scenario files, each checked when it is needed
 * ``command`` - a command line for a message
+* ``state_labels`` - names of start states for files and curves
 * ``system_of``, ``rom_sha1`` - the console that a game's name ends in; a ROM's checksum
 * ``INTEGRATIONS`` - the folder of the games that come with the project
 
@@ -27,12 +28,14 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.files import copy_of
 from kart_rewards.ram import load_json, read_snapshot
 
 _INSIDE_PACKAGE = Path(__file__).parent / "integrations_data"
@@ -44,6 +47,7 @@ FOLDER_VARIABLE = "KART_REWARDS_INTEGRATIONS"
 """Environment variable with the path of the user's data folder of games."""
 
 LARGEST_ROM_BYTES = 2**30  # a Saturn's compact disc is 700 MB
+_LONGEST_LABEL = 50  # of a start state: a file's name may have 255 bytes, a letter up to 4, and there are more parts
 _INES_HEADER_BYTES = 16  # a NES ROM keeps this header, but stable-retro's SHA-1 does not include it
 
 
@@ -108,6 +112,8 @@ def find_folder(name: str, integrations: str | Path | None = None) -> Game | Non
         name: The name of the game's folder.
         integrations: The only folder to look in. None: the standard lookup.
     """
+    if not name or Path(name).name != name or name == "..":  # a path, or empty
+        return None
     games = [Game(name, folder / name) for folder in integration_folders(integrations)]
     games.sort(key=lambda game: name not in _games_in(game.folder.parent))
     return next((game for game in games if os.path.isdir(game.folder)), None)  # noqa: PTH112
@@ -310,7 +316,7 @@ class Game:
             KartRewardsError: The file does not exist.
         """
         path = self._file(state, ".state")
-        if not path.is_file():
+        if not is_file(path):
             states = ", ".join(self.states())
             remedy = f"it has {states}" if states else f"it has no states yet: {self._how_to_make_a_state()}"
             raise KartRewardsError(f"{path}: no such start state of {self.name}; {remedy}")
@@ -340,7 +346,7 @@ class Game:
             KartRewardsError: The file does not exist.
         """
         path = self._file(name, ".json")
-        if not path.is_file():
+        if not is_file(copy_of(path)):
             files = ", ".join(sorted(file.name for file in self.folder.glob("*.json")))
             raise KartRewardsError(f"{path}: no such file; {self.folder} has {files or 'no .json file'}")
         return path.resolve()
@@ -350,7 +356,32 @@ class Game:
         if not str(name).endswith(suffix):
             return self.folder / f"{name}{suffix}"
         own = self.folder / name
-        return own if own.is_file() else Path(name)
+        return own if is_file(own) else Path(name)
+
+
+def state_labels(states: Iterable[str]) -> dict[str, str]:
+    """Returns a label for each start state, for the names of files and curves.
+
+    A label is the name of the state's file without ``.state``, with ``_`` in place of what a file's name should not
+    have. No two labels are equal, not even on a disk that ignores the case of letters.
+
+    Args:
+        states: Names and paths of start states.
+
+    Example:
+        >>> state_labels(["Zone.Act1", "a/start.state", "b/start.state"])
+        {'Zone.Act1': 'Zone.Act1', 'a/start.state': 'start', 'b/start.state': 'b-start'}
+    """
+    labels: dict[str, str] = {}
+    taken: set[str] = set()
+    for state in dict.fromkeys(states):
+        path = Path(state)
+        name = path.name.removesuffix(".state")
+        names = (name, f"{path.absolute().parent.name}-{name}", *(f"{name}-{number}" for number in range(2, 10_000)))
+        safe = (re.sub(r"[^\w.+ -]|^\.", "_", each)[-_LONGEST_LABEL:] for each in names)
+        labels[state] = next(label for label in safe if label.casefold() not in taken)
+        taken.add(labels[state].casefold())
+    return labels
 
 
 def system_of(name: str) -> str | None:

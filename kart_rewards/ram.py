@@ -6,6 +6,7 @@
 * ``read_state_file`` - returns the work RAM inside a snes9x ``.state`` file, without an emulator
 * ``read_snapshot`` - returns the content of any core's ``.state`` file
 * ``load_json`` - returns the object in a JSON file
+* ``check_keys``, ``is_comment``, ``shown`` - the keys of such an object, and its values in messages
 
 A type is a byte order, a representation and a width in bytes, as in stable-retro:
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 import gzip
 import json
 import keyword
+import math
 import re
 import zlib
 from collections import namedtuple
@@ -38,11 +40,15 @@ from pathlib import Path
 from typing import Any
 
 from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.files import copy_of
 
 SNES_WORK_RAM = 0x7E0000
 SNES_WORK_RAM_SIZE = 0x20000
 SNES_LOW_PAGE_SIZE = 0x2000  # addresses below this one are a mirror of the start of work RAM
 
+_LONGEST_SHOWN = 120  # characters of a value in a message
+_JSON_RULES = "JSON allows no comments, no comma after the last item and no 0x numbers; it must be UTF-8 without BOM"
+_ENTRY_KEYS = ("address", "type", "mask")  # of data.json; stable-retro reads these
 _TYPE = re.compile(r"(?P<order>\||<|>|=|><|<>|>=|<=)(?P<representation>[uisdn])(?P<width>[1-8])")
 
 
@@ -72,8 +78,9 @@ class Variable:
     def __post_init__(self) -> None:
         if not _TYPE.fullmatch(self.type):
             raise KartRewardsError(
-                f"unknown type {self.type!r} of variable {self.name!r}: write a byte order (| < > = >< <> >= <=), "
-                "a representation (u unsigned, i or s signed, d BCD, n low-nibble BCD) and a width (1-8), such as '<s2'"
+                f"unknown type {shown(self.type)} of variable {shown(self.name)}: write a byte order "
+                "(| < > = >< <> >= <=), a representation (u unsigned, i or s signed, d BCD, n low-nibble BCD) and a "
+                "width (1-8), such as '<s2'"
             )
 
     @property
@@ -186,7 +193,7 @@ class RamLayout:
         for name in self.names:
             if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
                 raise KartRewardsError(
-                    f"{source}: {name!r} can't be a variable's name: rename it to a valid Python name without a "
+                    f"{source}: {shown(name)} can't be a variable's name: rename it to a valid Python name without a "
                     "leading underscore"
                 )
         if len(set(self.names)) != len(self.names):
@@ -204,7 +211,8 @@ class RamLayout:
         """Reads a ``data.json``: ``{"info": {name: {"address": int, "type": str, "mask": int}}}``; mask is optional.
 
         Raises:
-            KartRewardsError: The file can't be read, it is not JSON, or an entry is not valid.
+            KartRewardsError: The file can't be read, it is not JSON, or an entry is not valid. Unknown keys of an entry
+                are refused, except comments.
         """
         info = load_json(path).get("info")
         if not isinstance(info, dict):
@@ -213,11 +221,14 @@ class RamLayout:
             )
         variables = []
         for name, entry in info.items():
+            where = f"{path}: variable {shown(name)}"
+            if isinstance(entry, dict):
+                check_keys(entry, _ENTRY_KEYS, where)
             if not isinstance(entry, dict) or not {"address", "type"} <= entry.keys():
-                raise KartRewardsError(f'{path}: variable {name!r} needs an "address" and a "type"')
+                raise KartRewardsError(f'{where} needs an "address" and a "type"')
             numbers = [entry["address"], entry.get("mask", 0)]
-            if any(type(number) is not int or number < 0 for number in numbers):
-                raise KartRewardsError(f"{path}: address and mask of variable {name!r} must be integers, 0 or more")
+            if any(type(number) is not int or not 0 <= number < 2**64 for number in numbers):
+                raise KartRewardsError(f"{where}: address and mask must be integers, 0 to 2**64 - 1")
             try:
                 variables.append(Variable(name, entry["address"], str(entry["type"]), entry.get("mask")))
             except KartRewardsError as error:
@@ -302,18 +313,108 @@ def _find_block(variable: Variable, blocks: Mapping[int, bytes]) -> int | None:
 def load_json(path: str | Path) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
+    A key that an object repeats with another value is refused: stable-retro reads the first value, and Python the last.
+
     Raises:
-        KartRewardsError: The file can't be read, it is not JSON, or its value is not an object.
+        KartRewardsError: The file can't be read, it is not JSON, its value is not an object, an object repeats a key,
+            or a number or a character can't be represented.
     """
+    text = ""
+
+    def refuse(why: str, *places: int) -> KartRewardsError:
+        lines = " and ".join(str(text.count("\n", 0, place) + 1) for place in places)
+        return KartRewardsError(f"{path}: {f'line {lines}: ' if len(places) == 1 else f'lines {lines}: '}{why}")
+
+    def place_of(token: str) -> int:
+        found = re.search(rf'(?<![\w".+-]){re.escape(token)}(?![\w".])', text)
+        return found.start() if found else 0
+
+    def number(token: str) -> int | float:
+        if math.isinf(float(token)):
+            raise refuse(f"the number {shown(token)[1:-1]} is too large", place_of(token))
+        return int(token) if token.lstrip("-").isdigit() else float(token)
+
+    def constant(token: str) -> None:
+        raise refuse(f"{token} is not JSON: write a finite number", place_of(token))
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in items:
+            if content.setdefault(key, value) != value:
+                why = f"the key {shown(key)} is repeated with another value: delete or rename one of them"
+                raise refuse(why, *_places_of_repeated(key, text))
+        return content
+
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = copy_of(Path(path)).read_text(encoding="utf-8")
+        content = json.loads(
+            text, parse_int=number, parse_float=number, parse_constant=constant, object_pairs_hook=pairs
+        )
+        json.dumps(content, ensure_ascii=False).encode()
     except OSError as error:
         raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise KartRewardsError(f"{path}: is not JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        raise KartRewardsError(f"{path}: is not JSON: {error}. {_JSON_RULES}") from None
+    except RecursionError:
+        raise KartRewardsError(f"{path}: is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise KartRewardsError(f"{path}: is not JSON: {error}. {_JSON_RULES}") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise KartRewardsError(f"{path}: {half!a} is half of a character: write the character itself") from None
+    except ValueError as error:  # a null byte in the path
+        raise KartRewardsError(f"{shown(str(path))}: can't be read: {error}") from None
     if not isinstance(content, dict):
         raise KartRewardsError(f"{path}: holds a JSON {type(content).__name__}, not an object {{…}}")
     return content
+
+
+def _places_of_repeated(key: str, text: str) -> list[int]:
+    """Returns the positions of a key in the first object of a JSON text that has the key several times."""
+    places: list[list[int]] = []  # for each open object
+    for token in re.finditer(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}]', text):
+        if token[0] == "{":
+            places.append([])
+        elif token[0] == "}":
+            if len(repeated := places.pop()) > 1:
+                return repeated
+        elif token[2] and json.loads(token[1]) == key:
+            places[-1].append(token.start())
+    raise AssertionError("the key is repeated")
+
+
+def check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Checks the keys of a JSON object. Comments may have any key that ``is_comment`` accepts.
+
+    Args:
+        content: The object.
+        known: The keys that are allowed.
+        where: The beginning of the message: the file and the object.
+
+    Raises:
+        KartRewardsError: A key is unknown.
+    """
+    known = tuple(known)
+    for key in content:
+        if key not in known and not is_comment(key):
+            raise KartRewardsError(
+                f"{where}: unknown key {shown(key)}.{did_you_mean(key, known)} The keys are {', '.join(known)}; the "
+                "key of a comment begins with an underscore"
+            )
+
+
+def is_comment(key: str) -> bool:
+    """Whether a key of a JSON object marks a comment: ``_comment``, ``comment``, ``//``, ``$schema`` and the like."""
+    return not key[:1].isalpha() or key.lower() in ("comment", "comments")
+
+
+def shown(value: Any) -> str:
+    """Returns the ``repr`` of a value for a message. A long one is shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write an integer of more than 4,300 digits
+        text = hex(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 20]}…{text[-19:]}"
 
 
 def read_snapshot(path: str | Path) -> bytes:

@@ -25,13 +25,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.race import FACING_BACKWARD, ROAD, finished, progress
+from kart_rewards.ram import shown
 from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of
 
 
 def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # 10**400
+        return False
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class RewardTerm(Script):
         super().__post_init__()
         if not _is_finite_number(self.weight):
             raise KartRewardsError(
-                f"{self.where}: the weight of {self.name!r} must be a finite number, not {self.weight!r}"
+                f"{self.where}: the weight of {self.name!r} must be a finite number, not {shown(self.weight)}"
             )
 
     def with_weight(self, weight: float) -> RewardTerm:
@@ -170,10 +174,13 @@ def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None
     unknown = sorted(set(weights) - {term.name for term in terms})
     if unknown:
         known = ", ".join(term.name for term in terms)
-        raise KartRewardsError(f"{source}: there is no reward term {unknown[0]!r} in this run; there are {known}")
+        hint = did_you_mean(unknown[0], (term.name for term in terms))
+        raise KartRewardsError(
+            f"{source}: there is no reward term {shown(unknown[0])} in this run; there are {known or 'none'}.{hint}"
+        )
     for name, weight in weights.items():
         if weight is not None and not _is_finite_number(weight):
-            raise KartRewardsError(f"{source}: the weight of {name!r} must be a finite number, not {weight!r}")
+            raise KartRewardsError(f"{source}: the weight of {name!r} must be a finite number, not {shown(weight)}")
     chosen = {name: float(weight) for name, weight in weights.items() if weight is not None}
     return [term.with_weight(chosen.get(term.name, term.weight)) for term in terms]
 
@@ -185,15 +192,17 @@ def parse_weights(arguments: Iterable[str]) -> dict[str, float]:
         Name -> weight.
 
     Raises:
-        KartRewardsError: An argument is not NAME=NUMBER.
+        KartRewardsError: An argument is not NAME=NUMBER, or a name is repeated with another number.
     """
-    weights = {}
+    weights: dict[str, float] = {}
     for argument in arguments:
         match = re.fullmatch(r"(\w+)=(.+)", argument)
         try:
-            weights[match[1]] = float(match[2])  # type: ignore[index]
+            name, weight = match[1], float(match[2])  # type: ignore[index]
         except (TypeError, ValueError):
-            raise KartRewardsError(f"--reward-weights: {argument!r} is not NAME=NUMBER, such as wall=-5") from None
+            raise KartRewardsError(f"--reward-weights: {shown(argument)} is not NAME=NUMBER, such as wall=-5") from None
+        if weights.setdefault(name, weight) != weight:
+            raise KartRewardsError(f"--reward-weights: {shown(name)} has two weights, {weights[name]} and {weight}")
     return weights
 
 
@@ -209,6 +218,7 @@ class EpisodeRewards:
             the weighted sum.
 
     Attributes:
+        calls: The calls of the terms.
         step: Term -> weighted sum since ``start_step``, before the transform.
         sums: Term -> weighted sum over the episode, before the transform.
         transformed: Term -> weighted sum over the episode, after the transform.
@@ -219,7 +229,7 @@ class EpisodeRewards:
     """
 
     def __init__(self, terms: list[RewardTerm], transform: Callable[[float], float] = float) -> None:
-        self._calls = ScriptCalls(terms)
+        self.calls = ScriptCalls(terms)
         self._weights = {term.name: term.weight for term in terms}
         self._transform = transform
         self._no_reward = transform(0.0)
@@ -249,7 +259,7 @@ class EpisodeRewards:
             KartRewardsError: A term raised an exception, or its value is not a finite number. The message names the
                 term, its file and line, and the snapshot.
         """
-        values = self._calls.values(ram)
+        values = self.calls.values(ram)
         paid = []
         plain = size = 0.0
         try:
@@ -284,7 +294,7 @@ class EpisodeRewards:
             except (TypeError, ValueError, OverflowError):
                 finite = False
             if not finite:
-                return self._calls.failure(i, ram, f"returned {value!r}, not a finite number")
+                return self.calls.failure(i, ram, f"returned {value!r}, not a finite number")
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
     def get_state(self) -> dict[str, Any]:
@@ -294,7 +304,7 @@ class EpisodeRewards:
             KartRewardsError: See ``ScriptCalls.get_state``.
         """
         return {
-            "calls": self._calls.get_state(),
+            "calls": self.calls.get_state(),
             "step": dict(self.step),
             "sums": dict(self.sums),
             "transformed": dict(self.transformed),
@@ -307,7 +317,7 @@ class EpisodeRewards:
         Raises:
             KartRewardsError: Another version of this package saved the state.
         """
-        self._calls.set_state(state["calls"])
+        self.calls.set_state(state["calls"])
         try:
             self.step, self.sums = dict(state["step"]), dict(state["sums"])
             self.transformed, self.counts = dict(state["transformed"]), dict(state["counts"])
@@ -344,7 +354,7 @@ def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:
         KartRewardsError: The kind is unknown, or the scale is not a finite number.
     """
     if not _is_finite_number(scale):
-        raise KartRewardsError(f"the reward scale must be a finite number, not {scale!r}")
+        raise KartRewardsError(f"the reward scale must be a finite number, not {shown(scale)}")
     if kind == "sign":
         return lambda reward: float((reward > 0) - (reward < 0))
     if kind == "scale":

@@ -19,7 +19,7 @@ A ``scenario.json`` has keys that stable-retro reads, and the key ``kart_rewards
 ``modules`` lists files (relative to the scenario's folder) or importable modules. Their terms and rules are available
 in addition to the reference terms and rules. ``rewards`` lists the terms to use, with their weights; null keeps the
 weight of the decorator. ``done`` lists the rules to use. Without ``rewards`` or ``done``, the reference terms or rules
-and those of ``modules`` are used.
+and those of ``modules`` are used. Keys that begin with an underscore are comments.
 
 ``checks`` lists conditions that are true if the addresses in ``data.json`` are right; ``kart-rewards doctor`` checks
 them. ``expect`` is a condition (see ``kart_rewards.games.condition``). In it, ``before.speed`` is the speed in the
@@ -29,21 +29,23 @@ true after at least one of the next ``within_frames`` frames, during which the b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kart_rewards.done import REFERENCE_RULES, DoneRule, as_rule
-from kart_rewards.errors import KartRewardsError
-from kart_rewards.ram import RamLayout, load_json
+from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.notices import notice
+from kart_rewards.ram import RamLayout, check_keys, is_comment, load_json, shown
 from kart_rewards.rewards import REFERENCE_TERMS, RewardTerm, as_term, with_weights
 from kart_rewards.scripting import Script, SomeScript, marked_scripts, script_of, unique_by_name
 
 KEY = "kart_rewards"
 MOST_CHECK_FRAMES = 36_000  # ten minutes of the console's time
 _PARTS = ("modules", "rewards", "done", "checks")
+_STABLE_RETRO_KEYS = ("reward", "rewards", "done", "actions", "scripts", "crop", "crops")
+_CHECK_KEYS = ("expect", "hold", "within_frames")
 
 _FILES_OF_0_1 = {"kart_rewards.rewards": "bec35897d035e772", "kart_rewards.done": "fc6ae876b0a537fe"}
 """The hashes of the files of version 0.1 that defined the reference terms and rules, which compute the same today."""
@@ -73,9 +75,22 @@ class Scoring:
         for script in (*self.terms, *self.done):
             script.check_reads(layout)
 
-    def fingerprints(self) -> dict[str, str]:
-        """Returns the weight and the code's hash of each term and rule, as text. Equal runs have equal fingerprints."""
-        return self._described(lambda script: f"code {script.fingerprint}")
+    def fingerprints(self, layout: RamLayout | None = None) -> dict[str, str]:
+        """Returns what decides the rewards, as text by name. Equal runs have equal fingerprints.
+
+        Args:
+            layout: The game's variables. Those that a term or rule reads are included.
+
+        Returns:
+            Term or rule -> its weight and the hash of its code; variable -> its address, type and mask.
+        """
+        read = set().union(*(script.reads() for script in (*self.terms, *self.done))) if layout else set()
+        variables = {
+            f"variable {each.name}": f"address {each.address}, type {each.type}, mask {each.mask}"
+            for each in (layout.variables if layout else ())
+            if each.name in read
+        }
+        return self._described(lambda script: f"code {script.fingerprint}") | variables
 
     def fingerprints_of_0_1(self) -> dict[str, str]:
         """Returns the same as checkpoints of version 0.1 hold it: with a hash of each file."""
@@ -126,6 +141,7 @@ def load_scoring(path: Path | None, extra: Iterable[Any] = (), weights: Mapping[
         terms += marked_scripts(source, RewardTerm)
         rules += marked_scripts(source, DoneRule)
     if chosen_terms is not None:
+        chosen_terms = {name: weight for name, weight in chosen_terms.items() if not is_comment(name)}
         weighted = with_weights(unique_by_name(terms).values(), chosen_terms, str(path))
         terms = [term for name in chosen_terms for term in weighted if term.name == name]
     if chosen_rules is not None:
@@ -167,38 +183,54 @@ def load_checks(path: Path) -> list[Check]:
         raise KartRewardsError(f'{path}: "checks" under "{KEY}" must be a list')
     checks = []
     for entry in entries:
+        hint = ""
         try:
-            check = Check(**entry)
+            said = {key: value for key, value in entry.items() if not is_comment(key)}
+            for key in said.keys() - set(_CHECK_KEYS):
+                hint = f". Unknown key {shown(key)}.{did_you_mean(key, _CHECK_KEYS)}"
+            check = Check(**said)
             well_formed = type(check.within_frames) is int and 0 <= check.within_frames <= MOST_CHECK_FRAMES
             well_formed = well_formed and isinstance(check.expect, str) and isinstance(check.hold, str)
-        except TypeError:
+        except (AttributeError, TypeError):
             well_formed = False
         if not well_formed:
             raise KartRewardsError(
-                f'{path}: the check {json.dumps(entry)} is not {{"expect": CONDITION, "hold": BUTTONS, '
-                f'"within_frames": NUMBER}}; hold and within_frames are optional, NUMBER is 0 to {MOST_CHECK_FRAMES}'
+                f'{path}: the check {shown(entry)} is not {{"expect": CONDITION, "hold": BUTTONS, "within_frames": '
+                f"NUMBER}}; hold and within_frames are optional, NUMBER is 0 to {MOST_CHECK_FRAMES}{hint}"
             )
         checks.append(check)
     return checks
 
 
 def _own_part(path: Path) -> dict[str, Any]:
-    own = load_json(path).get(KEY, {})
-    if not isinstance(own, dict) or set(own) - set(_PARTS):
-        raise KartRewardsError(
-            f'{path}: "{KEY}" must be an object with "modules", "rewards", "done" and "checks", all optional'
-        )
+    """Returns the value of the key ``kart_rewards``. Other unknown keys are refused if they are probably mistakes."""
+    content = load_json(path)
+    for key in content.keys() - {KEY, *_STABLE_RETRO_KEYS}:
+        hint = did_you_mean(key, (KEY, *_STABLE_RETRO_KEYS))
+        if key in _PARTS or (hint and not is_comment(key)):
+            hint = f' It belongs inside "{KEY}".' if key in _PARTS else hint
+            raise KartRewardsError(f"{path}: unknown key {shown(key)}.{hint}")
+        if not is_comment(key):
+            notice(f"{path}: the key {shown(key)} has no effect")
+    if isinstance(content.get("rewards"), dict):
+        raise KartRewardsError(f'{path}: "rewards", an object of weights by term, belongs inside "{KEY}"')
+    own = content.get(KEY, {})
+    where = f'{path}: "{KEY}" must be an object with "modules", "rewards", "done" and "checks", all optional'
+    if not isinstance(own, dict):
+        raise KartRewardsError(where)
+    check_keys(own, _PARTS, where)
     return own
 
 
 def _is_list_of_text(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
 
 
 def _named(scripts: Mapping[str, SomeScript], names: Iterable[str], path: str) -> list[SomeScript]:
     for name in names:
         if name not in scripts:
-            raise KartRewardsError(f"{path}: there is no done rule {name!r}; there are {', '.join(scripts)}")
+            known, hint = ", ".join(scripts), did_you_mean(name, scripts)
+            raise KartRewardsError(f"{path}: there is no done rule {shown(name)}; there are {known}.{hint}")
     return [scripts[name] for name in names]
 
 

@@ -3,37 +3,57 @@
 * ``Script`` - a named function or class, with its source
 * ``ScriptCalls`` - calls a list of scripts on each frame of one episode; saves and restores their memory
 * ``mark``, ``script_of``, ``as_script``, ``name_of`` - the scripts of functions and classes
-* ``marked_scripts``, ``import_source``, ``unique_by_name`` - the scripts of files and modules
+* ``marked_scripts``, ``unique_by_name`` - the scripts of files and modules; ``import_source`` is of
+  ``kart_rewards.imports``
 * ``to_plain``, ``from_plain`` - values in a form that any file format can store
 
 A script is a function that takes the frame's snapshot, or a class whose instances are such functions. A class has a
-memory: each episode has its own instance. A script may take a second argument, the snapshot of the previous frame. On
-an episode's first frame, both arguments are the same snapshot.
+memory: each episode has its own instance. An instance, a bound method and a ``functools.partial`` are scripts, too:
+each episode has its own copy.
+
+The first positional argument is the frame's snapshot. An argument ``previous`` gets the snapshot of the previous frame,
+wherever it stands, with or without a default; so does a second positional argument without a default, whatever its
+name. On an episode's first frame, both arguments are the same snapshot. Other arguments keep their defaults. ``*args``
+and ``**kwargs`` add no snapshot; only if a wrapper has ``functools.wraps``, the wrapped function decides for ``*args``.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib
+import copy
+import functools
 import inspect
 import re
 import sys
 import textwrap
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from functools import cached_property
+from inspect import Parameter
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar, cast
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, TypeVar
 
-from kart_rewards.errors import KartRewardsError
-from kart_rewards.fingerprint import NO_SOURCE, file_fingerprint, fingerprint
+from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.fingerprint import NO_SOURCE, attributes_of, file_fingerprint, fingerprint
+from kart_rewards.imports import describe, import_source
+from kart_rewards.memory import find_shared_memory
 from kart_rewards.ram import RamLayout, RamSnapshot, snapshot_class
 
+__all__ = [
+    *("Script", "ScriptCalls", "SomeScript", "as_script", "from_plain", "import_source", "mark", "marked_scripts"),
+    *("name_of", "script_of", "snake_case", "to_plain", "unique_by_name"),
+]
+
 SomeScript = TypeVar("SomeScript", bound="Script")
+
+PASSED_BY_NAME = ("previous",)
+"""The arguments that a script gets if it has an argument of the name."""
+
+_EARLIER = {"prev", "previous", "before", "last", "old", "earlier", "past", "prior", "former", "preceding"}
+_SNAPSHOT = {"ram", "snapshot", "snap", "frame", "state", "step", "info", "obs", "observation", "data", "values"}
 
 
 @dataclass(frozen=True)
@@ -43,20 +63,21 @@ class Script:
     Args:
         name: The name in scenarios, on the command line and in TensorBoard. It must be a valid Python name without a
             leading underscore.
-        definition: The function or class.
+        definition: The function or class, or any other callable.
 
     Attributes:
         where: File and line of the definition.
         file_fingerprint: A hash of the file's text, by which checkpoints of version 0.1 compare.
 
     Raises:
-        KartRewardsError: The name is not valid, or the definition does not take one or two snapshots.
+        KartRewardsError: The name is not valid, or the definition can't be called with one or two snapshots.
     """
 
     name: str
     definition: Callable[..., Any]
     where: str = field(init=False, compare=False)
     file_fingerprint: str = field(init=False, compare=False)
+    _signature: _Signature = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # Computed now and not on access: the file may change while the run continues with the old code.
@@ -67,14 +88,11 @@ class Script:
                 f"{self.where}: {self.name!r} can't be a script's name: mark it with name='…', a valid Python name "
                 "without a leading underscore"
             )
-        callable_instances = not self.is_class or any(
-            "__call__" in vars(base) for base in inspect.getmro(cast(type, self.definition))
-        )
-        if not callable_instances or not 1 <= len(self._arguments()) <= 2:
-            raise KartRewardsError(
-                f"{self.where}: {self.name!r} must take the RAM snapshot, and may take the previous one: "
-                f"def {'__call__(self, ' if self.is_class else self.name + '('}ram[, previous])"
-            )
+        try:
+            object.__setattr__(self, "_signature", _Signature(self.definition))
+        except _SignatureError as error:
+            example = f"def {'__call__(self, ' if self.is_class else self.name + '('}ram[, previous])"
+            raise KartRewardsError(f"{self.where}: {self.name!r} {error}: {example}") from None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,37 +105,17 @@ class Script:
 
     @property
     def is_class(self) -> bool:
-        """Whether the script is a class, which has a memory."""
-        return inspect.isclass(self.definition)
-
-    @property
-    def _function(self) -> Callable[..., Any]:
-        return getattr(self.definition, "__call__") if self.is_class else self.definition  # noqa: B004, B009
-
-    def _arguments(self) -> list[str]:
-        """The names of the required positional arguments. Arguments with a default are not for the snapshots."""
-        try:
-            parameters = list(inspect.signature(self._function).parameters.values())[1 if self.is_class else 0 :]
-        except (TypeError, ValueError):  # built-in functions may have no signature
-            return []
-        if any(item.kind is item.KEYWORD_ONLY and item.default is item.empty for item in parameters):
-            return []
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return [item.name for item in parameters if item.kind in positional and item.default is item.empty]
-
-    @property
-    def wants_previous(self) -> bool:
-        """Whether the script also takes the snapshot of the previous frame."""
-        return len(self._arguments()) == 2
+        """Whether each episode calls the definition to make an instance: it is a class, or a partial of a class."""
+        return _class_of(self.definition) is not None
 
     @property
     def summary(self) -> str:
         """The first line of the docstring."""
-        return (inspect.getdoc(self.definition) or "").partition("\n")[0]
+        return (inspect.getdoc(_origin(self.definition)) or "").partition("\n")[0]
 
     def reads(self) -> set[str]:
         """Returns the names of the RAM variables that the source code reads, including in helper functions."""
-        return _attributes_read(self._function, self._arguments(), set())
+        return _attributes_read(_body(inspect.unwrap(_entry(self.definition))), self._signature.snapshots, set())
 
     def check_reads(self, layout: RamLayout) -> None:
         """Checks that the layout has all variables that the script reads.
@@ -128,20 +126,160 @@ class Script:
         for name in sorted(self.reads() - set(dir(layout.snapshot_class))):
             raise KartRewardsError(
                 f"{self.name!r} ({self.where}) reads {name!r}, which {layout.source} does not define; "
-                f"it defines {', '.join(layout.names)}. Add the variable to that file, or leave {self.name!r} out"
+                f"it defines {', '.join(layout.names)}.{did_you_mean(name, layout.names)} Add the variable to that "
+                f"file, or leave {self.name!r} out"
             )
 
 
-def _where(definition: Callable[..., Any]) -> str:
+class _SignatureError(Exception):
+    """A definition can't be called with snapshots. The message follows the script's name."""
+
+
+class _Signature:
+    """How a definition is called on a frame.
+
+    Args:
+        definition: Any callable.
+
+    Attributes:
+        has_second: Whether the second positional argument gets the previous snapshot.
+        by_name: Those of ``PASSED_BY_NAME`` that are passed as keywords.
+        snapshots: The names of the arguments that get snapshots.
+
+    Raises:
+        _SignatureError: The definition can't be called with one or two snapshots.
+    """
+
+    def __init__(self, definition: Any) -> None:
+        call = _entry(definition)
+        parameters = _parameters(call)
+        positional = [
+            item for item in parameters if item.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        if any(check(_body(call)) for check in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)):
+            raise _SignatureError("is an async function, which returns no number. Write a plain function")
+        if inspect.isgeneratorfunction(_body(call)):
+            raise _SignatureError("is a generator (it has a yield), which returns no number. Use return")
+        if not positional and not any(item.kind is Parameter.VAR_POSITIONAL for item in parameters):
+            raise _SignatureError("must take the RAM snapshot, and may take the previous one")
+        if positional and isinstance(call, FunctionType) and positional[0].name == "self":
+            raise _SignatureError("is a method of a class. Mark the class, and name the method __call__")
+        self.has_second = False
+        self.by_name: list[str] = []
+        self.snapshots = [item.name for item in positional[:1]]
+        if positional and _means_previous(positional[0].name):
+            raise _SignatureError(
+                f"has {positional[0].name!r} as its first argument, but the first one gets the snapshot of this frame. "
+                "The second one gets the previous snapshot"
+            )
+        held = call.keywords if isinstance(call, functools.partial) else {}
+        for item in parameters:
+            if item.name not in held and item not in positional[:1]:
+                self._add(item, is_second=item in positional[1:2])
+        if self.has_second and self.by_name:
+            raise _SignatureError(f"has two arguments for the previous snapshot: {', '.join(self.snapshots[1:])}")
+
+    def _add(self, item: Parameter, is_second: bool) -> None:
+        if item.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+            return
+        required = item.default is Parameter.empty
+        if is_second and (required or item.name in PASSED_BY_NAME):
+            self.has_second = True
+            self.snapshots.append(item.name)
+        elif item.name in PASSED_BY_NAME and item.kind is not Parameter.POSITIONAL_ONLY:
+            self.by_name.append(item.name)
+            self.snapshots.append(item.name)
+        elif required:
+            raise _SignatureError(
+                f"must take the RAM snapshot, and may take the previous one; its argument {item.name!r} needs a default"
+            )
+        elif _means_previous(item.name):
+            raise _SignatureError(
+                f"has an argument {item.name!r} that would always keep its default. To get the snapshot of the "
+                "previous frame, call it previous"
+            )
+        elif is_second and item.default is None:
+            raise _SignatureError(
+                f"has a second argument {item.name!r} that would always be None. To get the snapshot of the previous "
+                "frame, call it previous; otherwise give it another default"
+            )
+
+
+def _means_previous(name: str) -> bool:
+    words = set(snake_case(name).strip("_").split("_"))
+    return bool(words & _EARLIER) and (len(words) == 1 or bool(words & ({"prev", "previous"} | _SNAPSHOT)))
+
+
+def _class_of(definition: Any) -> type | None:
+    """Returns the class whose instances are called, if the definition is a class or a partial of one."""
+    while isinstance(definition, functools.partial):
+        definition = definition.func
+    return definition if inspect.isclass(definition) else None
+
+
+def _is_function(definition: Any) -> bool:
+    return inspect.isroutine(definition) or isinstance(definition, functools._lru_cache_wrapper)
+
+
+def _entry(definition: Any) -> Any:
+    """Returns what runs on a frame: a function, or the method ``__call__`` of an instance."""
+    cls = _class_of(definition)
+    if cls is not None:
+        entry: Any = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
+        return entry.__get__(object(), cls) if hasattr(entry, "__get__") else entry
+    if _is_function(definition) or isinstance(definition, functools.partial):
+        return definition
+    return getattr(definition, "__call__", None)  # noqa: B004 - it is used
+
+
+def _body(call: Any) -> Any:
+    """Returns the function whose code runs, without what holds or caches it."""
+    while not isinstance(call, FunctionType):
+        inner = getattr(call, "func", None) or getattr(call, "__func__", None) or getattr(call, "__wrapped__", None)
+        if inner is None:
+            break
+        call = inner
+    return call
+
+
+def _parameters(call: Any) -> list[Parameter]:
+    """Returns the arguments of a callable; those of the wrapped function if a wrapper takes any positional arguments.
+
+    It returns an empty list for built-in functions that do not say what they take.
+    """
+    if isinstance(call, MethodType):
+        parameters = _parameters(call.__func__)
+        return parameters if parameters[:1] and parameters[0].kind is Parameter.VAR_POSITIONAL else parameters[1:]
     try:
-        return f"{inspect.getsourcefile(definition)}:{inspect.getsourcelines(definition)[1]}"
+        parameters = list(inspect.signature(call, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    takes_any = any(item.kind is Parameter.VAR_POSITIONAL for item in parameters)
+    wrapped = getattr(call, "__wrapped__", None)
+    return _parameters(wrapped) if callable(wrapped) and (takes_any or not parameters) else parameters
+
+
+def _origin(definition: Any) -> Any:
+    """Returns the function or class in the source code that a callable comes from."""
+    while isinstance(definition, functools.partial):
+        definition = definition.func
+    if not _is_function(definition) and not inspect.isclass(definition):
+        definition = type(definition)
+    return inspect.unwrap(getattr(definition, "__func__", definition))
+
+
+def _where(definition: Callable[..., Any]) -> str:
+    origin = _origin(definition)
+    try:
+        return f"{inspect.getsourcefile(origin)}:{inspect.getsourcelines(origin)[1]}"
     except NO_SOURCE:
         return "defined interactively"
 
 
 def name_of(definition: Any) -> str:
     """Returns the default name of a script: ``top_speed``, and ``left_the_road`` for the class ``LeftTheRoad``."""
-    return snake_case(getattr(definition, "__name__", type(definition).__name__))
+    named = _class_of(definition) or definition
+    return snake_case(getattr(named, "__name__", type(named).__name__))
 
 
 def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: set[Any]) -> set[str]:
@@ -189,15 +327,29 @@ class ScriptCalls:
         self._instances = [self._instance(script) for script in scripts]
         self._calls = [self._call(*pair) for pair in zip(scripts, self._instances, strict=True)]
 
-    def _instance(self, script: Script) -> Callable[..., Any]:
+    def _instance(self, script: Script) -> Any:
+        if script.is_class:
+            try:
+                return script.definition()
+            except Exception as error:
+                raise KartRewardsError(f"{script.name!r} ({script.where}) can't be instantiated: {error!r}") from error
+        own_mark = getattr(script.definition, "__dict__", {}).get("__kart_script__")
         try:
-            return script.definition() if script.is_class else script.definition
+            return copy.deepcopy(script.definition, {id(own_mark): own_mark})  # a function is its own copy
         except Exception as error:
-            raise KartRewardsError(f"{script.name!r} ({script.where}) can't be instantiated: {error!r}") from error
+            raise KartRewardsError(
+                f"{script.name!r} ({script.where}) can't be copied for a new episode: {error!r}. Pass the class, or a "
+                "functools.partial of the class and its arguments"
+            ) from error
 
     def _call(self, script: Script, instance: Any) -> Callable[[Any], Any]:
-        call = instance.__call__ if script.is_class else instance  # a bound method is faster than an instance
-        return (lambda ram: call(ram, self.previous)) if script.wants_previous else call
+        is_itself = _is_function(instance) or isinstance(instance, functools.partial)
+        call = instance if is_itself else instance.__call__  # a bound method is faster than an instance
+        if script._signature.has_second:
+            return lambda ram: call(ram, self.previous)
+        if script._signature.by_name:
+            return lambda ram: call(ram, previous=self.previous)
+        return call
 
     def get_state(self) -> dict[str, Any]:
         """Returns the memory of all scripts as plain values, for ``set_state``.
@@ -207,9 +359,10 @@ class ScriptCalls:
         """
         memories = {}
         for script, instance in zip(self.scripts, self._instances, strict=True):
-            if script.is_class:
+            holder = _holder(instance)
+            if holder is not None:
                 try:
-                    memories[script.name] = to_plain(vars(instance))
+                    memories[script.name] = to_plain(attributes_of(holder))
                 except TypeError as error:
                     message = f"{script.name!r} ({script.where}) can't be saved: it holds {error}"
                     raise KartRewardsError(message) from None
@@ -218,9 +371,13 @@ class ScriptCalls:
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state that ``get_state`` returned."""
         for script, instance in zip(self.scripts, self._instances, strict=True):
-            if script.is_class:
-                vars(instance).clear()
-                vars(instance).update(from_plain(state["memories"][script.name]))
+            holder = _holder(instance)
+            if holder is not None:
+                memory = from_plain(state["memories"][script.name])
+                for name in attributes_of(holder).keys() - memory.keys():
+                    object.__delattr__(holder, name)
+                for name, value in memory.items():
+                    object.__setattr__(holder, name, value)
         self.previous = from_plain(state["previous"])
 
     def values(self, ram: Any) -> list[Any]:
@@ -240,7 +397,7 @@ class ScriptCalls:
             for call in self._calls:
                 values.append(call(ram))  # one by one: the length below is the index of the script that raised
         except (Exception, SystemExit) as error:
-            raise self.failure(len(values), ram, _describe(error)) from error
+            raise self.failure(len(values), ram, describe(error)) from error
         self.previous = ram
         return values
 
@@ -256,16 +413,20 @@ class ScriptCalls:
         return KartRewardsError(f"{script.name!r} ({script.where}) {what}\n  on {ram!r}")
 
 
-def _describe(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"raised {type(error).__name__}: {error}\n  at {frame.filename}:{frame.lineno}: {frame.line}"
+def _holder(instance: Any) -> Any:
+    """Returns the object whose attributes are a script's memory; None for a function."""
+    while isinstance(instance, functools.partial):
+        instance = instance.func
+    if isinstance(instance, MethodType):
+        instance = instance.__self__
+    return None if _is_function(instance) or isinstance(instance, (type, ModuleType)) else instance
 
 
 def to_plain(value: Any) -> Any:
     """Converts a value to text, numbers, lists and dicts. Any file format can store these, and no loader runs them.
 
     Args:
-        value: None, a number, text or a RAM snapshot; or a list, tuple, set, deque or dict of these.
+        value: None, a number, text or a RAM snapshot; or a list, tuple, set, frozenset, deque or dict of these.
 
     Raises:
         TypeError: The value, or a part of it, has another type.
@@ -281,7 +442,7 @@ def to_plain(value: Any) -> Any:
         return {"dict": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
     if type(value) is deque:
         return {"deque": [to_plain(item) for item in value], "maxlen": value.maxlen}
-    for kind in (list, tuple, set):
+    for kind in (list, tuple, set, frozenset):
         if type(value) is kind:
             return {kind.__name__: [to_plain(item) for item in value]}
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy number
@@ -300,7 +461,7 @@ def from_plain(plain: Any) -> Any:
     [(kind, items)] = plain.items()
     if kind == "dict":
         return {from_plain(key): from_plain(item) for key, item in items}
-    return {"list": list, "tuple": tuple, "set": set}[kind](map(from_plain, items))
+    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(from_plain, items))
 
 
 def snake_case(name: str) -> str:
@@ -309,33 +470,94 @@ def snake_case(name: str) -> str:
 
 
 def mark(definition: Any, script: Script) -> Any:
-    """Stores the script on its function or class, and returns the function or class."""
-    definition.__kart_script__ = script
+    """Stores the script on its function or class, and returns the function or class.
+
+    Raises:
+        KartRewardsError: The function or class has a mark, or it can't have one.
+    """
+    target = definition.__func__ if isinstance(definition, staticmethod) else definition
+    other = _own_mark(target)
+    if other:
+        kinds = " and ".join(f"@{snake_case(type(item).__name__)}" for item in (script, other))
+        raise KartRewardsError(
+            f"{script.where}: {script.name!r} has two marks, {kinds}, and only one would count: remove one, or write "
+            "two functions of which one calls the other"
+        )
+    try:
+        setattr(target, "__kart_script__", script)  # noqa: B010 - no type has this attribute
+    except (AttributeError, TypeError):
+        raise KartRewardsError(
+            f"{script.where}: {script.name!r} can't be marked, because it is a {type(target).__name__}: write a "
+            "function that calls it, and mark the function"
+        ) from None
     return definition
 
 
+def _own_mark(definition: Any) -> Script | None:
+    mark = getattr(definition, "__dict__", {}).get("__kart_script__")
+    return mark if isinstance(mark, Script) else None
+
+
 def script_of(definition: Any, kind: type[SomeScript]) -> SomeScript | None:
-    """Returns the script that ``mark`` stored on a function or class, or None if there is none of this kind."""
-    script = getattr(definition, "__dict__", {}).get("__kart_script__")
-    return script if isinstance(script, kind) else None
+    """Returns the script that ``mark`` stored, or None if there is none of this kind.
+
+    A mark has effect on what is made of the marked definition: an instance of the class, a partial or a wrapper of the
+    function (``functools.wraps`` copies the mark). The result's ``definition`` is always the argument.
+    """
+    marked = [definition]
+    while isinstance(marked[-1], functools.partial):
+        marked.append(marked[-1].func)
+    if not _is_function(marked[-1]) and not inspect.isclass(marked[-1]):
+        marked.append(type(marked[-1]))
+    for script in map(_own_mark, marked):
+        if isinstance(script, kind):
+            return script if script.definition is definition else replaced(script, definition=definition)
+    return None
 
 
 def as_script(definition: Any, kind: type[SomeScript], what: str) -> SomeScript:
     """Returns the script of a function or class.
 
     Args:
-        definition: A script of this kind, or a function or class with or without a mark.
+        definition: A script of this kind; or a function, a class or another callable, with or without a mark.
         kind: ``RewardTerm`` or ``DoneRule``.
         what: The name of the kind, for error messages.
 
     Raises:
-        KartRewardsError: The definition can't be called, or it is not a valid script.
+        KartRewardsError: The definition can't be called, it is not a valid script, or it keeps values outside itself.
     """
     if isinstance(definition, kind):
-        return definition
+        return _checked(definition)
     if not callable(definition):
         raise KartRewardsError(f"{definition!r} is not a {what}: pass a function or a class")
-    return script_of(definition, kind) or kind(name_of(definition), definition)
+    return _checked(script_of(definition, kind) or kind(name_of(definition), definition))
+
+
+def _checked(script: SomeScript) -> SomeScript:
+    """Checks what a decorator can't check, because the rest of the file does not exist yet.
+
+    Raises:
+        KartRewardsError: The class can't be instantiated, or the script keeps values outside itself.
+    """
+    if script.is_class:
+        try:
+            inspect.signature(script.definition).bind()
+        except TypeError as error:
+            raise KartRewardsError(
+                f"{script.where}: {script.name!r} is a class that needs arguments ({error}): give them defaults; or "
+                f"mark functools.partial({_origin(script.definition).__name__}, …); or pass an instance in Python"
+            ) from None
+        except ValueError:  # the signature of a class that derives from a built-in one may be unknown
+            pass
+    found = find_shared_memory(script.definition)
+    if found:
+        where, text, what = found
+        raise KartRewardsError(
+            f"{where}: {script.name!r} keeps a value outside itself: {text!r} changes {what}. All episodes and "
+            "environments share this value, and checkpoints do not hold it. Write a class: set self.value in __init__, "
+            "and change it in __call__(self, ram)"
+        )
+    return script
 
 
 def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> list[SomeScript]:
@@ -346,60 +568,29 @@ def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> l
         kind: ``RewardTerm`` or ``DoneRule``.
 
     Raises:
-        KartRewardsError: The file or module does not exist, or its import fails.
+        KartRewardsError: The file or module does not exist, its import fails, or a script is not valid.
     """
     module = source if isinstance(source, ModuleType) else import_source(source)
-    scripts = (script_of(value, kind) for value in vars(module).values())
-    return [script for script in scripts if script and script.definition.__module__ == module.__name__]
+    marked = [value for value in _definitions(module) if isinstance(_own_mark(value), kind)]
+    scripts = (script_of(value, kind) for value in marked if _is_defined_in(module, value))
+    return [_checked(script) for script in scripts if script]
 
 
-def import_source(source: str | Path) -> ModuleType:
-    """Imports a ``.py`` file by path, or a module by its dotted name.
+def _definitions(module: ModuleType) -> Iterator[Any]:
+    """Yields a module's values, and the static methods of its classes."""
+    for value in vars(module).values():
+        yield value
+        if inspect.isclass(value) and value.__module__ == module.__name__:
+            yield from (item.__func__ for item in vars(value).values() if isinstance(item, staticmethod))
 
-    The file runs once per process. It runs again only after a change of its content.
 
-    Args:
-        source: A path that ends in ``.py``, or the dotted name of an importable module.
+def _is_defined_in(module: ModuleType, value: Any) -> bool:
+    """Whether a module defines a value: it did not import it from the module that the value names.
 
-    Raises:
-        KartRewardsError: The file or module does not exist, or its import fails.
+    A wrapper or a partial names the module of the function that made it, which does not hold it.
     """
-    path = Path(source)
-    try:
-        if path.suffix != ".py":
-            _make_importable(Path.cwd())
-            return importlib.import_module(str(source))
-        path = path.resolve()
-        source_text = path.read_bytes()
-        name = f"{path.stem}_{hashlib.sha256(bytes(path) + source_text).hexdigest()[:8]}"  # new if edited
-        if name in sys.modules:
-            return sys.modules[name]
-        _make_importable(path.parent)
-        module = ModuleType(name)
-        module.__file__ = str(path)
-        sys.modules[name] = module  # before it runs, like `import`: dataclasses and pickle look up their module
-        try:
-            exec(compile(source_text, path, "exec"), vars(module))  # noqa: S102 - `import` could use an old .pyc
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
-    except KartRewardsError:
-        raise
-    except FileNotFoundError as error:
-        raise KartRewardsError(f"{error.filename}: no such file (given as {str(source)!r})") from None
-    except ModuleNotFoundError as error:
-        if error.name == str(source):
-            raise KartRewardsError(f"{source}: no such module; a file's name must end in .py") from None
-        raise KartRewardsError(f"{source}: fails to import: {error}") from None
-    except (Exception, SystemExit) as error:
-        raise KartRewardsError(f"{source}: fails to import: it {_describe(error)}") from error
-
-
-def _make_importable(folder: Path) -> None:
-    """Appends a folder to ``sys.path``, so that a rewards file can import other files of its folder."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    home = sys.modules.get(getattr(value, "__module__", None) or "")
+    return home is module or home is None or all(item is not value for item in vars(home).values())
 
 
 def unique_by_name(scripts: Iterable[SomeScript]) -> dict[str, SomeScript]:
@@ -412,7 +603,10 @@ def unique_by_name(scripts: Iterable[SomeScript]) -> dict[str, SomeScript]:
     for script in scripts:
         other = named.setdefault(script.name, script)
         if other.definition is not script.definition:
+            remedy = "rename one"
+            if other.where == script.where:  # two instances of a class, or two partials of a function
+                remedy = f"name one, such as reward_term(name='{script.name}_2')(…), or done_rule for a rule"
             raise KartRewardsError(
-                f"two terms or rules have the name {script.name!r}: {other.where} and {script.where}: rename one"
+                f"two terms or rules have the name {script.name!r}: {other.where} and {script.where}: {remedy}"
             )
     return named

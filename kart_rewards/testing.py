@@ -21,6 +21,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import operator
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,7 @@ from kart_rewards.drivers import (  # noqa: F401 - public here, too
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
 from kart_rewards.integrations import INTEGRATIONS
-from kart_rewards.ram import RamLayout, snapshot_class, unknown_variable
+from kart_rewards.ram import RamLayout, shown, snapshot_class, unknown_variable
 from kart_rewards.rewards import EpisodeRewards, as_term
 from kart_rewards.scripting import unique_by_name
 
@@ -72,15 +73,19 @@ def snapshot(**values: int) -> Any:
         values: Variable -> value.
 
     Raises:
-        KartRewardsError: A variable is unknown, or a value is outside the range of its type.
+        KartRewardsError: A variable is unknown, or a value is not an integer in the range of its type.
     """
     for name, value in values.items():
         variable = _VARIABLES.get(name)
         if variable is None:
             raise KartRewardsError(unknown_variable(name, _VARIABLES))
+        try:
+            values[name] = operator.index(value)  # also NumPy's integers
+        except TypeError:
+            raise KartRewardsError(f"{name}={shown(value)} is not an integer") from None
         if not variable.lowest <= value <= variable.highest:
             raise KartRewardsError(
-                f"{name}={value} does not fit its type {variable.type}, {variable.lowest} to {variable.highest}"
+                f"{name}={shown(value)} does not fit its type {variable.type}, {variable.lowest} to {variable.highest}"
             )
     return _LAYOUT.snapshot_class(**(_NOTHING | START_OF_RACE | values))
 
@@ -147,7 +152,7 @@ def load_trace(name: str | Path) -> list[Any]:
     except FileNotFoundError:
         shipped = ", ".join(sorted(file.name.removesuffix(".csv.gz") for file in TRACES.glob("*.csv.gz")))
         raise KartRewardsError(f"{path}: no such trace; the package has {shipped}") from None
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, StopIteration) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, TypeError, StopIteration) as error:
         raise KartRewardsError(f"{path}: is not a trace: {error!r}") from None
 
 

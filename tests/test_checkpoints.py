@@ -111,9 +111,7 @@ def damage(path: Path) -> None:
     ],
     ids=["missing", "folder", "text", "empty", "damaged", "a list", "other keys"],
 )
-def test_a_file_that_is_not_a_checkpoint_is_refused(
-    make: Callable[[Path], Any], message: str, tmp_path: Path
-) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "agent.pt"
     make(path)
     with pytest.raises(KartRewardsError, match=f"^{path}: {message}"):
@@ -230,7 +228,9 @@ class Fingerprints:
         return self.of_0_1
 
 
-def decide(checkpoint: Checkpoint, scoring: dict[str, str] = SCORING, allow: bool = False, **changes: Any) -> Resumption:
+def decide(
+    checkpoint: Checkpoint, scoring: dict[str, str] = SCORING, allow: bool = False, **changes: Any
+) -> Resumption:
     fingerprints: Any = Fingerprints(scoring, SCORING_OF_0_1)
     return Resumption.decide(checkpoint, options_of(checkpoint, **changes), fingerprints, 32, allow)
 
@@ -316,17 +316,13 @@ def test_other_environments_begin_new_episodes(checkpoint: Checkpoint, changes: 
     resumption = decide(checkpoint, **changes)
     assert resumption.folder == checkpoint.path.parent
     assert resumption.env_states is None
-    assert resumption.notices[0] == (
-        "The environments begin new episodes: their options differ from the checkpoint's."
-    )
+    assert resumption.notices[0] == "The environments begin new episodes: their options differ from the checkpoint's."
 
 
 def test_a_checkpoint_without_states_begins_new_episodes(checkpoint: Checkpoint) -> None:
     resumption = decide(replace(checkpoint, env_states=[]))
     assert resumption.env_states is None
-    assert resumption.notices[0] == (
-        "The environments begin new episodes: the checkpoint does not hold their states."
-    )
+    assert resumption.notices[0] == "The environments begin new episodes: the checkpoint does not hold their states."
 
 
 @pytest.mark.parametrize(

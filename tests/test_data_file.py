@@ -69,14 +69,14 @@ def test_a_file_that_json_dumps_wrote_stays_one(tmp_path: Path, indent: int | st
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ('{"info": {"a": {"address": 1,\n"type": "|u1", "why": "}{\\"}"}\n\n\n} ,"x": "}"}', '\n\n\n} ,"x": "}"}'),
+        ('{"info": {"a": {"address": 1,\n"type": "|u1", "_why": "}{\\"}"}\n\n\n} ,"x": "}"}', '\n\n\n} ,"x": "}"}'),
         (
-            '{"info":{"a":{"address":1,"type":"|u1","lowest":{}}},"x":{"info":{}, "é":1E2}}',
+            '{"info":{"a":{"address":1,"type":"|u1","_lowest":{}}},"x":{"info":{}, "é":1E2}}',
             '},"x":{"info":{}, "é":1E2}}',
         ),
         (
-            '{"info": {"a": {"address": 3, "type": "|u1"}, "a": {"address": 1, "type": "|u1"}}, "x": 1, "x": 2}',
-            '}, "x": 1, "x": 2}',
+            '{"info": {"a": {"address": 1, "type": "|u1"}, "a": {"address": 1, "type": "|u1"}}, "x": 1, "x": 1}',
+            '}, "x": 1, "x": 1}',
         ),
         ('{ "info": { "a": { "address": 1, "type": "|u1" } } }\r\n\n', " } }\r\n\n"),
     ],
@@ -124,14 +124,14 @@ def test_a_file_without_entries_keeps_all_else(tmp_path: Path) -> None:
         (
             ONE_LINE.replace("[1]", "NaN"),
             "speed",
-            r"data\.json: nothing was added, because stable-retro reads this file",
+            r"data\.json: line 5: NaN is not JSON",
         ),
         (
             ONE_LINE.replace("{\n", '{"info": {"b": {"address": 1, "type": "|u1"}},', 1),
             "speed",
-            "without repeated keys",
+            r"data\.json: lines 1 and 1: the key 'info' is repeated",
         ),
-        ('{"info": {"a": {"address": 1, "type": "|u1"}}, "info": {}}', "speed", "without repeated keys"),
+        ('{"info": {"a": {"address": 1, "type": "|u1"}}, "info": {}}', "speed", "the key 'info' is repeated"),
     ],
 )
 def test_what_cannot_be_added_is_reported_and_the_file_stays(

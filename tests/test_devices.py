@@ -83,19 +83,21 @@ def test_auto_precision_needs_pytorchs_fast_kernels(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("supported", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_precision_follows_the_gpu(
-    supported: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_precision_follows_the_gpu(supported: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     assert choose_precision("auto", torch.device("cuda")) == wanted
 
 
 def test_one_thread_is_undone() -> None:
+    def fail() -> None:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            raise ZeroDivisionError
+
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with pytest.raises(ZeroDivisionError), one_thread():
-        assert torch.get_num_threads() == 1
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 

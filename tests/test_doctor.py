@@ -180,6 +180,25 @@ def test_decimals_with_other_digits_fail(examine: Diagnose, games: Path) -> None
     assert "is not binary-coded decimal (<d2)" in the(lines, "FAIL  variable race_minutes")
 
 
+# Observed: only the type d was checked. With n, digits over 9 were read modulo 10.
+@pytest.mark.parametrize(("kind", "address"), [("<n2", 140), (">n2", 140), ("|n1", 141)])
+def test_decimals_with_one_digit_per_byte_are_checked_too(
+    examine: Diagnose, games: Path, kind: str, address: int
+) -> None:
+    """The high byte of kart_y, at 141, is 0x0C."""
+    edit(games / GAME / "data.json", lambda data: data["info"].update(odd={"address": address, "type": kind}))
+    _, lines = examine()
+    assert "variable odd" in failures(lines)
+    assert f"is not one decimal digit per byte ({kind})" in the(lines, "FAIL  variable odd")
+
+
+def test_the_high_half_of_a_byte_with_one_digit_may_be_anything(examine: Diagnose, games: Path) -> None:
+    """0x40, the ground of a road, is the digit 0."""
+    edit(games / GAME / "data.json", lambda data: data["info"]["surface"].update(type="|n1"))
+    _, lines = examine()
+    assert "variable surface" not in failures(lines)
+
+
 def test_a_frame_counter_that_does_not_count(examine: Diagnose, games: Path) -> None:
     edit(games / GAME / "data.json", lambda data: data["info"]["current_frame"].update(address=0x7E1F38))
     passed, lines = examine()

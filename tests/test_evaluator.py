@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import imageio.v2 as imageio
 import numpy as np
 import psutil
 import pytest
+from conftest import GAME
 
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Contestant, EpisodeResult, Evaluator, Policy, drivers
+from kart_rewards.integrations import INTEGRATIONS
 
 OPTIONS = {"game": "HomebrewKart-Snes"}
 
@@ -101,6 +104,54 @@ def test_errors_of_a_worker_are_raised_here() -> None:
         play(make_bug)
     assert len(play(make_straight_on)) == 3
     evaluator.close()
+
+
+# Observed: the videos of Zone.Act1 and Zone.Act2 were one file, which two processes wrote at once.
+def test_each_state_has_a_video_of_its_own(evaluator: Evaluator, tmp_path: Path) -> None:
+    shutil.copytree(INTEGRATIONS / GAME, tmp_path / "games" / GAME)
+    folder = tmp_path / "games" / GAME
+    for copy in (folder / "Zone.Act1.state", folder / "Zone.Act2.state", tmp_path / "Level1.state"):
+        shutil.copy(folder / "Level1.state", copy)
+    states = ["Zone.Act1", "Zone.Act2", "Level1", str(tmp_path / "Level1.state"), "Level1"]
+    agent = Contestant("agent", make_straight_on, OPTIONS | {"integrations": tmp_path / "games"})
+    play: dict[str, Any] = {"seed": 1, "max_episode_frames": 40, "video_folder": tmp_path / "videos"}
+    results = list(evaluator.play([agent], states, 2, **play))
+    assert [result.state for result in results] == [state for state in states[:-1] for _ in range(2)]
+    videos = ["Level1-agent.mp4", "Zone.Act1-agent.mp4", "Zone.Act2-agent.mp4", f"{tmp_path.name}-Level1-agent.mp4"]
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == sorted(videos)
+    for video in videos:
+        reader: Any = imageio.get_reader(tmp_path / "videos" / video)
+        assert reader.count_frames() == 11
+
+
+# Observed: a full disk, or a folder that may not be written to, ended the evaluation and with it the training.
+def test_videos_that_fail_cost_only_the_videos(
+    evaluator: Evaluator, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "videos").write_text("")
+    play: dict[str, Any] = {"states": ["Level1", "Level2"], "episodes": 2, "seed": 7, "max_episode_frames": 240}
+    agent = contestants()[-1:]
+    expected = list(evaluator.play(agent, **play))
+    assert list(evaluator.play(agent, **play, video_folder=tmp_path / "videos")) == expected
+    assert capfd.readouterr().err == (
+        f"\n{tmp_path}/videos/Level1-agent.mp4: can't be written: Not a directory. 1 other video can't be written "
+        "either. The evaluation goes on without.\n"
+    )
+
+
+def test_a_disk_that_becomes_full_costs_only_the_videos(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    play: dict[str, Any] = {"states": ["Level1"], "episodes": 2, "seed": 7, "max_episode_frames": 240}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # has the effect of a full disk; workers inherit it
+    try:
+        with Evaluator(workers=1) as evaluator:
+            results = list(evaluator.play(contestants()[-1:], **play, video_folder=tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(results) == 2
+    [line] = capfd.readouterr().err.strip().splitlines()
+    assert f"{tmp_path}/Level1-agent.mp4: can't be written: " in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_worker_is_reported_and_replaced(evaluator: Evaluator) -> None:

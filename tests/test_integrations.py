@@ -20,6 +20,7 @@ from kart_rewards.integrations import (
     find_game,
     integration_folders,
     list_games,
+    state_labels,
     writable,
     writable_folder,
 )
@@ -61,6 +62,22 @@ def test_unknown_games_are_reported(tmp_path: Path) -> None:
     (tmp_path / "Empty-Snes").mkdir()
     with pytest.raises(KartRewardsError, match=r"Empty-Snes: is not a game's folder: it has no data\.json"):
         find_game("Empty-Snes", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "Tiny-Snes/", "games/Tiny-Snes", "x" * 5000, "a\0b"])
+def test_a_path_is_not_a_games_name(games: Path, name: str) -> None:
+    with pytest.raises(KartRewardsError, match="unknown game"):
+        find_game(name, games)
+    assert find_folder(name, games) is None
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", "a/b", "é", "\udc80"])
+def test_a_name_that_no_file_can_have_is_reported(games: Path, name: str) -> None:
+    game = find_game("Tiny-Snes", games)
+    with pytest.raises(KartRewardsError, match="no such start state of Tiny-Snes; it has no states yet"):
+        game.state_path(name)
+    with pytest.raises(KartRewardsError, match=r"no such file; .* has data\.json"):
+        game.json_path(name)
 
 
 def test_a_missing_rom_is_reported(games: Path) -> None:
@@ -183,7 +200,6 @@ def test_half_written_files_and_folders_are_not_games_and_states(games: Path) ->
     assert find_game("Tiny-Snes", games).states() == []
 
 
-
 def test_games_are_written_to_the_first_folder_that_may_be_written_to(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,3 +261,24 @@ def test_a_printed_command_names_the_folder_only_where_the_lookup_needs_it(wheel
     shutil.copytree(other, "integrations")  # now the lookup finds another Tiny-Snes than the package's
     hidden = find_game("Tiny-Snes", wheel).command("doctor Tiny-Snes")
     assert hidden == f"kart-rewards doctor Tiny-Snes --integrations-path {wheel}"
+
+
+# Observed: of the states Zone.Act1 and Zone.Act2, as stable-retro names those of Sonic, both videos were Zone-agent.mp4.
+@pytest.mark.parametrize(
+    ("states", "labels"),
+    [
+        (["Level1", "Level2"], ["Level1", "Level2"]),
+        (["Zone.Act1", "Zone.Act2"], ["Zone.Act1", "Zone.Act2"]),
+        (["a/start.state", "b/start.state", "/b/start.state"], ["start", "b-start", "start-2"]),
+        (["start", "games/start.state", "start.state"], ["start", "games-start", f"{Path.cwd().name}-start"]),
+        (["Level1", "level1"], ["Level1", f"{Path.cwd().name}-level1"]),
+        (['a:b*"c', "a/..hidden.state"], ["a_b__c", "_.hidden"]),
+        (["x" * 60 + "1", "y" * 60 + "1"], ["x" * 49 + "1", "y" * 49 + "1"]),
+        (["x" * 60, "x" * 61], ["x" * 50, "x" * 48 + "-2"]),
+        (["Level1", "Level1"], ["Level1"]),
+    ],
+)
+def test_labels_of_states_are_different_names_of_files(states: list[str], labels: list[str], tmp_path: Path) -> None:
+    assert state_labels(states) == dict(zip(dict.fromkeys(states), labels, strict=True))
+    for label in labels:
+        (tmp_path / f".{label}-agent.partial.mp4").touch()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -80,3 +82,48 @@ def test_a_crop_outside_the_screen_is_refused(crop: tuple[int, int, int, int]) -
 def test_sizes_below_one_are_refused(config: ObservationConfig) -> None:
     with pytest.raises(KartRewardsError, match="must be 1 or more"):
         ScreenObserver(config, SNES_SHAPE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crop": (0, 50)},
+        {"crop": ()},
+        {"crop": 50},
+        {"crop": (0.0, 50.5, 0, 50)},
+        {"size": 84},
+        {"size": (84, 84, 3)},
+        {"size": ("84", "84")},
+        {"stack": 2.5},
+    ],
+    ids=str,
+)
+def test_options_of_another_form_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(KartRewardsError, match="the crop must be four integers, not .* size two, not .* the stack one"):
+        ScreenObserver(ObservationConfig(**options), SNES_SHAPE)
+
+
+# Observed: of a screen that had become larger, the first rows and columns were kept. Of a smaller one, numpy's slices
+# kept what there was, and the image was stretched.
+@pytest.mark.parametrize("shape", [(224, 320, 3), (144, 160, 3), (448, 512, 3)])
+def test_the_complete_screen_is_seen_after_its_size_has_changed(shape: tuple[int, ...]) -> None:
+    observer = ScreenObserver(ObservationConfig(crop=None, max_pool=True), SNES_SHAPE)
+    observer.reset(screen(0))
+    other = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    expected = ScreenObserver(ObservationConfig(crop=None), shape).reset(other)[0]
+    assert np.array_equal(observer.observe(other, screen(0))[-1], expected), "frames of two sizes have no maximum"
+    assert observer.observation() in observer.space
+    back = ScreenObserver(ObservationConfig(crop=None), SNES_SHAPE).reset(screen(2))[0]
+    assert np.array_equal(observer.observe(screen(2))[-1], back)
+
+
+@pytest.mark.parametrize("config", [ObservationConfig(), ObservationConfig(crop=None, size=None)], ids=["crop", "size"])
+@pytest.mark.parametrize("shape", [(224, 320, 3), (144, 160, 3)])
+def test_a_size_that_the_options_do_not_fit_is_an_error(config: ObservationConfig, shape: tuple[int, ...]) -> None:
+    observer = ScreenObserver(config, SNES_SHAPE)
+    observer.reset(screen(0))
+    words = f"the screen changed from 224 rows and 256 columns to {shape[0]} and {shape[1]}, which the crop"
+    with pytest.raises(KartRewardsError, match=words):
+        observer.observe(np.zeros(shape, np.uint8))
+    with pytest.raises(KartRewardsError, match=words):
+        observer.reset(np.zeros(shape, np.uint8))

@@ -79,8 +79,9 @@ def test_defaults_are_within_their_bounds(group: type) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["learning_rate", "gamma"])
 def test_a_number_that_is_not_finite_is_out_of_bounds(name: str, value: float) -> None:
+    changed: dict[str, Any] = {name: value}
     with pytest.raises(KartRewardsError, match=f"must be .*, not {value}"):
-        check_bounds(ppo.PPOOptions(**{name: value}))
+        check_bounds(ppo.PPOOptions(**changed))
 
 
 def test_an_option_that_is_not_given_has_no_bounds() -> None:

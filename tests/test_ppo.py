@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
@@ -28,9 +29,11 @@ from training_runs import (
 
 import ppo_continuous_single_file as ppo
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation.in_training import TorchPolicy
+from kart_rewards.integrations import INTEGRATIONS
 from kart_rewards.training.checkpoints import Checkpoint
 from kart_rewards.training.ranks import Ranks
-from kart_rewards.training.run import DivergedError
+from kart_rewards.training.run import DivergedError, EndedEpisode
 from kart_rewards.training.timing import Stopwatch
 from kart_rewards.training.vector import EnvGroups
 
@@ -123,8 +126,8 @@ def test_autoreset_wastes_no_step() -> None:
 def test_each_environment_gets_the_action_that_is_recorded_for_it() -> None:
     class PaysTheAction(Counter):
         def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-            observation, _, *others = super().step(action)
-            return observation, float(action), *others
+            observation, _, terminated, truncated, info = super().step(action)
+            return observation, float(action), terminated, truncated, info
 
     torch.manual_seed(1)
     rollout = play(*[PaysTheAction(length=99) for _ in range(5)], num_steps=8, groups=2)
@@ -135,7 +138,8 @@ def test_each_environment_gets_the_action_that_is_recorded_for_it() -> None:
 def test_collect_returns_the_last_info_of_each_episode_that_ended() -> None:
     class NamesItself(Counter):
         def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-            return *super().step(action)[:4], {"length": self.length, "steps": self.steps}
+            observation, reward, terminated, truncated, _ = super().step(action)
+            return observation, reward, terminated, truncated, {"length": self.length, "steps": self.steps}
 
     with closing(EnvGroups([partial(NamesItself, length) for length in (3, 4)], groups=2)) as envs:
         rollout = ppo.Rollout.empty(envs, 7, torch.device("cpu"))
@@ -143,7 +147,11 @@ def test_collect_returns_the_last_info_of_each_episode_that_ended() -> None:
         stopwatch = Stopwatch()
         agent = ppo.Agent(IMAGES, TWO_ACTIONS)
         ended = ppo.collect(agent, envs, rollout, 0.5, stopwatch)
-    assert [(step, info["length"], info["steps"]) for step, info in ended] == [(2, 3, 3), (3, 4, 4), (5, 3, 3)]
+    assert ended == [
+        EndedEpisode(step=2, env=0, info={"length": 3, "steps": 3}),
+        EndedEpisode(step=3, env=1, info={"length": 4, "steps": 4}),
+        EndedEpisode(step=5, env=0, info={"length": 3, "steps": 3}),
+    ]
     assert list(stopwatch.seconds) == ["policy"]
 
 
@@ -464,12 +472,14 @@ def test_episodes_are_as_long_in_frames_for_every_frame_skip() -> None:
     assert ppo.EnvOptions(frame_skip=6, max_episode_steps=50).episode_limit == 50
 
 
-def test_reward_files_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_run_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse("--env-id", GAME, "--rewards", "mine.py", "a_module").env.rewards == (
-        str(tmp_path / "mine.py"),
-        "a_module",
-    )
+    files = ["--rewards", "mine.py", "a_module", "--scenario", "sprint.json", "--state", "mine.state", "Level1"]
+    env = parse("--env-id", GAME, *files, "--integrations-path", os.path.relpath(INTEGRATIONS)).env
+    assert env.rewards == (str(tmp_path / "mine.py"), "a_module")
+    assert (env.scenario, env.info) == (str(tmp_path / "sprint.json"), "data")
+    assert env.state == (str(tmp_path / "mine.state"), "Level1")
+    assert env.integrations_path == INTEGRATIONS.resolve()
 
 
 def test_options_for_one_start_are_not_those_of_a_resumed_run(trained: TrainedRun, tmp_path: Path) -> None:
@@ -490,7 +500,7 @@ def test_an_agent_is_loaded_with_its_environment(trained: TrainedRun) -> None:
     assert agent.steps in (64, 96)
     assert agent.env_options["game"] == GAME
     assert agent.env_options["reward_weights"] == {"wall": -5.0}
-    assert agent.make_policy(True)
+    assert isinstance(agent.make_policy(True), TorchPolicy)
 
 
 # ------------------------------------------------------------------------------------------------------- complete runs
@@ -549,6 +559,13 @@ def test_auto_resumes_the_free_game_that_replaced_the_retail_game(trained: Train
     assert Checkpoint.load(run / "agent.pt").steps == 128
 
 
+def test_auto_has_nothing_to_do_if_the_run_is_finished(trained: TrainedRun) -> None:
+    runs = trained.folder.parent
+    finished = train_here("--env-id", GAME, "--resume", "auto", "--runs-path", runs, "--total-timesteps", 96)
+    assert "the run is finished: 96 of 96 steps are done" in finished.stdout
+    assert not finished.stderr
+
+
 def test_resuming_does_not_mention_the_missing_rom_of_another_game(trained: TrainedRun, tmp_path: Path) -> None:
     run = trained.copy(tmp_path / "runs")
     finished = train_here(*RESUME, run / "agent.pt", "--total-timesteps", 128, "--no-fallback")
@@ -599,7 +616,7 @@ def test_agents_are_evaluated_against_the_drivers(trained: TrainedRun, tmp_path:
         (["--total-timesteps", "9"], ["is less than one rollout"]),
         (["--resume", "lost.pt"], ["lost.pt: can't be read: No such file"]),
         (["--resume", "pyproject.toml"], ["pyproject.toml: is not a checkpoint"]),
-        (["--runs-path", "pyproject.toml"], ["can't be written: Not a directory"]),
+        (["--runs-path", "pyproject.toml"], ["pyproject.toml: is a file, not a folder: choose another --runs-path"]),
         (["--eval-states", "Level99"], ["Level99.state: no such start state"]),
         (["--eval-episodes", "0"], ["--eval-episodes must be 1 or more, not 0"]),
         (["--size", "20", "20"], ["too small for the network"]),

@@ -98,6 +98,7 @@ def test_a_process_that_serves_its_parent_ignores_signals() -> None:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.Process(target=echo, args=(there, "first"), daemon=True)
     process.start()
+    there.close()  # otherwise recv would wait for a process that has ended
     try:
         for message in (1, 2):
             here.send(message)
@@ -109,6 +110,26 @@ def test_a_process_that_serves_its_parent_ignores_signals() -> None:
     finally:
         process.kill()
         process.join()
+
+
+def print_and_wait(connection: Connection) -> None:
+    serve_parent()
+    print("a line")
+    connection.send("printed")
+    connection.recv()
+
+
+# DLR-RM/stable-baselines3#1973: what an environment in a child process prints appears late, or not at all.
+def test_a_line_that_a_child_printed_to_a_file_is_there_when_the_child_is_killed(tmp_path: Path) -> None:
+    script = (
+        "from contextlib import closing; from kart_rewards.training.processes import Children\n"
+        "from test_processes import print_and_wait\n"
+        "with closing(Children()) as started: assert started.start(print_and_wait).recv() == 'printed'"
+    )
+    with (tmp_path / "out.txt").open("w") as out:
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        subprocess.run([sys.executable, "-c", script], stdout=out, check=True, cwd=Path(__file__).parent, env=buffered)
+    assert (tmp_path / "out.txt").read_text() == "a line\n"
 
 
 def leave(connection: Connection, code: int) -> None:

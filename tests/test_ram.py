@@ -131,6 +131,12 @@ def write(path: Path, content: Any) -> Path:
         ({"info": {"speed": {"address": True, "type": "<u2"}}}, "must be integers"),
         ({"info": {"speed": {"address": 1, "type": "<u2", "mask": -1}}}, "must be integers"),
         ({"info": {"speed": {"address": 1, "type": "<q2"}}}, "unknown type '<q2' of variable 'speed'"),
+        ({"info": {"speed": {"address": 2**64, "type": "<u2"}}}, r"must be integers, 0 to 2\*\*64 - 1"),
+        ({"info": {"speed": {"adress": 1, "type": "<u2"}}}, "'speed': unknown key 'adress'. Did you mean 'address'?"),
+        ({"info": {"speed": {"address": 1, "type": "<u2", "maks": 3}}}, "unknown key 'maks'. Did you mean 'mask'?"),
+        ({"info": {"speed": {"address": 1, "type": "<u2", "unit": 3}}}, "a comment begins with an underscore"),
+        ({"info": {"speed": {"address": 1, "type": ["<u2"]}}}, r"unknown type \"\['<u2'\]\" of variable"),
+        ({"info": {"x" * 5000 + " ": {"address": 1, "type": "<u2"}}}, "'xxx.*…x+ ' can't be a variable's name"),
         ({"info": {"top speed": {"address": 1, "type": "<u2"}}}, "'top speed' can't be a variable's name"),
         ({"info": {"class": {"address": 1, "type": "<u2"}}}, "'class' can't be a variable's name"),
     ],
@@ -140,6 +146,12 @@ def test_bad_data_files_name_the_file_and_the_fault(tmp_path: Path, content: Any
     with pytest.raises(KartRewardsError, match=message) as error:
         RamLayout.from_file(path)
     assert str(path) in str(error.value)
+
+
+def test_entries_may_have_comments(tmp_path: Path) -> None:
+    entry = {"address": 1, "type": "<u2", "_unit": "pixels", "comment": "the kart's", "//": "read from 0x1"}
+    path = write(tmp_path / "data.json", {"_source": "a forum", "info": {"speed": entry}})
+    assert RamLayout.from_file(path).variables == (Variable("speed", 1, "<u2"),)
 
 
 def test_a_missing_data_file_is_named(tmp_path: Path) -> None:

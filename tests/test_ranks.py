@@ -8,37 +8,101 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from torch import nn
+from training_runs import (
+    GAME,
+    ROOT,
+    SCRIPT,
+    SMALL,
+    Finished,
+    assert_refused,
+    equal_weights,
+    scalars,
+    train_here,
+    wait_until,
+)
 
-import ppo_continuous_single_file as ppo
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.training.checkpoints import Checkpoint
+from kart_rewards.training.ranks import Ranks, joined
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "ppo_continuous_single_file.py"
-GAME = "HomebrewKart-Snes"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1", "--device", "cpu"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def run(command: list[Any]) -> subprocess.CompletedProcess[str]:
+def run(*command: object) -> Finished:
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=180, check=False, env=ENVIRONMENT
+        [str(part) for part in command], capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT
     )
 
 
-def test_two_ranks_learn_what_one_process_does_from_the_same_batch(tmp_path: Path) -> None:
-    """The same rollout, whole and in halves: equal weights on both ranks, and those of the one process."""
+# ------------------------------------------------------------------------------------------------------- one process
+def test_the_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert Ranks.from_torchrun() == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4)
+
+
+def test_without_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.from_torchrun() == Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+
+
+@pytest.mark.parametrize(("cores", "local_world_size", "share"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 4, 1)])
+def test_the_ranks_of_a_machine_share_its_cores(
+    cores: int, local_world_size: int, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks on other machines have the cores there."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert Ranks(world_size=16, local_world_size=local_world_size).processors() == share
+
+
+def test_work_that_can_be_shared_is_accepted() -> None:
+    ranks = Ranks(world_size=4)
+    ranks.check_shares({"--num-envs": 8, "a minibatch's steps": 256})
+    assert ranks.share(8) == 2
+    with pytest.raises(KartRewardsError, match="a minibatch's steps, 250, can't be shared equally by 4 processes"):
+        ranks.check_shares({"--num-envs": 8, "a minibatch's steps": 250})
+
+
+def test_one_rank_computes_alone() -> None:
+    ranks, tensor, layer = Ranks(), torch.tensor([1.0, 2.0]), nn.Linear(2, 1)
+    layer.weight.grad = torch.ones(1, 2)
+    assert ranks.mean(tensor) is tensor
+    assert ranks.gather("item") == ["item"]
+    ranks.average_gradients(layer.parameters())
+    ranks.agree(layer, 5)
+    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+    ranks.check_shares({"--num-envs": 7})
+    with joined(ranks, torch.device("cpu")):
+        assert not torch.distributed.is_initialized()
+
+
+# ------------------------------------------------------------------------------------------------------------ two ranks
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """The results of ``two_ranks.py`` alone, and of its two ranks under torchrun."""
+    folder = tmp_path_factory.mktemp("two_ranks")
     script = ROOT / "tests" / "two_ranks.py"
-    done = run([*TORCHRUN, script, tmp_path])
-    assert done.returncode == 0, done.stderr
-    done = run([sys.executable, script, tmp_path])
-    assert done.returncode == 0, done.stderr
-    alone, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    for command in ([*TORCHRUN, script, folder], [sys.executable, script, folder]):
+        finished = run(*command)
+        assert finished.returncode == 0, finished.stderr
+    alone, first, second = (torch.load(folder / name, weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    return alone, first, second
+
+
+def test_two_ranks_learn_what_one_process_does_from_the_same_batch(results: tuple[Any, Any, Any]) -> None:
+    """The same rollout, complete and in halves: equal weights on both ranks, and those of the one process."""
+    alone, first, second = results
     for name, weights in alone["agent"].items():
         assert torch.equal(first["agent"][name], second["agent"][name]), name
         assert torch.allclose(first["agent"][name], weights, atol=1e-4), name
@@ -47,97 +111,131 @@ def test_two_ranks_learn_what_one_process_does_from_the_same_batch(tmp_path: Pat
         assert first["losses"][name] == pytest.approx(alone["losses"][name], abs=1e-4), name
 
 
+def test_two_ranks_have_the_mean_of_their_numbers(results: tuple[Any, Any, Any]) -> None:
+    for each in results[1:]:
+        assert each["mean"].tolist() == [1.5, 15.0]
+        assert each["gradient"].tolist() == [[1.5, 15.0]]
+    assert [each["numbers"].tolist() for each in results[1:]] == [[1.0, 10.0], [2.0, 20.0]], "are left as they were"
+
+
+def test_two_ranks_gather_in_the_order_of_the_ranks(results: tuple[Any, Any, Any]) -> None:
+    for each in results[1:]:
+        assert each["gathered"] == [{"rank": 0}, {"rank": 1}]
+
+
+def test_two_ranks_begin_with_the_weights_of_the_first_one(results: tuple[Any, Any, Any]) -> None:
+    alone, first, second = results
+    assert torch.equal(first["weight"], alone["weight"])
+    assert torch.equal(first["weight"], second["weight"])
+
+
+def test_two_ranks_at_different_steps_are_refused(results: tuple[Any, Any, Any]) -> None:
+    for each in results[1:]:
+        assert each["refused"].startswith("the ranks are at different steps: every machine needs the checkpoint")
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A short run by two ranks, two environments each, and what it printed."""
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """The folder of a short run by two ranks, two environments each, and what it printed."""
     runs = tmp_path_factory.mktemp("ranks") / "runs"
-    arguments = ["--env-id", GAME, *SMALL, "--num-envs", 4, "--total-timesteps", 192, "--eval-interval", 0]
-    return runs, run([*TORCHRUN, SCRIPT, *arguments, "--max-episode-steps", 20, "--runs-path", runs])
-
-
-def test_one_rank_logs_and_saves_for_all(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    runs, done = trained
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("logging to") == 1
+    arguments = ["--env-id", GAME, *SMALL, "--num-envs", 4, "--total-timesteps", 192, "--checkpoint-interval", 1]
+    finished = run(*TORCHRUN, SCRIPT, *arguments, "--max-episode-steps", 20, "--runs-path", runs)
+    assert finished.returncode == 0, finished.stderr
     [folder] = runs.iterdir()
+    return folder, finished
+
+
+def test_one_rank_logs_and_saves_for_all(trained_by_two: tuple[Path, Finished]) -> None:
+    folder, finished = trained_by_two
+    assert finished.stdout.count("logging to") == 1
     assert len(list(folder.glob("events*"))) == 1
-    checkpoint = ppo.load_checkpoint(folder / "agent.pt")
-    assert checkpoint["steps"] == 192
-    assert len(checkpoint["env_states"]) == 4
-    assert len(checkpoint["rng_states"]) == 2
-    log = EventAccumulator(str(folder))
-    log.Reload()
-    lengths = [event.step for event in log.Scalars("charts/episodic_length")]
-    assert lengths.count(80) == 4, "episodes of 20 steps end at the same time in all four environments"
+    checkpoint = Checkpoint.load(folder / "agent.pt", to_resume=True)
+    assert checkpoint.steps == 192
+    assert len(checkpoint.env_states) == 4
+    assert len(checkpoint.rng_states) == 2
+    ends = [step for step, _ in scalars(folder)["charts/episodic_length"]]
+    assert ends[:4] == [77, 78, 79, 80], "episodes of 20 steps end at the same time in all four environments"
 
 
-def test_the_environments_of_the_ranks_differ(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    [folder] = trained[0].iterdir()
-    states = [state["env"]["emulator"] for state in ppo.load_checkpoint(folder / "agent.pt")["env_states"]]
-    assert len(set(states)) == 4
+def test_the_environments_of_the_ranks_differ(trained_by_two: tuple[Path, Finished]) -> None:
+    checkpoint = Checkpoint.load(trained_by_two[0] / "agent.pt", to_resume=True)
+    assert len({state["env"]["emulator"] for state in checkpoint.env_states}) == 4
+    first, second = (state["torch"] for state in checkpoint.rng_states)
+    assert not torch.equal(first, second)
 
 
-def test_one_process_resumes_what_two_began(
-    trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    [trained_folder] = trained[0].iterdir()
+def test_two_ranks_resume_bit_for_bit(trained_by_two: tuple[Path, Finished], tmp_path: Path) -> None:
+    """Each rank goes on with its own random numbers and environments."""
+    shutil.copy(trained_by_two[0] / "agent-128.pt", tmp_path)
+    finished = run(*TORCHRUN, SCRIPT, "--resume", tmp_path / "agent-128.pt")
+    assert finished.returncode == 0, finished.stderr
+    assert "Resuming after 2 updates, 128 steps." in finished.stdout
+    assert equal_weights(tmp_path / "agent.pt", trained_by_two[0] / "agent.pt")
+    assert not equal_weights(trained_by_two[0] / "agent-128.pt", trained_by_two[0] / "agent.pt")
+
+
+def test_one_process_resumes_what_two_began(trained_by_two: tuple[Path, Finished], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(trained_folder, folder)
-    done = run([sys.executable, SCRIPT, "--resume", folder / "agent.pt", "--total-timesteps", 256])
-    assert done.returncode == 0, done.stderr
-    assert "Resuming after 3 updates, 192 steps." in done.stdout
-    assert "begin new episodes" not in done.stdout
-    assert ppo.load_checkpoint(folder / "agent.pt")["steps"] == 256
+    shutil.copytree(trained_by_two[0], folder)
+    finished = train_here("--resume", folder / "agent.pt", "--total-timesteps", 256)
+    assert "Resuming after 3 updates, 192 steps." in finished.stdout
+    assert "begin new episodes" not in finished.stdout
+    assert Checkpoint.load(folder / "agent.pt").steps == 256
 
 
-def test_environments_that_cannot_be_shared_are_told(tmp_path: Path) -> None:
-    done = run([*TORCHRUN, SCRIPT, "--env-id", GAME, *SMALL, "--num-envs", 3, "--runs-path", tmp_path])
-    assert done.returncode != 0
-    assert "error: --num-envs, 3, can't be shared equally by 2 processes" in done.stderr
+def test_environments_that_can_not_be_shared_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)  # as torchrun does
+    finished = train_here("--env-id", GAME, *SMALL, "--num-envs", 3, "--runs-path", tmp_path, check=False)
+    assert_refused(finished, "error: --num-envs, 3, can't be shared equally by 2 processes")
 
 
 def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
     """kill -9 of one environment of either rank: the run ends by itself, with what was saved before."""
-    with start_long_run(tmp_path, checkpoint_interval=1) as process:
-        wait_for_steps(process)
+    with long_run(tmp_path, checkpoint_interval=1) as process:
+
+        def has_updated() -> bool:
+            assert process.poll() is None, process.communicate()
+            agents = list(tmp_path.glob("*/agent.pt"))
+            return bool(agents) and Checkpoint.load(agents[0]).updates >= 1
+
+        wait_until(has_updated, 180)
         environment = psutil.Process(process.pid).children()[-1].children()[-1]
         everybody = psutil.Process(process.pid).children(recursive=True)
         environment.kill()
-        _, stderr = process.communicate(timeout=90)
+        _, stderr = process.communicate(timeout=180)
     assert process.returncode != 0
     assert "error: an environment's process ended unexpectedly" in stderr
     assert "error: another process of this run has ended" in stderr
     assert "RuntimeError" not in stderr
-    _, alive = psutil.wait_procs(everybody, timeout=20)
+    _, alive = psutil.wait_procs(everybody, timeout=30)
     assert not alive
     [folder] = tmp_path.iterdir()
-    assert ppo.load_checkpoint(folder / "agent.pt")["updates"] >= 1
+    assert Checkpoint.load(folder / "agent.pt").updates >= 1
 
 
 def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -> None:
-    with start_long_run(tmp_path, checkpoint_interval=0) as process:
-        wait_for_steps(process)
+    with long_run(tmp_path, checkpoint_interval=0) as process:
+        assert process.stdout
+        if not any(re.match(r"[\d,]+/500,000 steps", line) for line in process.stdout):
+            pytest.fail(f"the run ended: {process.communicate()}")
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=90)
+        process.communicate(timeout=180)
     [folder] = tmp_path.iterdir()
-    checkpoint = ppo.load_checkpoint(folder / "agent.pt")
-    assert checkpoint["updates"] >= 1
-    assert len(checkpoint["env_states"]) == 4
+    checkpoint = Checkpoint.load(folder / "agent.pt")
+    assert checkpoint.updates >= 1
+    assert len(checkpoint.env_states) == 4
 
 
-def start_long_run(runs: Path, checkpoint_interval: int) -> subprocess.Popen[str]:
-    """Starts a run of two ranks, two environments each, that nobody would wait for."""
-    arguments = ["--env-id", GAME, *SMALL, "--num-envs", "4", "--eval-interval", "0", "--runs-path", str(runs)]
+@contextmanager
+def long_run(runs: Path, checkpoint_interval: int) -> Iterator[subprocess.Popen[str]]:
+    """Starts a run of two ranks, two environments each, that nobody would wait for, and ends it."""
+    arguments = ["--env-id", GAME, *SMALL, "--num-envs", "4", "--runs-path", str(runs)]
     command = [*TORCHRUN, str(SCRIPT), *arguments, "--checkpoint-interval", str(checkpoint_interval)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-
-
-def wait_for_steps(process: subprocess.Popen[str]) -> None:
-    """Waits until a run has printed how many steps it made."""
-    assert process.stdout
-    for line in process.stdout:
-        if re.match(r"[\d,]+/500,000 steps", line):
-            return
-    pytest.fail(f"the run ended: {process.communicate()}")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()

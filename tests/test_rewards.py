@@ -279,7 +279,7 @@ def test_the_decorator_works_without_parentheses() -> None:
     assert (as_term(bare).name, as_term(bare).weight) == ("bare", 1.0)
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "a", None])
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "a", None, True, 10**400, 10**5000], ids=type)
 def test_a_weight_that_is_not_a_finite_number_is_reported(weight: Any) -> None:
     with pytest.raises(KartRewardsError, match=r"test_rewards\.py:\d+: the weight of 'odd' must be a finite number"):
 
@@ -301,12 +301,15 @@ def test_weights_are_parsed_from_name_equals_number() -> None:
     for bad in ("wall", "wall=", "wall=much", "=5"):
         with pytest.raises(KartRewardsError, match="is not NAME=NUMBER"):
             parse_weights([bad])
+    assert parse_weights(["wall=-5", "wall=-5.0"]) == {"wall": -5}
+    with pytest.raises(KartRewardsError, match=r"'wall' has two weights, -5\.0 and -6\.0"):
+        parse_weights(["wall=-5", "wall=-6"])
 
 
 def test_unknown_terms_and_bad_weights_are_reported() -> None:
     terms = [as_term(term) for term in REFERENCE_TERMS]
     with pytest.raises(KartRewardsError, match="no reward term 'wal' in this run; there are wall, checkpoint"):
         with_weights(terms, {"wal": 1}, "test")
-    for weight in (float("nan"), float("inf"), "5", True):
+    for weight in (float("nan"), float("inf"), "5", True, 10**400):
         with pytest.raises(KartRewardsError, match="must be a finite number"):
             with_weights(terms, {"wall": weight}, "test")  # type: ignore[dict-item]

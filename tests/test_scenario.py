@@ -105,6 +105,12 @@ def test_the_command_line_overrides_the_scenario_which_overrides_the_decorator(f
         ({"done": [3]}, "must be lists of names"),
         ({"rewards": ["wall"]}, "must be an object of weights by term"),
         ({"rewards": {"wal": 1}}, "there is no reward term 'wal' in this run; there are wall, checkpoint"),
+        ({"reward": {}}, r"unknown key 'reward'\. Did you mean 'rewards'\?"),
+        ({"rewards": {"wal": 1}}, r"there are wall, .*, backwards\. Did you mean 'wall'\?"),
+        ({"rewards": {"wall": True}}, "the weight of 'wall' must be a finite number, not True"),
+        ({"rewards": {"wall": 10**400}}, "line 1: the number 1000.* is too large"),
+        ({"done": ["wall_hit"]}, r"there is no done rule 'wall_hit'; there are .*\. Did you mean 'wall_hits'\?"),
+        ({"modules": [""]}, "must be lists of names"),
         ({"rewards": {"wall": "much"}}, "the weight of 'wall' must be a finite number, not 'much'"),
         ({"done": ["stop"]}, "there is no done rule 'stop'; there are race_finished, wall_hits"),
         ({"modules": ["lost.py"]}, "lost.py: no such file"),
@@ -114,6 +120,38 @@ def test_the_command_line_overrides_the_scenario_which_overrides_the_decorator(f
 def test_bad_scenarios_are_reported(folder: Path, own: Any, message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         rules(folder, own)
+
+
+# openai/retro#151 and #72: the rewards of a scenario do nothing, and nobody says why. A key that stable-retro does not
+# know has no effect, so a misspelt key is refused, and so is a key in the wrong place.
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kart_reward": {}}, r"unknown key 'kart_reward'\. Did you mean 'kart_rewards'\?"),
+        ({"rewrad": {}}, r"unknown key 'rewrad'\. Did you mean 'reward'\?"),
+        ({"modules": ["own.py"]}, "unknown key 'modules'. It belongs inside \"kart_rewards\""),
+        ({"checks": []}, "unknown key 'checks'. It belongs inside \"kart_rewards\""),
+        ({"rewards": {"wall": -5}}, '"rewards", an object of weights by term, belongs inside "kart_rewards"'),
+    ],
+)
+def test_a_misplaced_or_misspelt_key_of_a_scenario_is_reported(folder: Path, content: Any, message: str) -> None:
+    (folder / "scenario.json").write_text(json.dumps(content))
+    for read in (load_scoring, load_checks):
+        with pytest.raises(KartRewardsError, match=message):
+            read(folder / "scenario.json")
+
+
+def test_other_unknown_keys_of_a_scenario_have_one_notice_and_comments_have_none(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"_note": 1, "rewards": {"_old": 3, "wall": None}, "checks": [{"expect": "laps == 127", "_why": "start"}]}
+    content = {"author": "me", "_comment": "mine", "comment": 1, "$schema": "x", "crop": [0, 0, 9, 9]}
+    content |= {"kart_rewards": own}
+    (folder / "scenario.json").write_text(json.dumps(content))
+    for _ in range(2):
+        assert weights(load_scoring(folder / "scenario.json")) == {"wall": -10}
+        assert load_checks(folder / "scenario.json") == [Check("laps == 127")]
+    assert capsys.readouterr().out == f"{folder / 'scenario.json'}: the key 'author' has no effect\n"
 
 
 def test_checks_are_read_and_do_not_change_the_scoring(folder: Path) -> None:
@@ -147,9 +185,17 @@ def test_malformed_checks_are_reported(folder: Path, checks: Any) -> None:
         load_checks(folder / "scenario.json")
 
 
+def test_a_misspelt_key_of_a_check_is_reported_with_the_right_one(folder: Path) -> None:
+    rules(folder, {"checks": [{"expect": "laps == 127", "within_frame": 3}]})
+    with pytest.raises(KartRewardsError, match=r"Unknown key 'within_frame'\. Did you mean 'within_frames'\?"):
+        load_checks(folder / "scenario.json")
+
+
 def test_weights_of_unknown_terms_are_reported(folder: Path) -> None:
     with pytest.raises(KartRewardsError, match="there is no reward term 'top_sped'"):
         rules(folder, weights={"top_sped": 1.0})
+    with pytest.raises(KartRewardsError, match=r"reward weights: .*\. Did you mean 'terrain'\?"):
+        rules(folder, weights={"terain": 1.0})
 
 
 def test_two_terms_with_the_same_name_are_reported(folder: Path) -> None:
@@ -200,7 +246,7 @@ def test_fingerprints_change_with_weights_and_helper_functions(folder: Path) -> 
     assert rules(folder, extra=[folder / "own.py"], weights={"wall": -9}).fingerprints() != first
     (folder / "own.py").write_text(OWN.replace("< 3", "< 4"))  # in a function after the term that calls it
     second = rules(folder, extra=[folder / "own.py"])
-    (folder / "own.py").write_text(OWN.replace("< 3", "< 5"))  # after the import, so not part of the run
+    (folder / "own.py").write_text(OWN)  # after the import, so the run does not use it
     changed = {name for name in first if first[name] != second.fingerprints()[name]}
     assert changed == {"term slow"}
 

@@ -19,8 +19,8 @@ from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.env.core import buttons_of
 from kart_rewards.games.inputs import read_inputs
+from kart_rewards.games.session import Moment, Session
 from kart_rewards.games.state_window import Rewind
-from kart_rewards.games.states import Moment, Session
 from kart_rewards.integrations import INTEGRATIONS, Game
 from kart_rewards.ram import read_state_file
 

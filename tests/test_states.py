@@ -22,8 +22,8 @@ from command_line import run
 from kart_rewards import integrations
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.games.states import Session, command
-from kart_rewards.integrations import INTEGRATIONS, Game
+from kart_rewards.games.states import command
+from kart_rewards.integrations import INTEGRATIONS
 from kart_rewards.ram import read_snapshot, read_state_file
 
 KART, AIR = "HomebrewKart-Snes", "Airstriker-Genesis-v0"
@@ -286,33 +286,3 @@ def test_a_failed_attempt_does_not_copy_the_game(packaged: Path, tmp_path: Path)
     with pytest.raises(KartRewardsError, match="'laps == 9' did not hold on any of 10 frames"):
         command(KART, "Grid", until="laps == 9", max_frames=10)
     assert not (tmp_path / "mine").exists()
-
-
-def test_a_session_goes_back_to_a_moment_with_the_inputs_up_to_it(games: Path) -> None:
-    session = Session(Game(KART, games / KART))
-    at_first = session.console.ram()
-    for _ in range(20):
-        session.step()
-    moment, ram = session.moment(), session.console.ram()
-    session.step(frozenset({"START"}))
-    session.go_to(moment)
-    assert session.console.ram() == ram
-    assert session.pressed == [frozenset()] * 20
-    session.step(frozenset({"LEFT"}))
-    session.go_to(session.beginning)
-    assert (session.pressed, session.console.ram()) == ([], at_first)
-
-
-def test_saving_does_not_change_the_session(games: Path, tmp_path: Path) -> None:
-    session = Session(Game(KART, games / KART))
-    for _ in range(60):
-        session.step()
-    ram, picture = session.console.ram(), session.console.screen
-    assert not session.saved
-    session.save(tmp_path / "New.state")
-    assert session.saved
-    assert session.console.ram() == ram
-    assert np.array_equal(session.console.screen, picture)
-    again = tmp_path / "Again.state"
-    session.save(again)
-    assert again.read_bytes() == (tmp_path / "New.state").read_bytes()  # no time stamp, no name

@@ -6,6 +6,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kart_rewards.done import REFERENCE_RULES
@@ -34,6 +35,10 @@ def test_unknown_variables_and_values_outside_their_type_are_reported() -> None:
     for values in ({"speed": 40_000}, {"speed": -40_000}, {"laps": 256}, {"laps": -1}, {"race_seconds": 10_000}):
         with pytest.raises(KartRewardsError, match="does not fit its type"):
             snapshot(**values)
+    for value in (1.5, "3", None, float("nan")):
+        with pytest.raises(KartRewardsError, match=r"speed=.* is not an integer"):
+            snapshot(speed=value)  # type: ignore[arg-type]
+    assert snapshot(collision=True, speed=np.int16(-5))[:] == snapshot(collision=1, speed=-5)  # type: ignore[arg-type]
     assert snapshot(speed=-32768, laps=255, race_seconds=9999).laps == 255
 
 

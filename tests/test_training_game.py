@@ -13,7 +13,7 @@ from training_runs import GAME, SMALL, only_run, train_here
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError
-from kart_rewards.training.game import FREE_GAME, RETAIL_GAME, playable_game
+from kart_rewards.training.game import FREE_GAME, RETAIL_GAME, absolute_file, playable_game
 
 
 @pytest.fixture
@@ -67,6 +67,16 @@ def test_an_unknown_game_is_not_replaced(games: Path) -> None:
         playable_game("MarioCart-Snes", games, fallback=True)
 
 
+def test_a_file_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_file("my.json", ".json") == str(tmp_path / "my.json")
+    assert absolute_file("/games/my.json", ".json") == "/games/my.json"
+    assert absolute_file("scenario", ".json") == "scenario"
+    folder = INTEGRATIONS / FREE_GAME
+    assert absolute_file("scenario.json", ".json", folder) == "scenario.json", "of the game, wherever that is"
+    assert absolute_file("my.json", ".json", folder) == str(tmp_path / "my.json")
+
+
 def test_with_its_rom_the_retail_game_is_trained(tmp_path: Path) -> None:
     """A stand-in: a ROM of this project under the retail game's name, with its SHA-1 in that folder's rom.sha."""
     folder = tmp_path / "games" / RETAIL_GAME
@@ -76,8 +86,8 @@ def test_with_its_rom_the_retail_game_is_trained(tmp_path: Path) -> None:
     (folder / "rom.sfc").unlink()
     (folder / "rom.sha").write_text(hashlib.sha1(rom, usedforsecurity=False).hexdigest())
     (tmp_path / "my dump.sfc").write_bytes(rom)
-    imported = [sys.executable, "-m", "kart_rewards", "import", tmp_path / "my dump.sfc", "--integrations-path"]
-    subprocess.run([*imported, folder.parent], check=True, capture_output=True)
+    words = ["import", str(tmp_path / "my dump.sfc"), "--integrations-path", str(folder.parent)]
+    subprocess.run([sys.executable, "-m", "kart_rewards", *words], check=True, capture_output=True)
 
     finished = train_here(
         *SMALL, "--total-timesteps", 32, "--integrations-path", folder.parent, "--runs-path", tmp_path / "runs"

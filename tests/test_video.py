@@ -10,10 +10,11 @@ from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
+import psutil
 import pytest
 from command_line import needs_setpriv, ordinary
 
-from kart_rewards.env.video import VideoWriter, to_gif
+from kart_rewards.env.video import OptionalVideo, VideoWriter, to_gif
 from kart_rewards.errors import KartRewardsError
 
 
@@ -99,6 +100,92 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
             write_noise()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_in(tmp_path) == []
+
+
+# kernel/kernel-images#246: the encoder refuses an odd width or height, and the recording is empty.
+@pytest.mark.parametrize("size", [(225, 256), (224, 255), (225, 255), (1, 1)])
+def test_a_video_of_odd_pictures_gets_another_row_or_column(tmp_path: Path, size: tuple[int, int]) -> None:
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[-1] = picture[:, -1] = 255
+    with VideoWriter(tmp_path / "video.mp4", 15) as writer:
+        for _ in range(3):
+            writer.append(picture)
+    [*pictures] = imageio.get_reader(tmp_path / "video.mp4").iter_data()
+    height, width = (number + number % 2 for number in size)
+    assert [each.shape for each in pictures] == [(height, width, 3)] * 3
+    assert pictures[0][-1].mean() > 230
+    assert pictures[0][:, -1].mean() > 230
+
+
+# Observed: after a picture of another size, the encoder's command and its 15 lines of messages were the error.
+def test_a_video_keeps_the_size_of_its_first_picture(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "video.mp4", 15) as writer:
+        for i, size in enumerate([(224, 256), (448, 512), (224, 320), (144, 160), (223, 255), (224, 256)]):
+            writer.append(np.full((*size, 3), i * 40, np.uint8))
+    [*pictures] = imageio.get_reader(tmp_path / "video.mp4").iter_data()
+    assert [picture.shape for picture in pictures] == [(224, 256, 3)] * 6
+    assert np.allclose([picture.mean() for picture in pictures], [i * 40 for i in range(6)], atol=4)
+
+
+def test_an_encoder_that_ends_is_reported_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def write_until_it_fails() -> None:
+        with VideoWriter(tmp_path / "video.mp4", 15) as writer:
+            for i in range(10_000):
+                writer.append(np.zeros((224, 256, 3), np.uint8))
+                if i == 10:
+                    for child in psutil.Process().children():
+                        child.kill()
+
+    with pytest.raises(KartRewardsError, match=r"video\.mp4: can't be written: .*exit code -9") as error:
+        write_until_it_fails()
+    assert "\n" not in str(error.value)
+    assert files_in(tmp_path) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_video_without_a_picture_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KartRewardsError, match=r"video\.mp4: can't be written: there is no picture"):
+        VideoWriter(tmp_path / "video.mp4", 15).close()
+    assert files_in(tmp_path) == []
+
+
+def test_an_optional_video_fails_without_an_exception(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with OptionalVideo(tmp_path / "file" / "video.mp4", 15) as video:
+        video.append(np.zeros((224, 256, 3), np.uint8))
+    assert video.trouble.endswith("video.mp4: can't be written: Not a directory")
+
+    with OptionalVideo(tmp_path / "video.mp4", 15) as video:
+        for i in range(10_000):
+            video.append(np.zeros((224, 256, 3), np.uint8))
+            if i == 10:
+                for child in psutil.Process().children():
+                    child.kill()
+    assert "video.mp4: can't be written: " in video.trouble
+
+    with OptionalVideo(tmp_path / "video.mp4", 15) as video:
+        pass
+    assert video.trouble.endswith("video.mp4: can't be written: there is no picture")
+    assert files_in(tmp_path) == ["file"]
+
+    with OptionalVideo(tmp_path / "video.mp4", 15) as video:
+        video.append(np.zeros((224, 256, 3), np.uint8))
+    assert video.trouble == ""
+    with OptionalVideo(None, 15) as video:
+        video.append(np.zeros((224, 256, 3), np.uint8))
+    assert video.trouble == ""
+    assert files_in(tmp_path) == ["file", "video.mp4"]
+
+
+def test_an_exception_in_the_middle_of_an_optional_video_is_not_lost(tmp_path: Path) -> None:
+    def fail() -> None:
+        with OptionalVideo(tmp_path / "video.mp4", 15) as video:
+            video.append(np.zeros((224, 256, 3), np.uint8))
+            raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        fail()
     assert files_in(tmp_path) == []
 
 

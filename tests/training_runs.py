@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import runpy
 import shutil
 import signal
@@ -65,9 +64,10 @@ def train_here(*arguments: object, check: bool = True) -> Finished:
         arguments: The options of the script.
         check: Whether it must succeed.
     """
+    words = [str(SCRIPT), *map(str, arguments)]
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with contextlib.ExitStack() as changed:
-        changed.enter_context(mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, arguments)]))
+        changed.enter_context(mock.patch.object(sys, "argv", words))
         changed.enter_context(mock.patch.object(threading, "excepthook", threading.excepthook))  # a Log replaces it
         for number in (signal.SIGINT, signal.SIGTERM):
             changed.callback(signal.signal, number, signal.getsignal(number))
@@ -77,7 +77,7 @@ def train_here(*arguments: object, check: bool = True) -> Finished:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         except SystemExit as end:
             code = int(end.code or 0)
-    finished = subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
+    finished = subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
     assert not check or code == 0, finished.stderr
     return finished
 

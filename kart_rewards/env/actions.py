@@ -156,6 +156,15 @@ def make_actions(
             )
         return np.array([name in names for name in button_names], np.uint8)
 
+    # Where the console has no button, some cores have a function of their own, such as rapid fire.
+    real = np.array([name is not None for name in button_names], np.uint8)
+
+    def mask(action: Any) -> ButtonMask:
+        pressed = np.asarray(action, np.uint8)
+        if pressed.shape != real.shape:
+            raise ValueError
+        return pressed * real
+
     def bits(action: Any) -> int:
         return sum(int(pressed) << i for i, pressed in enumerate(action))
 
@@ -165,16 +174,16 @@ def make_actions(
         choices = [press(THROTTLE), press(THROTTLE, LEFT), press(THROTTLE, RIGHT), press(THROTTLE, HOP)]
         return HeldButtons(gym.spaces.Discrete(len(choices)), lambda action: choices[int(action)])
     if mode == "all":
-        return HeldButtons(gym.spaces.MultiBinary(count), lambda action: np.asarray(action, np.uint8))
+        return HeldButtons(gym.spaces.MultiBinary(count), mask)
     if mode == "filtered":
-        return HeldButtons(gym.spaces.MultiBinary(count), lambda action: from_bits(filter_action(bits(action))))
+        return HeldButtons(gym.spaces.MultiBinary(count), lambda action: from_bits(filter_action(bits(mask(action)))))
     sizes = [len(group) for group in combinations]
 
     def combine(chosen: Sequence[int]) -> ButtonMask:
-        mask = 0
+        pressed = 0
         for group, i in zip(combinations, chosen, strict=True):
-            mask |= group[i]
-        return from_bits(mask)
+            pressed |= group[i]
+        return from_bits(pressed)
 
     if mode == "multi-discrete":
         return HeldButtons(gym.spaces.MultiDiscrete(sizes), combine)

@@ -33,24 +33,30 @@ from gymnasium.utils import EzPickle
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
 from kart_rewards.done import EpisodeDone
 from kart_rewards.drivers import RandomDriver
-from kart_rewards.env.actions import make_actions
-from kart_rewards.env.core import SharedEmulator, buttons_of, console_of, game_runs_on
+from kart_rewards.env.actions import ButtonMask, make_actions
+from kart_rewards.env.core import INEXACT_STATES, SLOW_TURNS, SharedEmulator, buttons_of, console_of, game_runs_on
 from kart_rewards.env.observations import ObservationConfig, ScreenObserver
+from kart_rewards.env.slow import SlowScripts
 from kart_rewards.env.window import Window
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.files import copy_of
 from kart_rewards.integrations import find_game
+from kart_rewards.notices import notice
 from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import EpisodeRewards, make_transform
 from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, to_plain
 
+_FRAMES_TO_COMPARE = 15  # with random buttons; incomplete states show within the first few
+
 
 class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     """One game in stable-retro's emulator.
 
     stable-retro allows one emulator per process. Environments of the same game share it, and their steps may be
-    interleaved in any order. Close all of them before you make an environment of another game.
+    interleaved in any order. A game whose core can't save its state exactly refuses a second environment; see
+    ``sharing_fault``. Close all of them before you make an environment of another game.
 
     ``step`` holds an action for ``frame_skip`` emulated frames. On each frame, it decodes the RAM, scores it, and
     applies the reward transform to the weighted sum. The reward of the step is the sum over its frames. The step ends
@@ -70,6 +76,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     * ``reward_terms``: term -> weighted sum over this step, before the transform
     * ``episode_rewards``: the tables of ``EpisodeRewards.episode_summary``
     * ``race``: the metrics of ``RaceMetrics.summary``, if the game has their variables
+    * ``ram``: the snapshot of the last frame, as a dict: variable -> value
     * ``done_rule``: the name of the rule that ended the episode, on its last step
 
     After a reset, ``info`` also contains ``state``, the name of the start state.
@@ -80,8 +87,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             ``kart_rewards.integrations``.
         state: The start state, or several; each reset selects one of them at random. The default is the state in
             ``metadata.json``.
-        scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``. None: no reward terms
-            and no done rules beside ``rewards``.
+        scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``. None: no reward
+            terms and no done rules beside ``rewards``.
         info: The data file: a name in the game's folder, or a path that ends in ``.json``.
         rewards: Reward terms and done rules to add to the scenario's: functions and classes, paths of Python files, or
             names of modules.
@@ -93,6 +100,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         frame_skip: Number of emulated frames per step.
         random_start_steps: The maximum length of a random start, in steps. A reset drives at random for 0 to this many
             steps before the episode begins.
+        sticky_actions: The probability, on each emulated frame, that the buttons of the frame before stay held and
+            the new action takes effect later (Machado et al., 2018, https://arxiv.org/abs/1709.06009). They use 0.25.
         render_mode: ``rgb_array``: ``render`` returns the screen, uint8, shape (height, width, 3). ``human``: a window
             shows each frame at the console's speed, until the user closes it. None: no rendering.
 
@@ -128,6 +137,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         observation: ObservationConfig = ObservationConfig(),  # noqa: B008 - frozen
         frame_skip: int = DEFAULT_FRAME_SKIP,
         random_start_steps: int = 0,
+        sticky_actions: float = 0.0,
         render_mode: str | None = None,
     ) -> None:
         EzPickle.__init__(
@@ -145,11 +155,16 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             observation=observation,
             frame_skip=frame_skip,
             random_start_steps=random_start_steps,
+            sticky_actions=sticky_actions,
             render_mode=render_mode,
         )
         for name, value, least in (("frame_skip", frame_skip, 1), ("random_start_steps", random_start_steps, 0)):
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise KartRewardsError(f"{name} must be an integer, {least} or more, not {value!r}")
+        if not isinstance(sticky_actions, (int, float, np.number)) or not 0 <= sticky_actions < 1:
+            raise KartRewardsError(
+                f"sticky_actions must be a probability: a number from 0 to less than 1, not {sticky_actions!r}"
+            )
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise KartRewardsError(f"unknown render mode {render_mode!r}: it is None, 'human' or 'rgb_array'")
         self.game = find_game(game, integrations)
@@ -162,8 +177,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.step_seconds = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
         self.frame_skip = frame_skip
         self.random_start_steps = random_start_steps
+        self.sticky_actions = sticky_actions
         self.render_mode = render_mode
         self._transform = make_transform(reward_transform, reward_scale)
+        self._slow_scripts = SlowScripts(frame_skip)
         names = [state] if isinstance(state, (str, Path)) else list(state)
         self.states = [str(name) for name in names] or [self.game.default_state()]
         self._loaded_states = {name: self.game.load_state(name) for name in self.states}
@@ -178,6 +195,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self._emulator.take(self)
             self.data = self._load_data(data_path, scenario_path)
             self._prepare(rom, action_mode, observation)
+            if len(self._emulator.players) > 1:
+                self._check_sharing()
         except BaseException:
             self.close()  # otherwise a reference to the exception keeps the process's only emulator alive
             raise
@@ -187,7 +206,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         data = stable_retro.data.GameData()
         self._emulator.configure(data)
         self.em.step()
-        if not data.load(str(data_path), scenario_path and str(scenario_path)):
+        if not data.load(str(copy_of(data_path)), scenario_path and str(copy_of(scenario_path))):
             raise KartRewardsError(f"stable-retro can't load {data_path} with {scenario_path}: check both files")
         return data
 
@@ -196,17 +215,25 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._read: Any = self.layout.reader(self.data)
         for name in self.states:
             self._try_state(name)
+        self.em.step()  # the state may have a screen of another size than the start of the game
         self.frames_per_second: float = self.em.get_screen_rate()
         self.metadata = self.metadata | {"render_fps": self.frames_per_second / self.frame_skip}
 
         self.buttons = buttons_of(console_of(rom))
-        self._released = np.zeros(len(self.buttons), np.uint8)
+        self._released = self._held = np.zeros(len(self.buttons), np.uint8)
         self._actions = make_actions(action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action)
         self._observer = ScreenObserver(observation, self.em.get_screen().shape)
         self._pooled_frame = self.frame_skip if observation.max_pool and self.frame_skip > 1 else None
         self.action_space = self._actions.space
         self.observation_space = self._observer.space
         self._has_race = set(self.layout.names) >= METRIC_VARIABLES
+        crop, (rows, columns, _) = observation.crop, self.em.get_screen().shape
+        if crop and crop == ObservationConfig.crop and not suits_default_crop(self._emulator.console, self.layout):
+            notice(
+                f"{self.game.name}: the agent sees rows {crop[0]} to {crop[1]} and columns {crop[2]} to {crop[3]} of a "
+                f"screen of {rows} rows and {columns} columns. This default crop is made for kart races on the SNES. "
+                "To show the complete screen: --crop None, in Python ObservationConfig(crop=None)"
+            )
 
     def _try_state(self, name: str) -> None:
         """Loads a start state, and raises KartRewardsError if the game does not continue from it."""
@@ -215,7 +242,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             raise KartRewardsError(
                 f"{path}: the emulator refuses this state: it is damaged, or another console's or core's"
             )
-        if "current_frame" in self.layout.names and not game_runs_on(self.em, self.data, self._read, self.em.step):
+        checkable = "current_frame" in self.layout.names
+        if checkable and not game_runs_on(self.em, self.data, self.layout, self._read, self.em.step):
             raise KartRewardsError(
                 f"{path}: the game does not run on from this state (its current_frame does not count up): the state "
                 f"was made with another ROM than {self.game.name}'s. Make a state of this game"
@@ -243,9 +271,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         if state not in self._loaded_states:
             self._loaded_states[state] = self.game.load_state(state)
             self._try_state(state)
-        self.em.set_state(self._loaded_states[state])
+        self._emulator.load(self.data, self._loaded_states[state], self._released)
         self._actions.reset()
-        self.em.set_button_mask(self._released, 0)
+        self._held = self._released
+        self.em.set_button_mask(self._held, 0)
         self._advance()
         start_frames = self._drive_at_random(
             options.get("random_start_frames", self.random_start_steps * self.frame_skip)
@@ -277,9 +306,13 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._rewards.start_step()
         reward = emulator_seconds = scoring_seconds = 0.0
         stopped_by = screen_before = held = None
+        measured = self._slow_scripts.begin_step(self._rewards.calls, self._done.calls)
         began = perf_counter()
         self._emulator.take(self)
-        for frame, buttons in enumerate(self._actions.frames(action, self.frame_skip), start=1):
+        masks = self._actions.frames(action, self.frame_skip)
+        if self.sticky_actions:
+            masks = self._delayed(masks)
+        for frame, buttons in enumerate(masks, start=1):
             if frame == self._pooled_frame:
                 screen_before = self.em.get_screen()
             if buttons is not held:
@@ -297,15 +330,25 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             scoring_seconds += began - emulated
             if stopped_by:
                 break
+        self._held = buttons
         observation = self._observer.observe(self.em.get_screen(), screen_before)
         observed = perf_counter()
         info = self._info()
         if stopped_by:
             info["done_rule"] = stopped_by
+        if measured:
+            self._slow_scripts.end_step(frame, emulator_seconds)
         self.step_seconds["emulator"] += emulator_seconds
         self.step_seconds["observation"] += observed - began
         self.step_seconds["scoring"] += scoring_seconds + perf_counter() - observed
         return observation, reward, stopped_by is not None, False, info
+
+    def _delayed(self, masks: Sequence[ButtonMask]) -> list[ButtonMask]:
+        """Returns the masks of a step's frames, with the latest mask on the frames before the action takes effect."""
+        late = 0
+        while late < len(masks) and self.np_random.random() < self.sticky_actions:
+            late += 1
+        return [self._held] * late + list(masks[late:])
 
     def _drive_at_random(self, most_frames: int) -> int:
         """Drives at random for 0 to ``most_frames`` emulated frames. Returns the number of frames."""
@@ -315,7 +358,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         frames = int(self.np_random.integers(most_frames + 1))
         for _ in range(frames):
             held = driver(self._read())
-            self.em.set_button_mask(np.array([button in held for button in self.buttons], np.uint8), 0)
+            self._held = np.array([button in held for button in self.buttons], np.uint8)
+            self.em.set_button_mask(self._held, 0)
             self._advance()
         return frames
 
@@ -329,6 +373,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         info: dict[str, Any] = {
             "reward_terms": self._rewards.step,
             "episode_rewards": self._rewards.episode_summary(),
+            "ram": self.ram._asdict(),
         }
         if self.race:
             info["race"] = self.race.summary()
@@ -338,7 +383,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         """Returns the complete state of the environment as plain values and bytes, for ``set_state``.
 
         It consists of the emulator's state, the memory of terms and rules, the race metrics, the stacked images, the
-        remainder of the steering and the state of the random generator.
+        remainder of the steering, the buttons of the last frame and the state of the random generator.
 
         Raises:
             KartRewardsError: The memory of a term or rule can't be saved. See ``ScriptCalls.get_state``.
@@ -350,6 +395,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             "done": self._done.get_state(),
             "race": to_plain(vars(self.race)) if self.race else None,
             "remainder": self._actions.remainder,
+            "held": self._held.tobytes(),
             "frames": self._observer.frames.tobytes(),
             "random": to_plain(self.np_random.bit_generator.state),
         }
@@ -362,9 +408,15 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
         Raises:
             KartRewardsError: The state is of another ROM or another version of this package.
+            LookupError, TypeError, ValueError, zlib.error: It is damaged.
         """
+        race = from_plain(state["race"])
+        own_race = vars(self.race) if self.race else None
+        if not (_has_form_of(state["rewards"], self._rewards.get_state()) and _has_form_of(race, own_race)):
+            raise ValueError("its rewards or race metrics have another form")
+        held = np.frombuffer(state.get("held", bytes(len(self.buttons))), np.uint8)  # older versions did not save it
         self._emulator.take(self)
-        if not self.em.set_state(zlib.decompress(state["emulator"])):
+        if not self._emulator.load(self.data, zlib.decompress(state["emulator"]), held.reshape(len(self.buttons))):
             raise KartRewardsError(
                 f"the emulator refuses the saved state: it was made with another ROM than {self.game.name}'s"
             )
@@ -372,8 +424,9 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._rewards.set_state(state["rewards"])
         self._done.set_state(state["done"])
         if self.race:
-            vars(self.race).update(from_plain(state["race"]))
-        self._actions.remainder = state["remainder"]
+            vars(self.race).update(race)
+        self._actions.remainder = float(state["remainder"])
+        self._held = held
         frames = self._observer.frames
         frames[:] = np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape)
         self.np_random.bit_generator.state = from_plain(state["random"])
@@ -396,7 +449,67 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def take_up(self) -> None:
         """Loads the saved game. The shared emulator calls this method at the beginning of this environment's turn."""
         if self._snapshot is not None:
-            self.em.set_state(self._snapshot)
+            self._emulator.load(self.data, self._snapshot, self._held)
+
+    def slow_turns(self) -> str:
+        """Returns why turns on a shared emulator are slow on this console; an empty text if they are not."""
+        return SLOW_TURNS.get(self._emulator.console, "")
+
+    def sharing_fault(self) -> str:
+        """Returns why environments of this game can't share an emulator; an empty text if they can.
+
+        After a change of turns, a game must run on from its saved state as if alone. Not every core saves its complete
+        state, and cartridges may have chips of their own. This method therefore plays some frames with random buttons,
+        first alone, then in turns with another game, and compares RAM and screen. Call ``reset`` afterwards.
+        """
+        shared = self._emulator
+        if shared.rom not in shared.faults:
+            shared.faults[shared.rom] = INEXACT_STATES.get(shared.console) or self._compare_turns()
+        return str(shared.faults[shared.rom])
+
+    def _compare_turns(self) -> str:
+        """Returns the result of ``sharing_fault`` by playing frames."""
+        self._emulator.take(self)
+        alone, in_turns = self._sample_frames(False), self._sample_frames(True)
+        for number, (one, other) in enumerate(zip(alone, in_turns, strict=True), start=1):
+            for what, of_one, of_other in zip(("RAM", "screen"), one, other, strict=True):
+                if of_one != of_other:
+                    return f"its core does not save its complete state: in turns the {what} differs on frame {number}"
+        return ""
+
+    def _sample_frames(self, in_turns: bool) -> list[tuple[dict[int, bytes], bytes]]:
+        """Returns RAM and screen of the frames that ``_compare_turns`` compares."""
+        random = np.random.default_rng(1)
+        real = np.array([name is not None for name in self.buttons], np.uint8)
+        self._emulator.load(self.data, self._loaded_states[self.states[0]], self._released)
+        snapshot_of_other, held_by_other, self._held = self.em.get_state(), self._released, self._released
+        frames = []
+        for _ in range(_FRAMES_TO_COMPARE):
+            own, others = random.integers(0, 2, (2, len(real)), np.uint8) * real
+            if in_turns:
+                self.put_aside()
+                self._emulator.load(self.data, snapshot_of_other, held_by_other)
+                self.em.set_button_mask(others, 0)
+                self.em.step()
+                snapshot_of_other, held_by_other = self.em.get_state(), others
+                self.take_up()
+            self.em.set_button_mask(own, 0)
+            self.em.step()
+            self._held = own
+            frames.append((self.data.memory.blocks, self.em.get_screen().tobytes()))
+        return frames
+
+    def _check_sharing(self) -> None:
+        """Raises KartRewardsError if environments of this game can't share the emulator."""
+        fault = self.sharing_fault()
+        remedy = "Make each environment in a process of its own, for example with gymnasium.vector.AsyncVectorEnv"
+        if fault:
+            raise KartRewardsError(
+                f"{self.game.name}: a process can have one environment of this game, because {fault}. {remedy}"
+            )
+        slow = self.slow_turns()
+        if slow:
+            notice(f"{self.game.name}: several environments in a process are slow, because {slow}. {remedy}")
 
     def _show(self) -> None:
         if self._window is None:
@@ -412,6 +525,25 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         if self._window is not None:
             self._window.close()
             self._window = None
+
+
+def suits_default_crop(console: str, layout: RamLayout) -> bool:
+    """Whether the default crop of ``ObservationConfig`` shows the road: it is made for kart races on the SNES."""
+    return console == "Snes" and set(layout.names) >= METRIC_VARIABLES
+
+
+def _has_form_of(value: Any, example: Any) -> bool:
+    """Whether a nested value has the keys and types of an example. The memory of scripts, ``calls``, may differ."""
+    if isinstance(example, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == example.keys()
+            and all(key == "calls" or _has_form_of(value[key], item) for key, item in example.items())
+        )
+    if isinstance(example, list):  # of numbers
+        return isinstance(value, list) and all(type(item) in (int, float) for item in value)
+    numbers = (int, float)
+    return type(value) is type(example) or (type(value) in numbers and type(example) in numbers)
 
 
 def make_env(
@@ -431,7 +563,7 @@ def make_env(
             emulated frames.
         frame_skip: Number of emulated frames per step.
         options: The other arguments of ``KartEnv``: state, scenario, info, rewards, reward_weights, reward_transform,
-            reward_scale, action_mode, observation, random_start_steps, render_mode.
+            reward_scale, action_mode, observation, random_start_steps, sticky_actions, render_mode.
 
     Raises:
         KartRewardsError: See ``KartEnv``; or the game's name is not valid.

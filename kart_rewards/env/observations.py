@@ -11,6 +11,7 @@ previous ones: a uint8 array of shape (4, 84, 84).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 import cv2
 import gymnasium as gym
@@ -56,34 +57,46 @@ class ScreenObserver:
     Observations are uint8. Their shape is (stack, height, width) in grey and (stack, height, width, 3) in colour. A
     single colour image (``stack=1``) has shape (height, width, 3).
 
+    Some consoles can change the size of their screen during a game. Then the complete screen (``crop=None``) is resized
+    to the same image, if there is a ``size``. A crop belongs to one size of the screen, so another size is an error.
+
     Args:
         config: The options.
-        screen_shape: The shape of the screens: (height, width, 3).
+        screen_shape: The shape of the first screens: (height, width, 3).
 
     Attributes:
         space: The observation space.
         frames: The stacked images, oldest first: uint8, shape (stack, height, width) or (stack, height, width, 3).
 
     Raises:
-        KartRewardsError: The crop lies outside the screen, or the size or the stack is less than 1.
+        KartRewardsError: The crop lies outside the screen, or the size or the stack is not an integer, 1 or more. The
+            other methods raise it if a screen has another size that does not fit the options.
     """
 
     def __init__(self, config: ObservationConfig, screen_shape: tuple[int, ...]) -> None:
         height, width = screen_shape[:2]
         self.config = config
-        top, bottom, left, right = config.crop or (0, height, 0, width)
+        try:
+            top, bottom, left, right = map(index, (0, height, 0, width) if config.crop is None else config.crop)
+            rows, columns = map(index, (bottom - top, right - left) if config.size is None else config.size)
+            stack = index(config.stack)
+        except (TypeError, ValueError):
+            raise KartRewardsError(
+                f"the crop must be four integers, not {config.crop!r}; the observation size two, not {config.size!r}; "
+                f"the stack one, not {config.stack!r}"
+            ) from None
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise KartRewardsError(
                 f"the crop {config.crop} (top, bottom, left, right) does not fit the screen of {height} rows and "
-                f"{width} columns"
+                f"{width} columns. To show the complete screen: --crop None, in Python ObservationConfig(crop=None)"
             )
-        if config.stack < 1 or (config.size is not None and min(config.size) < 1):
+        if min(stack, rows, columns) < 1:
             raise KartRewardsError(f"observation size {config.size} and stack {config.stack} must be 1 or more")
+        self._screen_shape = tuple(screen_shape)
         self._rows, self._columns = slice(top, bottom), slice(left, right)
-        size = config.size or (bottom - top, right - left)
-        shape = (config.stack, *size) if config.grey else (config.stack, *size, 3)
+        shape = (stack, rows, columns) if config.grey else (stack, rows, columns, 3)
         self.frames = np.zeros(shape, np.uint8)
-        self._unstacked = config.stack == 1 and not config.grey
+        self._unstacked = stack == 1 and not config.grey
         self.space = gym.spaces.Box(0, 255, shape[1:] if self._unstacked else shape, np.uint8)
 
     def reset(self, screen: Screen) -> np.ndarray:
@@ -107,14 +120,27 @@ class ScreenObserver:
         return self.observation()
 
     def _process(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
+        if screen.shape != self._screen_shape:
+            self._change_screen(screen.shape)
         image = screen[self._rows, self._columns]
-        if self.config.max_pool and screen_before is not None:
+        if self.config.max_pool and screen_before is not None and screen_before.shape == screen.shape:
             image = np.maximum(image, screen_before[self._rows, self._columns])
         if self.config.grey:
             image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
         if self.config.size:
             image = cv2.resize(image, self.config.size[::-1], interpolation=cv2.INTER_AREA)
         return image
+
+    def _change_screen(self, shape: tuple[int, ...]) -> None:
+        if self.config.crop is not None or self.config.size is None:
+            (old_rows, old_columns), (rows, columns) = self._screen_shape[:2], shape[:2]
+            raise KartRewardsError(
+                f"the screen changed from {old_rows} rows and {old_columns} columns to {rows} and {columns}, which the "
+                f"crop {self.config.crop} and the size {self.config.size} do not fit. Show the complete screen in a "
+                "size of its own: --crop None --size 84 84, in Python ObservationConfig(crop=None, size=(84, 84))"
+            )
+        self._screen_shape = shape
+        self._rows, self._columns = slice(shape[0]), slice(shape[1])
 
     def observation(self) -> np.ndarray:
         """Returns a copy of the latest observation."""

@@ -1,19 +1,20 @@
 """Episodes as video files.
 
 * ``VideoWriter`` - writes pictures to an MP4 file one by one
+* ``OptionalVideo`` - the same for a program that goes on if the video fails
 * ``to_gif`` - converts an MP4 file to a GIF
 
-Both write atomically: a video that is interrupted or fails leaves no file under its name.
+All write atomically: a video that is interrupted or fails leaves no file under its name.
 """
 
 from __future__ import annotations
 
 import subprocess
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-import imageio.v2 as imageio
+import cv2
 import imageio_ffmpeg
 import numpy as np
 
@@ -40,35 +41,76 @@ class VideoWriter:
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
         self.path = path
+        self._frames_per_second = frames_per_second
+        self._size = (0, 0)  # width and height of the video; the first picture decides
+        self._encoder: subprocess.Popen[bytes] | None = None
         with ExitStack() as file:
             self._temporary = file.enter_context(atomic_write(path))
             self._temporary.touch()  # raises an error now, and one that is clearer than the encoder's
-            self._writer: Any = imageio.get_writer(
-                self._temporary, format="FFMPEG", fps=frames_per_second, macro_block_size=1
-            )
             file.push(self._end_encoder)  # before the file gets its name
             self._file = file.pop_all()
 
     def append(self, picture: np.ndarray) -> None:
-        """Adds a picture: uint8 (height, width, 3). All pictures have the same size, with even height and width.
+        """Adds a picture: uint8 (height, width, 3).
+
+        The first picture decides the size of the video. Video encoders need an even width and height, so a last column
+        or row is doubled if necessary. Pictures of other sizes are resized.
 
         Raises:
             KartRewardsError: The file can't be written.
         """
+        height, width = picture.shape[:2]
+        if self._encoder is None:
+            self._size = width + width % 2, height + height % 2
+            self._encoder = self._start_encoder()
+        right, bottom = self._size[0] - width, self._size[1] - height
+        if not (0 <= right <= 1 and 0 <= bottom <= 1):
+            picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
+        elif right or bottom:
+            picture = np.pad(picture, ((0, bottom), (0, right), (0, 0)), mode="edge")
+        assert self._encoder.stdin
         try:
-            self._writer.append_data(picture)
+            self._encoder.stdin.write(picture.tobytes())
+        except OSError:  # the encoder has ended
+            raise KartRewardsError(f"{self.path}: can't be written: {self._finish()}") from None
+
+    def _start_encoder(self) -> subprocess.Popen[bytes]:
+        form = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "{}x{}".format(*self._size)]
+        coding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "25"]
+        rate = f"{self._frames_per_second:.5f}"
+        try:
+            return subprocess.Popen(  # noqa: S603 - the encoder of imageio-ffmpeg
+                [*_encoder_command(), *form, "-r", rate, "-i", "-", *coding, str(self._temporary)],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # this process handles Ctrl-C in a terminal
+            )
         except OSError as error:
-            raise KartRewardsError(f"{self.path}: can't be written: {error}") from None
+            raise KartRewardsError(f"{self.path}: can't be written: the encoder does not start: {error}") from None
+
+    def _finish(self) -> str:
+        """Waits for the end of the encoder. Returns its first message, or its exit code."""
+        assert self._encoder and self._encoder.stdin and self._encoder.stderr
+        with suppress(OSError):
+            self._encoder.stdin.close()
+        lines = self._encoder.stderr.read().decode(errors="replace").strip().splitlines()
+        self._encoder.stderr.close()
+        return lines[0] if lines else f"the encoder ended with exit code {self._encoder.wait()}: is the disk full?"
 
     def _end_encoder(self, kind: object, exception: object, trace: object) -> None:
-        """Ends the encoder and, unless there was an exception, checks the file: the encoder reports no full disk."""
-        self._writer.close()
+        """Ends the encoder. Unless there was an exception, checks the file, because not every full disk is reported."""
+        message = "there is no picture"
+        if self._encoder and self._encoder.returncode is None:
+            if exception is not None:
+                self._encoder.kill()
+            message = self._finish()
+            self._encoder.wait()
         if exception is None:
             try:
                 with closing(imageio_ffmpeg.read_frames(str(self._temporary))) as frames:
                     next(frames)
             except (OSError, RuntimeError, StopIteration):
-                raise KartRewardsError(f"{self.path}: can't be written: is the disk full?") from None
+                raise KartRewardsError(f"{self.path}: can't be written: {message}") from None
 
     def close(self) -> None:
         """Completes the file.
@@ -83,6 +125,50 @@ class VideoWriter:
 
     def __exit__(self, *exception: Any) -> None:
         self._file.__exit__(*exception)
+
+
+class OptionalVideo:
+    """A video beside something more important. If it fails, it ends without a file, and ``trouble`` says why.
+
+    Args:
+        path: The file. None: there is no video.
+        frames_per_second: Pictures per second.
+
+    Attributes:
+        trouble: Why the video failed; an empty text if it did not.
+    """
+
+    def __init__(self, path: Path | None, frames_per_second: float) -> None:
+        self.trouble = ""
+        self._writer: VideoWriter | None = None
+        try:
+            self._writer = VideoWriter(path, frames_per_second) if path else None
+        except KartRewardsError as error:
+            self.trouble = str(error)
+
+    def append(self, picture: np.ndarray) -> None:
+        """Adds a picture, unless the video has failed; see ``VideoWriter.append``."""
+        if self._writer:
+            try:
+                self._writer.append(picture)
+            except KartRewardsError as error:
+                self.trouble = str(error)
+                self.__exit__(type(error), error, None)
+
+    def __enter__(self) -> OptionalVideo:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        writer, self._writer = self._writer, None
+        if writer:
+            try:
+                writer.__exit__(*exception)
+            except KartRewardsError as error:
+                self.trouble = str(error)
+
+
+def _encoder_command() -> list[str]:
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
 
 
 def to_gif(
@@ -103,7 +189,7 @@ def to_gif(
     picked = f"fps={frames_per_second:g},scale={width or -1}:-1:flags=lanczos,split[a][b]"
     palette = "[a]palettegen=max_colors=128:stats_mode=diff[p];[b][p]paletteuse=dither=none:diff_mode=rectangle"
     length = [] if seconds is None else ["-t", f"{seconds:g}"]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", "-i", str(video), *length]
+    command = [*_encoder_command(), "-i", str(video), *length]
     with atomic_write(gif) as temporary:
         temporary.touch()  # raises an error that is clearer than the encoder's
         done = subprocess.run(  # noqa: S603 - the encoder of imageio-ffmpeg

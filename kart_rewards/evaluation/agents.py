@@ -32,7 +32,7 @@ from kart_rewards.evaluation.statistics import across_seeds, summarise
 from kart_rewards.evaluation.tables import seeds_table, table, write_json
 from kart_rewards.integrations import find_game
 from kart_rewards.scripting import import_source
-from kart_rewards.training.options import check_bounds
+from kart_rewards.training.options import Names, check_bounds
 
 DEFAULT_LOADER = "ppo_continuous_single_file:load_agent"
 """Loads the agents that ``ppo_continuous_single_file.py`` saved."""
@@ -42,7 +42,7 @@ DEFAULT_LOADER = "ppo_continuous_single_file:load_agent"
 class EvalOptions:
     """Evaluation: complete episodes with a seed of their own, separate from training."""
 
-    evaluate: tuple[str, ...] = ()
+    evaluate: Names = ()
     """Evaluate these agents, such as runs/NAME/agent.pt, instead of training. Several agents must differ only in the
     seed of their training. Prints tables, and writes evaluation.json beside the first agent."""
     loader: str | None = None
@@ -52,7 +52,7 @@ class EvalOptions:
     """Number of updates from one evaluation of training to the next. The last update is evaluated, too. 0: never."""
     eval_episodes: Annotated[int, Ge(1)] = 5
     """Episodes per course."""
-    eval_states: tuple[str, ...] = ()
+    eval_states: Names = ()
     """Courses to evaluate on: start states. By default the courses of training; with --evaluate, all of the game."""
     eval_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 1000
     """Seed of the random starts. --evaluate uses the next seed, because best.pt was chosen by this one."""
@@ -297,7 +297,7 @@ def command(
     /,
     loader: str = DEFAULT_LOADER,
     eval_episodes: int = EvalOptions.eval_episodes,
-    eval_states: tuple[str, ...] = EvalOptions.eval_states,
+    eval_states: Names = EvalOptions.eval_states,
     eval_seed: int = EvalOptions.eval_seed,
     capture_video: bool = EvalOptions.capture_video,
 ) -> None:

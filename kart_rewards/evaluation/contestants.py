@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, centreline, full_throttle
+from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, centreline, centrelines, full_throttle
 from kart_rewards.env import KartEnv
 from kart_rewards.env.observations import ObservationConfig
 from kart_rewards.evaluation.episodes import Policy, PolicyMaker
 from kart_rewards.integrations import find_game
-from kart_rewards.ram import load_json
 
 COURSES_FILE = "courses.json"
 """File in a game's folder that describes the middle of the road of its courses."""
@@ -92,7 +91,7 @@ def drivers(env_options: Mapping[str, Any]) -> list[Contestant]:
     frame_by_frame = {"action_mode": "all", "frame_skip": 1, "observation": ObservationConfig.raw()}
     options = {**env_options, **frame_by_frame}
     courses = find_game(options["game"], options.get("integrations")).folder / COURSES_FILE
-    known = [course["state"] for course in load_json(courses)["courses"]] if courses.is_file() else []
+    known = list(centrelines(courses)) if courses.is_file() else []
     return [
         Contestant("random", _make_random, options),
         Contestant("full-throttle", _make_full_throttle, options),

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import pickle
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,12 @@ import numpy as np
 
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
 from kart_rewards.env import KartEnv
-from kart_rewards.env.video import VideoWriter
+from kart_rewards.env.video import OptionalVideo
+from kart_rewards.errors import counted
 from kart_rewards.evaluation.contestants import Contestant
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker, play_episode
+from kart_rewards.files import copies_in_use, use_copies
+from kart_rewards.integrations import state_labels
 from kart_rewards.training.processes import Workers, processor_count
 
 DEFAULT_RANDOM_START_FRAMES = 60
@@ -34,6 +37,7 @@ class _Task:
 
     Args:
         env_options: The arguments of ``KartEnv``, pickled.
+        copies: The files to read from copies, see ``kart_rewards.files.use_copies``.
         make_policy: The contestant's ``PolicyMaker``, pickled.
         label: The contestant's label.
         state: The start state.
@@ -44,6 +48,7 @@ class _Task:
     """
 
     env_options: bytes
+    copies: dict[Path, Path]
     make_policy: bytes
     label: str
     state: str
@@ -93,6 +98,8 @@ class Evaluator:
     ) -> Iterator[EpisodeResult]:
         """Yields the results by contestant and course, in an order that depends only on the arguments.
 
+        A video that can't be written is left out. A message after the last result says so.
+
         If the caller stops before the last result, the processes end. The next evaluation starts new ones.
 
         Args:
@@ -102,13 +109,13 @@ class Evaluator:
             seed: The episodes' seeds are derived from it. They are the same for all contestants and courses.
             max_episode_frames: Number of emulated frames after which an episode is truncated.
             random_start_frames: Each reset first drives 0 to this many emulated frames at random.
-            video_folder: Folder for a video of each contestant's first episode on each course, COURSE-LABEL.mp4. None:
-                no videos.
+            video_folder: Folder for a video of each contestant's first episode on each course, COURSE-LABEL.mp4, where
+                COURSE is the label of ``state_labels``. None: no videos.
 
         Raises:
-            KartRewardsError: An environment or policy failed, a worker process was killed or can't be started, or a
-                video can't be written.
+            KartRewardsError: An environment or policy failed, or a worker process was killed or can't be started.
         """
+        labels = state_labels(states)
         seeds = [int(number) for number in np.random.SeedSequence(seed).generate_state(episodes)]
         tasks = []
         for contestant in contestants:
@@ -116,11 +123,12 @@ class Evaluator:
             # pickler of multiprocessing would move to shared memory.
             env_options = pickle.dumps({**contestant.env_options, "state": tuple(states)})
             make_policy = pickle.dumps(contestant.make_policy)
-            for state in filter(contestant.plays, states):
+            for state in filter(contestant.plays, labels):
                 for number, episode_seed in enumerate(seeds):
-                    video = f"{Path(state).stem}-{contestant.label}.mp4"
+                    video = f"{labels[state]}-{contestant.label}.mp4"
                     task = _Task(
                         env_options,
+                        copies_in_use(),
                         make_policy,
                         contestant.label,
                         state,
@@ -130,18 +138,29 @@ class Evaluator:
                         video_folder / video if video_folder and number == 0 else None,
                     )
                     tasks.append((task,))
-        return self._workers.map(_play_task, tasks)
+        return _without_trouble(self._workers.map(_play_task, tasks))
 
     def close(self) -> None:
         """Ends the processes."""
         self._workers.close()
 
 
-def _play_task(task: _Task) -> EpisodeResult:
-    """Plays an episode in a worker process."""
-    env = _kept_environment(task.env_options)
-    with VideoWriter(task.video, env.metadata["render_fps"]) if task.video else nullcontext() as writer:
-        return play_episode(
+def _without_trouble(results: Iterator[tuple[EpisodeResult, str]]) -> Iterator[EpisodeResult]:
+    """Yields the results, and prints why videos are missing."""
+    troubles = []
+    for result, trouble in results:
+        troubles += [trouble] if trouble else []
+        yield result
+    if troubles:
+        others = f" {counted(len(troubles) - 1, 'other video')} can't be written either." if troubles[1:] else ""
+        print(f"\n{troubles[0]}.{others} The evaluation goes on without.", file=sys.stderr)
+
+
+def _play_task(task: _Task) -> tuple[EpisodeResult, str]:
+    """Plays an episode in a worker process. Returns its result, and why its video failed."""
+    env = _kept_environment(task.env_options, task.copies)
+    with OptionalVideo(task.video, env.metadata["render_fps"]) as video:
+        result = play_episode(
             env,
             _kept_maker(task.make_policy)(env, task.state, task.seed),
             task.state,
@@ -149,21 +168,23 @@ def _play_task(task: _Task) -> EpisodeResult:
             label=task.label,
             max_episode_frames=task.max_episode_frames,
             random_start_frames=task.random_start_frames,
-            on_step=(lambda *_: writer.append(env.em.get_screen())) if writer else None,
+            on_step=(lambda *_: video.append(env.em.get_screen())) if task.video else None,
         )
+    return result, video.trouble
 
 
-_kept: tuple[bytes, KartEnv] | None = None
+_kept: tuple[tuple[bytes, dict[Path, Path]], KartEnv] | None = None
 
 
-def _kept_environment(options: bytes) -> KartEnv:
+def _kept_environment(options: bytes, copies: dict[Path, Path]) -> KartEnv:
     """Returns this process's environment. If the options changed, closes the old environment and makes a new one."""
     global _kept
-    if _kept and _kept[0] != options:
+    if _kept and _kept[0] != (options, copies):
         _kept[1].close()
         _kept = None
     if not _kept:
-        _kept = options, KartEnv(**pickle.loads(options))  # noqa: S301 - pickled by the parent process
+        use_copies(copies)
+        _kept = (options, copies), KartEnv(**pickle.loads(options))  # noqa: S301 - pickled by the parent process
     return _kept[1]
 
 

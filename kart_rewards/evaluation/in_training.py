@@ -21,6 +21,7 @@ from kart_rewards.evaluation.contestants import Contestant
 from kart_rewards.evaluation.episodes import Policy, PolicyMaker
 from kart_rewards.evaluation.evaluator import Evaluator
 from kart_rewards.evaluation.statistics import evaluation_score, summarise
+from kart_rewards.integrations import state_labels
 from kart_rewards.training.checkpoints import load_weights
 from kart_rewards.training.log import Evaluation
 
@@ -109,9 +110,9 @@ class EvaluationInTraining:
             results.append(result)
             if stop.is_set():
                 return None
-        summary = summarise(results)
+        summary, labels = summarise(results), state_labels(self._courses)
         metrics = {
-            course: {name: value for name, value in by_policy["agent"].items() if value is not None}
+            labels[course]: {name: value for name, value in by_policy["agent"].items() if value is not None}
             for course, by_policy in summary.items()
         }
         files = sorted(videos.glob("[!.]*.mp4")) if videos else []

@@ -101,4 +101,4 @@ class Console:
 
     def runs_on(self) -> bool:
         """Returns whether time passes in the game. The check runs at most 61 frames. See ``game_runs_on``."""
-        return game_runs_on(self.em, self.data, self._read, self.step)
+        return game_runs_on(self.em, self.data, self.layout, self.ram, self.step)

@@ -408,11 +408,16 @@ def check_decimals(snapshot: bytes, console: Console, game: Game, findings: Find
 
 
 def _check_digits(variable: Variable, console: Console) -> None:
-    if variable.type[-2] != "d" or variable.mask is not None:
+    representation, digits = variable.type[-2], 2 * variable.width
+    if representation not in "dn" or variable.mask is not None:
         return
-    raw = console.data.memory.extract(variable.address, variable.type.replace("d", "u")) % 2**64
-    if not f"{raw:x}".isdecimal():
-        raise KartRewardsError(f"0x{raw:X} at 0x{variable.address:X} is not binary-coded decimal ({variable.type})")
+    raw = console.data.memory.extract(variable.address, f"{variable.type[:-2]}u{variable.width}") % 2**64
+    content = f"{raw:0{digits}X}"
+    kind, used = (
+        ("binary-coded decimal", content) if representation == "d" else ("one decimal digit per byte", content[1::2])
+    )
+    if not used.isdecimal():
+        raise KartRewardsError(f"0x{content} at 0x{variable.address:X} is not {kind} ({variable.type})")
 
 
 def check_coverage(state: str, layout: RamLayout, expectations: Sequence[Check], findings: Findings) -> None:

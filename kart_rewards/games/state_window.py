@@ -10,14 +10,11 @@ import itertools
 import textwrap
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from kart_rewards.env.window import PANEL_COLUMNS, Lit, Window, key_help
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.games.condition import Condition
-
-if TYPE_CHECKING:
-    from kart_rewards.games.states import Moment, Session  # which imports this module
+from kart_rewards.games.session import Moment, Session
 
 _FRAMES_PER_MOMENT = 4  # between the points that a rewind stops at
 _REWIND_BYTES = 64 * 2**20  # about three minutes of a SNES

@@ -25,9 +25,11 @@ from kart_rewards.env import KartEnv
 from kart_rewards.env.window import Lit, Window, key_help
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import UnwritableError
+from kart_rewards.integrations import state_labels
 from kart_rewards.look.panel import Panel, fitting
 from kart_rewards.rewards import parse_weights
 from kart_rewards.testing import save_trace
+from kart_rewards.training.options import Names
 
 _TRACE, _MOVIE = ".csv.gz", ".bk2"
 
@@ -37,8 +39,8 @@ def command(
     /,
     state: str | None = None,
     scenario: str = "scenario",
-    rewards: tuple[str, ...] = (),
-    reward_weights: tuple[str, ...] = (),
+    rewards: Names = (),
+    reward_weights: Names = (),
     integrations_path: Path | None = None,
     output: Path = Path("recordings"),
     scale: int = 3,
@@ -112,7 +114,8 @@ class Recording:
         self._trace = [env.ram]
         self._held: list[list[bool]] = []
         self._folder = folder
-        self._name, self._unfinished = _new_recording(folder, f"{env.game.name}-{Path(self._state).stem}")
+        label = state_labels([self._state])[self._state]
+        self._name, self._unfinished = _new_recording(folder, f"{env.game.name}-{label}")
 
     def run(self, window: Window, signals: Sequence[int]) -> None:
         """Plays until R or Escape is pressed, the window is closed, or a signal is in ``signals``."""

@@ -24,7 +24,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
-from kart_rewards.scenario import Scoring
+from kart_rewards.training.sources import RunRewards
 
 _AGENT_KEYS = {"agent", "updates", "steps", "options", "scoring"}
 _RESUME_KEYS = {"optimizer", "rng_states", "env_states", "best_score"}
@@ -40,7 +40,7 @@ class Checkpoint:
         updates: Updates done so far.
         steps: Agent steps done so far.
         options: Group of options -> option -> value, as the run was started.
-        scoring: The run's reward terms and done rules, as ``Scoring.fingerprints`` returns them.
+        scoring: What decides the run's rewards: see ``RunRewards``.
         optimizer: The optimizer's state.
         rng_states: The state of each rank's random numbers, see ``Run``; empty after a failure.
         env_states: The state of each environment, in order; empty after a failure.
@@ -144,7 +144,7 @@ class Resumption:
         cls,
         checkpoint: Checkpoint,
         options: Mapping[str, Mapping[str, Any]],
-        scoring: Scoring,
+        rewards: RunRewards,
         steps_per_update: int,
         allow_changed_rewards: bool = False,
     ) -> Resumption:
@@ -153,7 +153,7 @@ class Resumption:
         Args:
             checkpoint: The checkpoint, loaded ``to_resume``.
             options: Group of options -> option -> value, of the new run.
-            scoring: Its reward terms and done rules.
+            rewards: Its reward terms and done rules.
             steps_per_update: Agent steps of one update.
             allow_changed_rewards: Whether the terms and rules may differ.
 
@@ -164,14 +164,14 @@ class Resumption:
         then = checkpoint.options
         notices = []
         of_0_1 = any("source " in value for value in checkpoint.scoring.values())
-        changed = _changes(checkpoint.scoring, scoring.fingerprints_of_0_1() if of_0_1 else scoring.fingerprints())
+        changed = _changes(checkpoint.scoring, rewards.fingerprints_of_0_1 if of_0_1 else rewards.fingerprints)
         if changed and not allow_changed_rewards:
             raise KartRewardsError(
-                f"{checkpoint.path}: was trained with other reward terms or done rules (code: a hash of it):\n"
+                f"{checkpoint.path}: was trained with other reward terms, done rules, variables, ROM or core:\n"
                 f"{changed}\nResume with the old ones, or add --allow-changed-rewards"
             )
         if changed:
-            notices.append(f"Resuming with other reward terms or done rules:\n{changed}")
+            notices.append(f"Resuming although this has changed:\n{changed}")
         total = options["ppo"]["total_timesteps"]
         if checkpoint.steps + steps_per_update > total:
             raise FinishedError(
@@ -200,7 +200,7 @@ class Resumption:
         elif not _same(options["env"], then["env"]) or options["ppo"]["num_envs"] != then["ppo"]["num_envs"]:
             new_episodes = "their options differ from the checkpoint's"
         elif changed:
-            new_episodes = "the reward terms or done rules differ from the checkpoint's"
+            new_episodes = "what decides the rewards has changed"
         if new_episodes:
             notices.append(f"The environments begin new episodes: {new_episodes}.")
         notices.append(f"Resuming after {checkpoint.updates} updates, {checkpoint.steps:,} steps.")

@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
 
 from kart_rewards.env import KartEnv
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.notices import notice
 from kart_rewards.training.ranks import Ranks
 from kart_rewards.training.vector import EnvGroups
 
@@ -43,9 +47,14 @@ class TrainingEpisodes(gym.Wrapper):
         self.episode_steps = 0
         observation, info = self.env.reset(seed=seed, options=options)
         if options and "states" in options:
-            state = options["states"][self.index]
-            self.episode_return, self.episode_steps = state["return"], state["steps"]
-            observation = self.unwrapped.set_state(state["env"])  # type: ignore[attr-defined]
+            try:
+                state = options["states"][self.index]
+                self.episode_return, self.episode_steps = float(state["return"]), int(state["steps"])
+                observation = self.unwrapped.set_state(state["env"])  # type: ignore[attr-defined]
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, zlib.error) as error:
+                raise KartRewardsError(
+                    f"the checkpoint's state of environment {self.index} is damaged ({type(error).__name__}: {error})"
+                ) from None
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -57,6 +66,10 @@ class TrainingEpisodes(gym.Wrapper):
             return observation, reward, False, False, {}
         info["episode"] = {"r": self.episode_return, "l": self.episode_steps}
         return observation, reward, terminated, truncated, info
+
+    def fingerprints(self) -> dict[str, str]:
+        """Returns the fingerprints of the environment's reward terms and done rules."""
+        return self.unwrapped.scoring.fingerprints()  # type: ignore[attr-defined]
 
     def get_state(self) -> dict[str, Any]:
         """Returns everything that the rest of the episode depends on, as plain values and bytes."""
@@ -78,13 +91,20 @@ def make_training_envs(
         env_options: The arguments of ``KartEnv`` by name.
         num_envs: How many environments all ranks have together.
         max_episode_steps: Agent steps after which an episode is truncated.
-        ranks: This process among all. Its environments are distributed over one process per core that it has.
+        ranks: This process among all. Its environments are distributed over one process per core that it has, or over
+            one process per environment if sharing an emulator would be wrong or slow.
 
     Raises:
         KartRewardsError: An environment can't be made.
     """
-    own = ranks.share(num_envs)
+    own, processes = ranks.share(num_envs), ranks.processors()
+    if own > processes:
+        with closing(KartEnv(**env_options)) as env:
+            reason = env.slow_turns() or env.sharing_fault()
+        if reason:
+            notice(f"{env.game.name}: each environment has a process of its own, because {reason}")
+            processes = own
     makers = [
         functools.partial(make_training_env, env_options, ranks.rank * own + i, max_episode_steps) for i in range(own)
     ]
-    return EnvGroups(makers, groups=2, processes=ranks.processors())
+    return EnvGroups(makers, groups=2, processes=processes)

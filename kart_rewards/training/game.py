@@ -2,12 +2,15 @@
 
 * ``playable_game`` - the game that was asked for, or the free one where the retail game's ROM is missing
 * ``RETAIL_GAME``, ``FREE_GAME`` - their names
-* ``absolute_file`` - a file that is found from every folder
+* ``names_of_run`` - the games whose runs may be the one that is asked for
+* ``resolved_options`` - options with a playable game and absolute paths
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kart_rewards.integrations import MissingRomError, find_game, list_games
 
@@ -41,14 +44,40 @@ def playable_game(name: str, integrations: Path | None, fallback: bool) -> tuple
     return name, integrations and integrations.resolve()
 
 
-def absolute_file(name: str, suffix: str, folder: Path | None = None) -> str:
-    """Returns a file's absolute path, so that a run can be resumed from another folder.
+def names_of_run(name: str, fallback: bool) -> list[str]:
+    """Returns the games that a run may have trained that was asked for ``name``."""
+    return [name, FREE_GAME] if fallback and name == RETAIL_GAME else [name]
+
+
+def resolved_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what to change in options of an environment: a game that can be played, and absolute paths.
+
+    A run can be resumed from another folder then.
 
     Args:
-        name: A path that ends in ``suffix``, or any other name, which is returned as it is.
-        suffix: Such as ``.json``.
-        folder: A game's folder. The name of a file in it is returned as it is, too.
+        options: ``env_id``, ``integrations_path``, ``fallback``, ``scenario``, ``info``, ``state`` and ``rewards``.
+
+    Returns:
+        New values of these options, except ``fallback``.
+
+    Raises:
+        KartRewardsError: See ``playable_game``.
     """
+    name, integrations = playable_game(options["env_id"], options["integrations_path"], options["fallback"])
+    folder = find_game(name, integrations).folder
+    scenario = options["scenario"]
+    return {
+        "env_id": name,
+        "integrations_path": integrations,
+        "scenario": None if scenario is None else _absolute(scenario, ".json", folder),
+        "info": _absolute(options["info"], ".json", folder),
+        "state": tuple(_absolute(state, ".state", folder) for state in options["state"]),
+        "rewards": tuple(_absolute(source, ".py") for source in options["rewards"]),
+    }
+
+
+def _absolute(name: str, suffix: str, folder: Path | None = None) -> str:
+    """A path that ends in the suffix as an absolute one; any other name, or one in the game's folder, as it is."""
     if not name.endswith(suffix) or (folder and (folder / name).is_file()):
         return name
     return str(Path(name).resolve())

@@ -208,16 +208,16 @@ class Log:
         self.scalars("race", race, steps)
 
     def evaluation(self, evaluation: Evaluation, steps: int) -> None:
-        """Writes an evaluation as ``eval/COURSE/METRIC``, and its videos as GIFs.
-
-        Raises:
-            KartRewardsError: A GIF can't be made.
-        """
+        """Writes an evaluation as ``eval/COURSE/METRIC``, and its videos as GIFs. If a GIF can't be made, prints why."""
         for course, metrics in evaluation.metrics.items():
             self.scalars(f"eval/{course}", metrics, steps)
         for video in evaluation.videos:
             gif = video.with_suffix(".gif")
-            to_gif(video, gif, **_TENSORBOARD_GIF)
+            try:
+                to_gif(video, gif, **_TENSORBOARD_GIF)
+            except KartRewardsError as error:
+                print(f"\n{error}. The run goes on without.", file=sys.stderr)
+                continue
             # SummaryWriter.add_video needs an old version of moviepy
             image = SummaryProto.Image(encoded_image_string=gif.read_bytes())
             value = SummaryProto.Value(tag=f"eval/{video.stem}", image=image)

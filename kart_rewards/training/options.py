@@ -1,19 +1,57 @@
 """Options of a command line: bounds, and a form that a checkpoint can hold.
 
 * ``check_bounds`` - compares each option with the bounds that its annotation names
+* ``Names`` - the type of an option with one or more values
 * ``to_plain_options`` - option dataclasses as plain values
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
+import tyro
 from annotated_types import Ge, Interval
 
 from kart_rewards.errors import KartRewardsError
+
+
+def _at_least_one(words: list[str]) -> tuple[str, ...]:
+    if not words:
+        raise ValueError("needs at least one value")
+    return tuple(words)
+
+
+Names = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="STR [STR ...]",
+        instance_from_str=_at_least_one,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=list,
+    ),
+]
+"""An option with one or more values. Without a value the command line refuses it."""
+
+
+def check_given_once(arguments: Iterable[str], *options: str) -> None:
+    """Refuses options with several values that are given twice, of which the parser would use the last alone.
+
+    Args:
+        arguments: The words of the command line.
+        options: The options, such as ``--rewards``.
+
+    Raises:
+        KartRewardsError: One of the options is given more than once.
+    """
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments]
+    for option in options:
+        if given.count(option) > 1:
+            raise KartRewardsError(f"{option} is given more than once: write all its values after one {option}")
 
 
 def check_bounds(options: Any) -> None:

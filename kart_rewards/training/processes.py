@@ -14,10 +14,12 @@ because it ends its processes with SIGTERM, which these processes ignore.
 from __future__ import annotations
 
 import atexit
+import io
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -35,12 +37,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a terminal and `timeout` send thes
 
 
 def serve_parent() -> None:
-    """Sets up a child process: it ignores SIGINT and SIGTERM, and it ends when its parent ends for any reason."""
+    """Sets up a child process: it ignores SIGINT and SIGTERM, and it ends when its parent ends for any reason.
+
+    Standard output is written line by line, even to a file: the parent kills its children, and what they print, for
+    example in a reward term, must not be lost then. Each line is written at once, so that the
+    lines of two processes do not mix.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a test may have replaced it
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
 
     def exit_with_parent() -> None:
         parent.join()

@@ -28,11 +28,11 @@ from annotated_types import Ge, Interval
 from torch import nn
 
 from kart_rewards.errors import KartRewardsError, counted
-from kart_rewards.files import UnwritableError
-from kart_rewards.scenario import Scoring
+from kart_rewards.files import UnwritableError, use_copies
 from kart_rewards.training.checkpoints import Resumption, save_atomically, save_checkpoint
 from kart_rewards.training.log import Evaluation, Log, check_wandb
 from kart_rewards.training.ranks import Ranks
+from kart_rewards.training.sources import RunRewards, keep_sources, kept_sources
 from kart_rewards.training.timing import Stopwatch, split_of_a_step
 from kart_rewards.training.trust import signature
 from kart_rewards.training.vector import EnvGroups
@@ -126,7 +126,7 @@ class Run:
     Args:
         options: The run's own options.
         settings: Group of options -> option -> value, of all groups: what the log shows and checkpoints hold.
-        scoring: The reward terms and done rules.
+        rewards: The reward terms and done rules, with their files.
         envs: This rank's environments.
         ranks: This process among all.
         device: The agent's.
@@ -156,7 +156,7 @@ class Run:
 
     options: RunOptions
     settings: Mapping[str, Mapping[str, Any]]
-    scoring: Scoring
+    rewards: RunRewards
     envs: EnvGroups
     ranks: Ranks
     device: torch.device
@@ -201,7 +201,7 @@ class Run:
             self.folder = (self.resumption and self.resumption.folder) or make_run_folder(
                 self.options.runs_path, self.settings["env"]["env_id"], self.options.exp_name, self.options.seed
             )
-        print(f"{title}, logging to {self.folder}\n{self.scoring.table()}\n")
+        print(f"{title}, logging to {self.folder}\n{self.rewards.scoring.table()}\n")
         failure: Exception | None = None
         try:
             yield self._start()
@@ -225,6 +225,11 @@ class Run:
             self.resumption.restore_random_numbers(self.ranks.rank, self.ranks.world_size, self.device)
 
     def _start(self) -> np.ndarray:
+        if any(each != self.rewards.scoring.fingerprints() for each in self.envs.call("fingerprints")):
+            raise KartRewardsError("a file of reward terms has changed while the run started: start the run again")
+        if self.ranks.rank == 0:
+            keep_sources(self.folder, self.rewards.files)
+            use_copies(kept_sources(self.folder))
         states = self.resumption.env_states if self.resumption else None
         seed = self.options.seed + self.steps + self.ranks.rank * self.envs.num_envs
         observations = self.envs.reset(seed=seed, options=None if states is None else {"states": states})
@@ -233,7 +238,7 @@ class Run:
             self._log = Log(
                 self.folder,
                 {name: value for group in self.settings.values() for name, value in group.items()},
-                self.scoring,
+                self.rewards.scoring,
                 self.total_steps,
                 self.steps,
                 wandb if self.options.track else None,
@@ -307,7 +312,7 @@ class Run:
             "updates": self.updates,
             "steps": self.steps,
             "options": self.settings,
-            "scoring": self.scoring.fingerprints(),
+            "scoring": self.rewards.fingerprints,
             "signature": signature(self.settings["env"]),
         }
 

@@ -1,15 +1,18 @@
 """Where the time of training goes.
 
 * ``Stopwatch`` - wall-clock seconds by stage
+* ``processor_seconds`` - the time that a process ran, and the time that it waited for a processor core
 * ``split_of_a_step`` - milliseconds per agent step, from the emulator to the update
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class Stopwatch:
@@ -34,6 +37,21 @@ class Stopwatch:
         self.seconds[stage] += time.perf_counter() - began
 
 
+def processor_seconds() -> dict[str, float]:
+    """Returns the time of this process so far, in seconds.
+
+    Returns:
+        ``processor``: the time on a processor core. ``queued``: the time that this thread was ready to run, but waited
+        for a core; only where Linux reports it.
+    """
+    seconds = {"processor": time.process_time()}
+    with suppress(OSError, ValueError):
+        ran, queued, _ = map(int, Path("/proc/thread-self/schedstat").read_text().split())
+        if ran:  # otherwise this kernel does not count
+            seconds["queued"] = queued / 1e9
+    return seconds
+
+
 def split_of_a_step(
     stages: Mapping[str, float], seconds_by_process: Sequence[Mapping[str, float]], steps: int
 ) -> dict[str, float]:
@@ -49,16 +67,21 @@ def split_of_a_step(
 
     Returns:
         Milliseconds per agent step, by TensorBoard name without ``time/``. ``emulator``, ``scoring`` and
-        ``observation`` share out all the processor time of the environments, that of resets included. ``transfer`` is
+        ``observation`` share out all the processor time of the environments, that of resets included. ``scoring`` also
+        includes the time in which a term waits, for example in ``sleep``, where Linux reports it. ``transfer`` is
         the rest of the rollout: communication between processes, and cores that wait. It can be negative where the
         policy has a core or a GPU of its own.
     """
     cores = len(seconds_by_process)
     split = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
     for seconds in seconds_by_process:
-        stepping = sum(seconds[part] for part in split)  # wall-clock time, which includes turns of the policy
+        stepping = {part: seconds[part] for part in split}  # wall-clock time, which includes turns of the policy
+        asleep = sum(stepping.values()) - seconds["processor"] - seconds.get("queued", math.inf)
+        asleep = min(max(asleep, 0.0), stepping["scoring"])  # the emulator and the observation never wait
+        stepping["scoring"] -= asleep
         for part in split:
-            split[part] += seconds[part] / stepping * seconds["processor"] / cores
+            split[part] += stepping[part] / sum(stepping.values()) * seconds["processor"] / cores
+        split["scoring"] += asleep / cores
     split["policy"] = stages["policy"] / cores
     split["transfer"] = stages["rollout"] - sum(split.values())
     split["update"] = stages["update"]

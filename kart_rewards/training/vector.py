@@ -25,7 +25,6 @@ Example:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ import numpy as np
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.training.processes import Children, attempt, core_by_core, serve_parent
+from kart_rewards.training.timing import processor_seconds
 
 LastStep = tuple[np.ndarray, dict[str, Any]]
 """The last observation and ``info`` of an episode."""
@@ -203,7 +203,7 @@ class EnvGroups:
 
         Returns:
             For each process: part -> seconds. The parts are those of ``KartEnv.step_seconds``, summed over the
-            environments of the process, and ``processor``, the processor time of the process.
+            environments of the process, and those of ``kart_rewards.training.timing.processor_seconds``.
         """
         return self._ask_all(_seconds)
 
@@ -292,4 +292,4 @@ def _call(envs: dict[int, gym.Env], rows: np.ndarray, name: str, args: tuple[Any
 
 def _seconds(envs: dict[int, gym.Env], rows: np.ndarray) -> dict[str, float]:
     parts = [env.get_wrapper_attr("step_seconds") for env in envs.values()]
-    return {name: sum(part[name] for part in parts) for name in parts[0]} | {"processor": time.process_time()}
+    return {name: sum(part[name] for part in parts) for name in parts[0]} | processor_seconds()

@@ -1,0 +1,110 @@
+"""The files that decide a run's rewards, kept in the run's folder.
+
+* ``RunRewards`` - a run's reward terms and done rules, with everything that decides them
+* ``keep_sources`` - copies reward scripts, scenario and data file into a run's folder
+* ``kept_sources`` - original file -> its copy
+* ``use_changed_sources`` - reads the copies where the originals are missing or differ today
+
+A run has one text of each file: evaluations during training read the copies. An agent is watched and evaluated with
+the rewards that it was trained with, even if a file is changed or gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kart_rewards.env.core import fingerprints_of
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.files import atomic_write, copies_in_use, use_copies
+from kart_rewards.imports import source_files
+from kart_rewards.integrations import Game
+from kart_rewards.ram import RamLayout, load_json
+from kart_rewards.scenario import Scoring, load_scoring
+
+_FOLDER, _INDEX = "sources", "index.json"
+
+
+@dataclass(frozen=True)
+class RunRewards:
+    """The reward terms and done rules of a run, with everything that decides them.
+
+    Args:
+        scoring: The terms and rules.
+        fingerprints: Terms, rules, variables, ROM and core -> what identifies each; checkpoints hold it.
+        fingerprints_of_0_1: The same as checkpoints of version 0.1 hold it.
+        files: The data file, the scenario and the reward scripts with their neighbours.
+    """
+
+    scoring: Scoring
+    fingerprints: dict[str, str]
+    fingerprints_of_0_1: dict[str, str]
+    files: list[Path]
+
+    @classmethod
+    def load(
+        cls, game: Game, scenario: str | None, info: str, rewards: Iterable[Any], weights: Mapping[str, float]
+    ) -> RunRewards:
+        """Loads the terms and rules; see ``KartEnv`` for the arguments.
+
+        Raises:
+            KartRewardsError: A file is missing or wrong.
+        """
+        data_path, scenario_path = game.json_path(info), None if scenario is None else game.json_path(scenario)
+        scoring = load_scoring(scenario_path, rewards, weights)
+        fingerprints = scoring.fingerprints(RamLayout.from_file(data_path)) | fingerprints_of(game.rom())
+        files = [*([scenario_path] if scenario_path else []), data_path, *source_files()]
+        return cls(scoring, fingerprints, scoring.fingerprints_of_0_1(), files)
+
+
+def keep_sources(run_folder: Path, files: Iterable[Path]) -> None:
+    """Copies files into ``sources/`` of a run's folder; copies of an earlier start are replaced.
+
+    Args:
+        run_folder: The run's folder.
+        files: Absolute paths. Files of one name get folders of their own.
+
+    Raises:
+        UnwritableError: A copy can't be written.
+    """
+    index: dict[str, str] = {}
+    for file in files:
+        name = next(name for i in range(len(index) + 1) if (name := f"{i}/{file.name}") not in index.values())
+        with atomic_write(run_folder / _FOLDER / name) as copy:
+            copy.write_bytes(file.read_bytes())
+        index[str(file)] = name
+    with atomic_write(run_folder / _FOLDER / _INDEX) as copy:
+        copy.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def kept_sources(run_folder: Path) -> dict[Path, Path]:
+    """Returns original file -> its copy; empty if the folder keeps none."""
+    folder = run_folder / _FOLDER
+    try:
+        index = load_json(folder / _INDEX)
+    except KartRewardsError:
+        return {}
+    copies = {Path(file): folder / str(name) for file, name in index.items()}
+    inside = folder.resolve()
+    return {file: copy for file, copy in copies.items() if copy.is_file() and copy.resolve().is_relative_to(inside)}
+
+
+def use_changed_sources(run_folder: Path) -> None:
+    """Makes this process read the copies of sources whose original is missing or differs; prints a notice of each.
+
+    Copies that are in use already stay in use.
+    """
+    changed = {file: copy for file, copy in kept_sources(run_folder).items() if not _equal(file, copy)}
+    for file in changed:
+        print(f"{file}: {'has changed' if file.exists() else 'is missing'}: the run's copy in {run_folder} is used")
+    use_copies({**changed, **copies_in_use()})
+
+
+def _equal(file: Path, copy: Path) -> bool:
+    try:
+        return file.read_bytes() == copy.read_bytes()
+    except OSError:
+        return False

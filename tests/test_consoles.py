@@ -1,0 +1,217 @@
+"""Every console that stable-retro emulates: environments that share an emulator, start states, and resumed states."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import sha1
+from console_roms import PROGRAMS, Program, arcade
+from stable_retro.data import EMU_INFO
+
+from kart_rewards import KartEnv, KartRewardsError, ObservationConfig
+from kart_rewards.env import core, kart_env
+from kart_rewards.env.core import INEXACT_STATES, SharedEmulator
+from kart_rewards.games.console import Console
+from kart_rewards.training.episodes import make_training_envs
+from kart_rewards.training.ranks import Ranks
+
+NEED_A_BIOS = {"SCD": "scd", "Saturn": "chd"}
+"""Console -> suffix of its ROMs. The BIOS of these consoles belongs to Sega, so stable-retro comes without it."""
+FEW_STEPS = {"Atari2600": 15, "N64": 3, "NintendoDs": 3}
+"""Console -> number of steps, because its emulator is slow; 70 on the others."""
+
+Log = list[tuple[dict[int, bytes], bytes, bytes, float]]
+
+
+def make_game(games: Path, console: str, program: Program) -> dict[str, Any]:
+    """Makes the folder of a game with a start state. Returns the options of its environments."""
+    folder = games / f"Tiny-{console}"
+    folder.mkdir()
+    (folder / program.file).write_bytes(program.rom)
+    (folder / "rom.sha").write_text(sha1(program.rom[16 if console == "Nes" else 0 :]))
+    emulator = Console(folder / program.file)
+    for _ in range(5):
+        emulator.step()
+    (folder / "start.state").write_bytes(gzip.compress(emulator.em.get_state()))
+    (folder / "data.json").write_text(json.dumps({"info": {"count": {"address": program.count, "type": "|u1"}}}))
+    (folder / "metadata.json").write_text(json.dumps({"default_state": "start", "original_rom_name": program.file}))
+    (folder / "scenario.json").write_text(json.dumps({"kart_rewards": {"rewards": {}, "done": []}}))
+    observation = ObservationConfig(crop=None, size=None, stack=2)
+    return {
+        "game": folder.name,
+        "integrations": games,
+        "action_mode": "all",
+        "frame_skip": 3,
+        "observation": observation,
+        "rewards": [count],
+    }
+
+
+def count(ram: Any) -> float:
+    return float(ram.count)
+
+
+@pytest.fixture
+def make_options(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    def make_options(console: str) -> dict[str, Any]:
+        return make_game(tmp_path, console, arcade(tmp_path) if console == "FBNeo" else PROGRAMS[console]())
+
+    return make_options
+
+
+def seen(env: KartEnv, observation: np.ndarray, reward: float) -> tuple[dict[int, bytes], bytes, bytes, float]:
+    return env.data.memory.blocks, env.em.get_screen().tobytes(), observation.tobytes(), reward
+
+
+def played(env: KartEnv, actions: np.ndarray, seed: int = 1) -> Log:
+    """RAM, screen, observation and reward after the reset and after each step."""
+    log = [seen(env, env.reset(seed=seed)[0], 0.0)]
+    for action in actions:
+        observation, reward, *_ = env.step(action)
+        log.append(seen(env, observation, reward))
+    return log
+
+
+def random_actions(env: KartEnv, steps: int) -> np.ndarray:
+    """Actions of two players, who also press where the console has no button."""
+    return np.random.default_rng(1).integers(0, 2, (2, steps, len(env.buttons)))
+
+
+# openai/retro#114: after get_state and set_state, the RAM of some games of the Atari 2600, the Game Boy and the SNES
+# went on in another way than without. Here, on the Atari 2600, the RAM of the first of two environments stood still.
+@pytest.mark.parametrize("console", sorted(PROGRAMS.keys() - INEXACT_STATES.keys()))
+def test_two_environments_of_a_process_play_as_if_alone(
+    console: str, make_options: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their RAM, pictures, observations and rewards are those of a lone environment, also in its second episode."""
+    if console in FEW_STEPS:
+        monkeypatch.setattr(kart_env, "_FRAMES_TO_COMPARE", 2)
+    options = make_options(console)
+    with closing(KartEnv(**options)) as env:
+        actions = random_actions(env, FEW_STEPS.get(console, 70))
+        alone = [played(env, actions[0])]
+    with closing(KartEnv(**options)) as env:
+        alone.append(played(env, actions[1]))
+        assert played(env, actions[0]) == alone[0], "the episode before makes no difference"
+    assert alone[0][-1][1] != alone[0][-2][1], "the picture moves"
+    assert alone[0][-1][0] != alone[1][-1][0], "the buttons make a difference"
+
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(KartEnv(**options))) for _ in actions]
+        together: list[Log] = [[seen(env, env.reset(seed=1)[0], 0.0)] for env in envs]
+        turns = np.repeat([0, 1], len(actions[0]))
+        for player in np.random.default_rng(2).permuted(turns).tolist():
+            env, log = envs[player], together[player]
+            observation, reward, *_ = env.step(actions[player][len(log) - 1])
+            log.append(seen(env, observation, reward))
+    assert together == alone
+
+
+def test_every_console_is_tested() -> None:
+    assert set(EMU_INFO) == {*PROGRAMS, "FBNeo", *NEED_A_BIOS}
+
+
+@pytest.mark.parametrize("console", NEED_A_BIOS)
+def test_some_consoles_do_not_start_without_a_bios(console: str, tmp_path: Path) -> None:
+    """So they can't be tested. Their games are examined before two environments share an emulator, as all are."""
+    rom = tmp_path / f"rom.{NEED_A_BIOS[console]}"
+    rom.write_bytes(bytes(2**16))
+    code = "import sys, stable_retro; stable_retro.RetroEmulator(sys.argv[1])"
+    # A process of its own, because Saturn's core does not return an error: the process dies.
+    assert subprocess.run([sys.executable, "-c", code, rom], capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("console", INEXACT_STATES)
+def test_a_core_that_does_not_save_its_complete_state_refuses_a_second_environment(
+    console: str, make_options: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = make_options(console)
+    with closing(KartEnv(**options)) as env:
+        env.reset(seed=1)
+        with pytest.raises(
+            KartRewardsError,
+            match=rf"Tiny-{console}: a process can have one environment of this game, because its core leaves .* out "
+            r"of the states that it saves\. Make each environment in a process of its own",
+        ):
+            KartEnv(**options)
+        env.step(np.zeros(len(env.buttons)))
+
+    monkeypatch.setattr(SharedEmulator, "faults", {env.game.rom(): ""})
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(KartEnv(**options))) for _ in range(2)]
+        actions = random_actions(envs[0], 150)
+        alone = played(envs[0], actions[0])
+        together: list[Log] = [[seen(env, env.reset(seed=1)[0], 0.0)] for env in envs]
+        for step in range(150):
+            for env, log, own in zip(envs, together, actions, strict=True):
+                log.append(seen(env, *env.step(own[step])[:2]))
+    assert together[0] != alone, "the reason is true"
+
+
+def test_any_game_is_examined_before_its_environments_share_an_emulator(
+    make_options: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cartridges may have chips of their own, which a core does not save. PAUSE has the same effect here."""
+    monkeypatch.setattr(core, "_KEEPS_BUTTONS", set())
+    options = make_options("Sms")
+    with closing(KartEnv(**options)) as env:
+        actions = random_actions(env, 30)
+        expected = played(env, actions[0])
+        env.reset(seed=1)
+        with pytest.raises(
+            KartRewardsError,
+            match=r"Tiny-Sms: a process can have one environment of this game, because its core does not save its "
+            r"complete state: in turns the RAM differs on frame \d+\. Make each environment in a process of its own",
+        ):
+            KartEnv(**options)
+        assert played(env, actions[0]) == expected, "the first environment plays on"
+
+
+@pytest.mark.parametrize("console", ["Atari2600", "FBNeo"])
+def test_the_trainer_gives_each_environment_a_process_where_sharing_is_wrong_or_slow(
+    console: str, make_options: Callable[[str], dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = make_options(console)
+    with closing(make_training_envs(options, 4, 100, Ranks())) as envs:
+        assert envs.num_processes == 4
+        envs.reset(seed=1)
+    notice = f"Tiny-{console}: each environment has a process of its own, because "
+    assert capfd.readouterr().out.count(notice) == 1
+
+
+def test_what_the_console_has_no_button_for_is_not_pressed(make_options: Callable[[str], dict[str, Any]]) -> None:
+    """The core of the Game Boy Advance has rapid fire there, whose memory is in no state."""
+    with closing(KartEnv(**make_options("GbAdvance"))) as env:
+        without = np.array([name is None for name in env.buttons])
+        assert without.sum() == 2
+        assert played(env, np.tile(without, (10, 1))) == played(env, np.zeros((10, len(without))))
+
+
+def test_the_buttons_of_the_last_frame_are_part_of_a_saved_state(make_options: Callable[[str], dict[str, Any]]) -> None:
+    """On the Master System, PAUSE that stays down pauses once. The core keeps it outside of its states."""
+    options = make_options("Sms")
+    with closing(KartEnv(**options)) as env:
+        all_held = np.ones((5, len(env.buttons)))
+        played(env, all_held)
+        state = env.get_state()
+        expected = [seen(env, *env.step(action)[:2]) for action in all_held]
+    with closing(KartEnv(**options)) as env:
+        played(env, 0 * all_held)
+        env.set_state(state)
+        assert [seen(env, *env.step(action)[:2]) for action in all_held] == expected
+
+
+def test_the_picture_ends_where_the_core_stops_drawing(make_options: Callable[[str], dict[str, Any]]) -> None:
+    """stable-retro reads 240 rows from a core that draws 224; the last ones are memory that others use."""
+    with closing(KartEnv(**make_options("32x"))) as env:
+        assert env.em.get_screen().shape == (224, 320, 3)
+        assert env.observation_space.shape == (2, 224, 320)
