@@ -56,7 +56,7 @@ from kart_rewards.training.vector import EnvGroups
 class EnvOptions:
     """The environment: game, rewards, actions, observations."""
 
-    env_id: str = RETAIL_GAME
+    env_id: str = "MarioKart-Snes"
     """The game: the name of a folder of integrations."""
     integrations_path: Path | None = None
     """Folder of games, in stable-retro's layout. By default ./integrations, then the user's, then the package's own."""

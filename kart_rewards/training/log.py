@@ -208,7 +208,7 @@ class Log:
         self.scalars("race", race, steps)
 
     def evaluation(self, evaluation: Evaluation, steps: int) -> None:
-        """Writes an evaluation as ``eval/COURSE/METRIC``, and its videos as GIFs. If a GIF can't be made, prints why."""
+        """Writes an evaluation as ``eval/COURSE/METRIC``, and its videos as GIFs. Prints why a GIF can't be made."""
         for course, metrics in evaluation.metrics.items():
             self.scalars(f"eval/{course}", metrics, steps)
         for video in evaluation.videos:
