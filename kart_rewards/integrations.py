@@ -1,7 +1,7 @@
 """Games on disk, in stable-retro's own layout: one folder per game.
 
 * ``find_game``, ``list_games`` - games by name
-* ``find_folder`` - the folder of a game that may be incomplete
+* ``find_folder``, ``incomplete_games`` - folders of games that may be incomplete
 * ``integration_folders`` - where games are looked for
 * ``writable_folder``, ``writable`` - where games are written to
 * ``Game`` - one game's folder: ROM, states, data and scenario files, each checked when it is needed
@@ -97,12 +97,31 @@ def find_game(name: str, integrations: str | Path | None = None) -> Game:
             raise KartRewardsError(f"{folder}: may not be read: change its permissions")
     incomplete = find_folder(name, integrations)
     if incomplete:
-        raise KartRewardsError(f"{incomplete.folder}: is not a game's folder: it has no data.json, or may not be read")
+        raise KartRewardsError(
+            f"{incomplete.folder}: is not a game's folder: it has no data.json, or may not be read. "
+            f"{incomplete.how_to_complete()}"
+        )
     games = list_games(integrations)
     raise KartRewardsError(
-        f"unknown game {name!r}.{did_you_mean(name, games)} Known games: {', '.join(games) or 'none'}. "
-        f"Looked in: {', '.join(map(str, folders))}"
+        f"unknown game {name!r}.{did_you_mean(name, games)}{_of_stable_retro(name)} Known games: "
+        f"{', '.join(games) or 'none'}. Looked in: {', '.join(map(str, folders))}"
     )
+
+
+def _of_stable_retro(name: str) -> str:
+    """Returns what to do with a game for which stable-retro has an integration; an empty text if it has none."""
+    from stable_retro import data as retro_data
+
+    if Path(name).name != name:
+        return ""
+    for kind in ("stable", "experimental", "contrib"):
+        for folder in (Path(retro_data.path()) / kind / each for each in (name, f"{name}-v0")):
+            if is_file(folder / "data.json"):
+                return (
+                    f" stable-retro has an integration of it, without rewards of this project: {folder}. To use it, "
+                    "copy this folder into a folder of games, and name reward terms in its scenario.json."
+                )
+    return ""
 
 
 def find_folder(name: str, integrations: str | Path | None = None) -> Game | None:
@@ -117,6 +136,19 @@ def find_folder(name: str, integrations: str | Path | None = None) -> Game | Non
     games = [Game(name, folder / name) for folder in integration_folders(integrations)]
     games.sort(key=lambda game: name not in _games_in(game.folder.parent))
     return next((game for game in games if os.path.isdir(game.folder)), None)  # noqa: PTH112
+
+
+def incomplete_games(integrations: str | Path | None = None) -> list[Game]:
+    """Returns the games whose ROM ``kart-rewards import`` can't recognise, because data.json or rom.sha is missing.
+
+    A folder is that of a game if its name ends in a console, such as ``-Snes``.
+    """
+    games = []
+    for folder in integration_folders(integrations):
+        with suppress(OSError):
+            names = sorted(name for name in os.listdir(folder) if system_of(name))  # noqa: PTH208
+            games += [Game(name, folder / name) for name in names if os.path.isdir(folder / name)]  # noqa: PTH112
+    return [game for game in games if {"data.json", "rom.sha"} & set(game.missing_files())]
 
 
 def writable_folder() -> Path:
@@ -234,10 +266,10 @@ class Game:
         """
         path = self.rom_path()
         if not is_file(path):
-            raise MissingRomError(
-                f"{self.name} has no ROM: {path} is missing. Import your own dump of the game: "
-                f"{self.command('import PATH')}"
-            )
+            remedy = f"Import your own dump of the game: {self.command('import PATH')}"
+            if not is_file(self.folder / "rom.sha"):
+                remedy = f"{self.folder / 'rom.sha'} is missing, too. {self.how_to_complete()}"
+            raise MissingRomError(f"{self.name} has no ROM: {path} is missing. {remedy}")
         wanted = self.rom_hashes()
         try:
             with path.open("rb") as file:
@@ -287,8 +319,23 @@ class Game:
         path = self.folder / "rom.sha"
         try:
             return path.read_text().lower().split()
+        except FileNotFoundError:
+            raise KartRewardsError(
+                f"{path}: can't be read: no such file: it must hold the ROM's SHA-1. {self.how_to_complete()}"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise KartRewardsError(f"{path}: can't be read: {error}: it must hold the ROM's SHA-1") from None
+
+    def missing_files(self) -> list[str]:
+        """Returns the names of the files that each game's folder needs, and this one does not have."""
+        needed = ("data.json", "metadata.json", "rom.sha", "scenario.json")
+        return [name for name in needed if not is_file(self.folder / name)]
+
+    def how_to_complete(self) -> str:
+        """Returns what to type to add the files that the folder lacks."""
+        rom = self.rom_path()
+        words = f"new {self.name} {shlex.quote(str(rom)) if is_file(rom) else 'ROM'} --complete"
+        return f"To add the files that the folder lacks: {self.command(words)}"
 
     def states(self) -> list[str]:
         """Returns the names of the start states, sorted."""
@@ -301,9 +348,14 @@ class Game:
             KartRewardsError: The file does not name one, or can't be read.
         """
         path = self.folder / "metadata.json"
+        remedy = self._how_to_make_a_state(default=True)
+        if self.states():
+            remedy = f'write {{"default_state": "{self.states()[0]}"}} to it, or name a state: --state'
+        if not is_file(path):
+            raise KartRewardsError(f"{path}: can't be read: no such file. It has the default start state: {remedy}")
         name = load_json(path).get("default_state")
         if not isinstance(name, str):
-            raise KartRewardsError(f'{path}: has no "default_state": {self._how_to_make_a_state(default=True)}')
+            raise KartRewardsError(f'{path}: has no "default_state": {remedy}')
         return name
 
     def state_path(self, state: str | Path) -> Path:
@@ -348,7 +400,8 @@ class Game:
         path = self._file(name, ".json")
         if not is_file(copy_of(path)):
             files = ", ".join(sorted(file.name for file in self.folder.glob("*.json")))
-            raise KartRewardsError(f"{path}: no such file; {self.folder} has {files or 'no .json file'}")
+            remedy = f". {self.how_to_complete()}" if name in ("data", "scenario") else ""
+            raise KartRewardsError(f"{path}: no such file; {self.folder} has {files or 'no .json file'}{remedy}")
         return path.resolve()
 
     def _file(self, name: str | Path, suffix: str) -> Path:
@@ -392,18 +445,14 @@ def system_of(name: str) -> str | None:
     return console if console in retro_data.EMU_INFO else None
 
 
-def rom_sha1(file: IO[bytes], skip: int = 0) -> tuple[str, int]:
-    """Returns a ROM's SHA-1, in the form of ``rom.sha``, and its size in bytes.
-
-    Args:
-        file: The open file.
-        skip: Number of bytes before the ROM.
+def rom_sha1(file: IO[bytes]) -> tuple[str, int]:
+    """Returns the SHA-1 of an open ROM, in the form of ``rom.sha``, and its size in bytes.
 
     Raises:
         OSError: The file can't be read, or is larger than any ROM.
     """
     digest, size = hashlib.sha1(usedforsecurity=False), 0
-    file.seek(skip)
+    file.seek(0)
     while chunk := file.read(2**20):
         digest.update(chunk[_INES_HEADER_BYTES:] if not size and chunk.startswith(b"NES\x1a") else chunk)
         size += len(chunk)

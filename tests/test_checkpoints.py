@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import ppo_continuous_single_file as ppo
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation.agents import EvalOptions
 from kart_rewards.files import UnwritableError
+from kart_rewards.scenario import Scoring
 from kart_rewards.training.checkpoints import (
     Checkpoint,
     Resumption,
@@ -37,6 +38,7 @@ from kart_rewards.training.checkpoints import (
 )
 from kart_rewards.training.options import to_plain_options
 from kart_rewards.training.run import RunOptions
+from kart_rewards.training.sources import RunRewards
 
 SCORING = {"term wall": "weight -10.0, code abc", "rule wall_hits": "code def"}
 SCORING_OF_0_1 = {"term wall": "weight -10.0, source 123", "rule wall_hits": "source 456"}
@@ -214,25 +216,11 @@ def options_of(checkpoint: Checkpoint, **changes: Any) -> dict[str, Any]:
     return {name: group | changes.get(name, {}) for name, group in checkpoint.options.items()}
 
 
-@dataclass
-class Fingerprints:
-    """A ``Scoring`` that has nothing but its fingerprints."""
-
-    current: dict[str, str]
-    of_0_1: dict[str, str]
-
-    def fingerprints(self) -> dict[str, str]:
-        return self.current
-
-    def fingerprints_of_0_1(self) -> dict[str, str]:
-        return self.of_0_1
-
-
 def decide(
     checkpoint: Checkpoint, scoring: dict[str, str] = SCORING, allow: bool = False, **changes: Any
 ) -> Resumption:
-    fingerprints: Any = Fingerprints(scoring, SCORING_OF_0_1)
-    return Resumption.decide(checkpoint, options_of(checkpoint, **changes), fingerprints, 32, allow)
+    rewards = RunRewards(Scoring([], []), scoring, SCORING_OF_0_1, [])
+    return Resumption.decide(checkpoint, options_of(checkpoint, **changes), rewards, 32, allow)
 
 
 def test_the_same_options_take_over_everything(checkpoint: Checkpoint) -> None:
@@ -247,7 +235,9 @@ CHANGED = {"term wall": "weight -7.0, code abc", "term gift": "weight 1.0, code 
 
 
 def test_other_rewards_are_refused(checkpoint: Checkpoint) -> None:
-    with pytest.raises(KartRewardsError, match="was trained with other reward terms or done rules") as raised:
+    with pytest.raises(
+        KartRewardsError, match="was trained with other reward terms, done rules, variables, ROM or core"
+    ) as raised:
         decide(checkpoint, CHANGED)
     for line in (
         "  term wall: weight -10.0, code abc -> weight -7.0, code abc",
@@ -264,8 +254,8 @@ def test_other_rewards_that_are_allowed_begin_new_episodes_and_comparisons(check
     assert resumption.env_states is None
     assert resumption.best_score == []
     first, second, _ = resumption.notices
-    assert first.startswith("Resuming with other reward terms or done rules:\n  term wall: ")
-    assert second == "The environments begin new episodes: the reward terms or done rules differ from the checkpoint's."
+    assert first.startswith("Resuming although this has changed:\n  term wall: ")
+    assert second == "The environments begin new episodes: what decides the rewards has changed."
 
 
 def test_the_rewards_of_an_older_checkpoint_are_compared_as_it_holds_them(checkpoint: Checkpoint) -> None:
@@ -432,7 +422,7 @@ def test_resuming_with_other_rewards_needs_a_flag(trained: TrainedRun, tmp_path:
     words = ["other reward terms", "  term wall: weight -5.0", "-> weight -7.0", "--allow-changed-rewards"]
     assert_refused(train_here(*arguments, check=False), *words)
     finished = train_here(*arguments, "--allow-changed-rewards")
-    assert "Resuming with other reward terms" in finished.stdout
+    assert "Resuming although this has changed:\n  term wall: " in finished.stdout
     assert "wall               -7" in finished.stdout
     again = [*RESUME, agent, "--total-timesteps", 160, "--reward-weights", "wall=-9"]
     assert_refused(train_here(*again, check=False), "-> weight -9.0")  # the flag was for that time only

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import pytest
+import tyro
 from annotated_types import Ge, Interval
 
 import ppo_continuous_single_file as ppo
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation.agents import EvalOptions
-from kart_rewards.training.options import check_bounds, to_plain_options
+from kart_rewards.training.options import check_bounds, check_given_once, to_plain_options
 from kart_rewards.training.run import RunOptions
 
 GROUPS = (ppo.EnvOptions, ppo.PPOOptions, EvalOptions, RunOptions)
@@ -98,6 +99,24 @@ def test_fractions_just_outside_an_interval_are_refused() -> None:
     for share in (1.0001, -0.0001):
         with pytest.raises(KartRewardsError, match=f"--share must be between 0 and 1, not {share}"):
             check_bounds(Options(share=share))
+
+
+def test_an_option_with_several_values_is_given_once() -> None:
+    check_given_once(["--rewards", "a.py", "b.py", "--state", "Level1"], "--rewards", "--state")
+    for words in (["--rewards", "a.py", "--rewards", "b.py"], ["--eval_states=a", "--eval-states", "b"]):
+        with pytest.raises(KartRewardsError, match="is given more than once: write all its values after one --"):
+            check_given_once(words, "--rewards", "--eval-states")
+
+
+def test_an_option_with_several_values_has_at_least_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def parse(*words: str) -> tuple[str, ...]:
+        return tyro.cli(ppo.EnvOptions, args=words).rewards
+
+    assert parse() == ()
+    assert parse("--rewards", "a.py", "b.py") == ("a.py", "b.py")
+    with pytest.raises(SystemExit):
+        parse("--rewards")
+    assert "needs at least one value" in capsys.readouterr().err
 
 
 def test_options_as_plain_values() -> None:

@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,15 +42,19 @@ from training_runs import (
 )
 
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.files import use_copies
 from kart_rewards.integrations import INTEGRATIONS
 from kart_rewards.scenario import load_scoring
 from kart_rewards.training.checkpoints import Checkpoint, Resumption
 from kart_rewards.training.log import Evaluation
 from kart_rewards.training.ranks import Ranks
 from kart_rewards.training.run import DivergedError, EndedEpisode, Run, RunOptions, make_run_folder, stop_on_signals
+from kart_rewards.training.sources import RunRewards, kept_sources
 
 PER_UPDATE = 20
-SCORING = load_scoring(INTEGRATIONS / GAME / "scenario.json")
+GAME_FOLDER = INTEGRATIONS / GAME
+SCORING = load_scoring(GAME_FOLDER / "scenario.json")
+REWARDS = RunRewards(SCORING, {"term wall": "code abc"}, {}, [GAME_FOLDER / "scenario.json"])
 LOSSES = {"value_loss": 0.5}
 ALONE = Ranks()
 
@@ -61,12 +67,15 @@ class Envs:
     num_envs: int = 2
     resets: list[tuple[int, Any]] = field(default_factory=list)
     calls: int = 0
+    fingerprints: dict[str, str] = field(default_factory=SCORING.fingerprints)
 
     def reset(self, seed: int, options: Any) -> np.ndarray:
         self.resets.append((seed, options))
         return np.zeros((self.num_envs, 1, 36, 36), np.uint8)
 
     def call(self, name: str) -> list[dict[str, Any]]:
+        if name == "fingerprints":
+            return [self.fingerprints] * self.num_envs
         assert name == "get_state"
         return [{"env": number} for number in range(self.num_envs)]
 
@@ -148,7 +157,7 @@ def make(
     run = Run(
         RunOptions(runs_path=runs, exp_name="mine", seed=5, **options),
         settings,
-        SCORING,
+        REWARDS,
         envs,
         ranks,
         torch.device("cpu"),
@@ -165,6 +174,13 @@ def resumed(runs: Path, checkpoint: Checkpoint, ranks: Ranks = ALONE, **fields: 
     known: dict[str, Any] = {"folder": checkpoint.path.parent, "env_states": checkpoint.env_states}
     known |= {"best_score": [], "notices": []}
     return make(runs, ranks=ranks, resumption=Resumption(checkpoint, **known | fields))
+
+
+@pytest.fixture(autouse=True)
+def own_files() -> Iterator[None]:
+    """A run makes its process read its copies of the rewards' files."""
+    yield
+    use_copies({})
 
 
 def checkpoints(run: Run) -> list[str]:
@@ -227,7 +243,7 @@ def test_a_checkpoint_holds_what_the_rest_of_the_run_depends_on(tmp_path: Path) 
     assert torch.equal(checkpoint.rng_states[0]["torch"], torch.Generator().manual_seed(9).get_state())
     assert checkpoint.env_states == [{"env": 0}, {"env": 1}]
     assert checkpoint.options["env"] == {"env_id": "A-Snes"}
-    assert checkpoint.scoring == SCORING.fingerprints()
+    assert checkpoint.scoring == REWARDS.fingerprints
 
 
 def test_a_stopped_run_says_how_to_resume_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,6 +360,22 @@ def test_a_log_that_can_not_be_written_is_the_users_mistake(tmp_path: Path) -> N
     assert training.checkpoint().steps == PER_UPDATE
 
 
+def test_a_run_keeps_the_files_of_its_rewards(tmp_path: Path) -> None:
+    training = make(tmp_path)
+    with training.start():
+        training.run.stop.set()
+        training.update()
+    scenario = GAME_FOLDER / "scenario.json"
+    assert kept_sources(training.run.folder)[scenario].read_bytes() == scenario.read_bytes()
+
+
+def test_environments_with_other_rewards_than_the_run_are_refused(tmp_path: Path) -> None:
+    training = make(tmp_path)
+    training.envs.fingerprints = {"term wall": "edited meanwhile"}
+    with pytest.raises(KartRewardsError, match="has changed while the run started"):
+        training.fail(ZeroDivisionError())
+
+
 def test_only_the_first_rank_logs_and_saves(tmp_path: Path) -> None:
     training = make(tmp_path, ranks=OneOf(1, 2, 1, 2), total_steps=PER_UPDATE)
     with training.start():
@@ -442,6 +474,24 @@ def test_track_needs_weights_and_biases(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("track", [True, False])
+def test_a_run_is_mirrored_to_the_project_that_was_asked_for(
+    track: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked: list[dict[str, Any]] = []
+    wandb = ModuleType("wandb")  # in place of Weights & Biases
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    vars(wandb)["init"] = lambda **options: tracked.append(options)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    training = make(tmp_path, track=track, wandb_project_name="karts", wandb_entity="a-team")
+    with training.start():
+        training.run.stop.set()
+        training.update()
+    assert [(each["project"], each["entity"]) for each in tracked] == [("karts", "a-team")] * track
+    assert all(each["config"] == {"env_id": "A-Snes", "seed": 5} for each in tracked)
+    assert all(each["name"] == training.run.folder.name and each["sync_tensorboard"] for each in tracked)
+
+
 def test_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1000.5)
     folders = [make_run_folder(tmp_path / "runs", "A-Snes", "mine", 3) for _ in range(3)]
@@ -531,7 +581,8 @@ def test_a_disk_that_is_full_from_the_start_is_reported(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", code, "--env-id", GAME, *SMALL, "--runs-path", str(tmp_path)]
     finished = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     assert_refused(finished, "can't be written: File too large")
-    assert [path.suffix for path in only_run(tmp_path).iterdir() if "tfevents" not in path.name] == []
+    left = [path.name for path in only_run(tmp_path).iterdir() if "tfevents" not in path.name]
+    assert left == ["sources"], "no part of a checkpoint"
 
 
 needs_mount = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from training_runs import GAME, SMALL, only_run, train_here
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError
-from kart_rewards.training.game import FREE_GAME, RETAIL_GAME, absolute_file, playable_game
+from kart_rewards.training.game import FREE_GAME, RETAIL_GAME, names_of_run, playable_game, resolved_options
 
 
 @pytest.fixture
@@ -67,14 +67,34 @@ def test_an_unknown_game_is_not_replaced(games: Path) -> None:
         playable_game("MarioCart-Snes", games, fallback=True)
 
 
-def test_a_file_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_found_from_every_folder(games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert absolute_file("my.json", ".json") == str(tmp_path / "my.json")
-    assert absolute_file("/games/my.json", ".json") == "/games/my.json"
-    assert absolute_file("scenario", ".json") == "scenario"
-    folder = INTEGRATIONS / FREE_GAME
-    assert absolute_file("scenario.json", ".json", folder) == "scenario.json", "of the game, wherever that is"
-    assert absolute_file("my.json", ".json", folder) == str(tmp_path / "my.json")
+    asked = {
+        "env_id": RETAIL_GAME,
+        "integrations_path": Path("games"),
+        "fallback": True,
+        "scenario": "sprint.json",
+        "info": "data.json",
+        "state": ("Level1", "Level2.state", "mine.state"),
+        "rewards": ("mine.py", "a_module"),
+    }
+    assert resolved_options(asked) == {
+        "env_id": FREE_GAME,
+        "integrations_path": games,
+        "scenario": str(tmp_path / "sprint.json"),
+        "info": "data.json",  # of the game, wherever that is
+        "state": ("Level1", "Level2.state", str(tmp_path / "mine.state")),
+        "rewards": (str(tmp_path / "mine.py"), "a_module"),
+    }
+    assert resolved_options({**asked, "scenario": None})["scenario"] is None
+    assert resolved_options({**asked, "scenario": "scenario"})["scenario"] == "scenario"
+    assert resolved_options({**asked, "scenario": "/games/my.json"})["scenario"] == "/games/my.json"
+
+
+def test_a_run_of_the_retail_game_may_have_trained_the_free_one() -> None:
+    assert names_of_run(RETAIL_GAME, fallback=True) == [RETAIL_GAME, FREE_GAME]
+    assert names_of_run(RETAIL_GAME, fallback=False) == [RETAIL_GAME]
+    assert names_of_run("Other-Snes", fallback=True) == ["Other-Snes"]
 
 
 def test_with_its_rom_the_retail_game_is_trained(tmp_path: Path) -> None:

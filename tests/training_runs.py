@@ -19,6 +19,8 @@ from unittest import mock
 
 import psutil
 
+from kart_rewards.files import copies_in_use, use_copies
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "ppo_continuous_single_file.py"
 GAME = "HomebrewKart-Snes"
@@ -71,6 +73,7 @@ def train_here(*arguments: object, check: bool = True) -> Finished:
         changed.enter_context(mock.patch.object(threading, "excepthook", threading.excepthook))  # a Log replaces it
         for number in (signal.SIGINT, signal.SIGTERM):
             changed.callback(signal.signal, number, signal.getsignal(number))
+        changed.callback(use_copies, copies_in_use())  # a run replaces them by its own
         changed.enter_context(contextlib.redirect_stdout(stdout))
         changed.enter_context(contextlib.redirect_stderr(stderr))
         try:

@@ -228,7 +228,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.observation_space = self._observer.space
         self._has_race = set(self.layout.names) >= METRIC_VARIABLES
         crop, (rows, columns, _) = observation.crop, self.em.get_screen().shape
-        if crop and crop == ObservationConfig.crop and not suits_default_crop(self._emulator.console, self.layout):
+        is_kart_race = self._has_race and self._emulator.console == "Snes"
+        if crop and crop == ObservationConfig.crop and not is_kart_race:
             notice(
                 f"{self.game.name}: the agent sees rows {crop[0]} to {crop[1]} and columns {crop[2]} to {crop[3]} of a "
                 f"screen of {rows} rows and {columns} columns. This default crop is made for kart races on the SNES. "
@@ -525,11 +526,6 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         if self._window is not None:
             self._window.close()
             self._window = None
-
-
-def suits_default_crop(console: str, layout: RamLayout) -> bool:
-    """Whether the default crop of ``ObservationConfig`` shows the road: it is made for kart races on the SNES."""
-    return console == "Snes" and set(layout.names) >= METRIC_VARIABLES
 
 
 def _has_form_of(value: Any, example: Any) -> bool:

@@ -184,7 +184,7 @@ def _kept_environment(options: bytes, copies: dict[Path, Path]) -> KartEnv:
         _kept = None
     if not _kept:
         use_copies(copies)
-        _kept = (options, copies), KartEnv(**pickle.loads(options))  # noqa: S301 - pickled by the parent process
+        _kept = (options, copies), make_wrapped(pickle.loads(options))  # noqa: S301 - pickled by the parent process
     return _kept[1]
 
 

@@ -106,7 +106,8 @@ class Findings:
     def _add(self, level: str, what: str, details: str, remedy: str = "") -> None:
         self._counts[level] += 1
         if self.folder:
-            details = details.replace(f"{self.folder}/", "")
+            text, *command = re.split("(?=kart-rewards )", details, maxsplit=1)  # a command needs the complete path
+            details = "".join((text.replace(f"{self.folder}/", ""), *command))
         details = " ".join(details.split()).removeprefix(f"{what}: ")
         self.print(f"{level:<4}  {what}: {details}{f' -> {remedy}' if remedy else ''}")
 
@@ -515,10 +516,14 @@ def check_random_play(state: str, options: dict[str, Any], game: Game, findings:
     with findings.check("random play"):
         with closing(make_env(game.name, integrations=game.folder.parent, state=state, **options)) as env:
             played = _play_at_random(env)
+            alone: str = env.unwrapped.slow_turns() or env.unwrapped.sharing_fault()  # type: ignore[attr-defined]
         flags = " ".join(flag for option, flag in _FLAGS.items() if option in options)
         fitted = f"with {flags}, because the defaults do not fit this console, " if options else ""
         episode = played.end or f"{played.steps} steps of an episode"
         findings.ok("random play", f"{fitted}from {state}, {episode}, all rewards finite")
+        if alone:
+            remedy = "training does so by itself; in Python use gymnasium.vector.AsyncVectorEnv"
+            findings.warn("several environments", f"each needs a process of its own, because {alone}", remedy)
         return played
     return None
 

@@ -2,6 +2,7 @@
 
 * ``command`` - ``kart-rewards new NAME ROM``: makes the game's folder, and prints the next steps
 * ``scaffold`` - the same as a function: makes the folder, with a first reward term and its unit test
+* ``complete_folder`` - adds the files that an existing folder lacks
 
 The folder has stable-retro's layout. It lacks what only a person can find: start states and RAM variables.
 """
@@ -9,27 +10,43 @@ The folder has stable-retro's layout. It lacks what only a person can find: star
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import zipfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, NamedTuple
 
 import tyro
 from stable_retro.data import EMU_EXTENSIONS, EMU_INFO
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.games.roms import UNREADABLE, copier_header, printable
+from kart_rewards.files import atomic_write
+from kart_rewards.games.roms import UNREADABLE, printable, readings
 from kart_rewards.integrations import command as command_line
-from kart_rewards.integrations import find_folder, rom_sha1, system_of, writable_folder
+from kart_rewards.integrations import find_folder, is_file, rom_sha1, system_of, writable, writable_folder
 from kart_rewards.scenario import KEY
 
 _ARCADE = "FBNeo"  # its ROMs are zip files, and the core identifies them by their names
-_ROM_SUFFIXES = {*EMU_EXTENSIONS, ".smc"} - {".zip"}
-_CONSOLES = {suffix: console for suffix, console in EMU_EXTENSIONS.items() if suffix != ".bin"} | {".smc": "Snes"}
+_COPIERS = {".smc": "Snes", ".smd": "Genesis"}
+_ROM_SUFFIXES = {*EMU_EXTENSIONS, *_COPIERS} - {".zip"}
+_CONSOLES = {suffix: console for suffix, console in EMU_EXTENSIONS.items() if suffix != ".bin"} | _COPIERS
 """Suffix -> console. For stable-retro ``.bin`` means Nintendo 64, but dumps of many consoles have this suffix."""
+
+_OTHER_FILES = {
+    b"\x7fELF": "a program",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"\x1f\x8b": "a gzip file, such as a save state",
+    b"PK\x03\x04": "a zip file",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+}
+"""How files begin that are not ROMs."""
 
 _REWARDS = '''"""Reward terms and done rules of {name}.
 
@@ -101,6 +118,7 @@ def command(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
     rom: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROM")],
     /,
+    complete: bool = False,
     integrations_path: Path | None = None,
 ) -> None:
     """Begins the integration of another game: makes its folder, with a first reward term and its unit test.
@@ -109,10 +127,11 @@ def command(
         name: Name of the game, with its console: MyGame-Snes. If the console is missing, it follows from the suffix of
             the ROM.
         rom: The ROM, for any console that stable-retro emulates, or a zip file with one ROM in it.
+        complete: The game's folder exists already, but lacks files, such as rom.sha: add them. Existing files stay.
         integrations_path: Folder of games in which to make the game's folder. By default the first of these folders
             that may be written to: ./integrations, if it exists, and your data folder.
     """
-    print(scaffold(name, rom, integrations_path))
+    print((complete_folder if complete else scaffold)(name, rom, integrations_path))
 
 
 def scaffold(name: str, rom: Path, integrations: Path | None = None) -> str:
@@ -133,31 +152,25 @@ def scaffold(name: str, rom: Path, integrations: Path | None = None) -> str:
             written.
     """
     with ExitStack() as stack:
-        try:
-            file, file_name = _open_rom(name, rom, stack)
-            name = _full_name(name, file_name)
-            _, size = rom_sha1(file)
-            header = copier_header(size) if system_of(name) == "Snes" else 0
-            sha1, size = rom_sha1(file, header)
-        except UNREADABLE as error:
-            raise KartRewardsError(f"{rom}: can't be read: {getattr(error, 'strerror', None) or error}") from None
-        if not size:
-            raise KartRewardsError(f"{rom}: is empty, so it is not a ROM")
+        dump = _read_dump(name, rom, stack)
+        name = dump.game
         existing = find_folder(name, integrations)
         if existing:
-            raise KartRewardsError(f"{existing.folder}: exists already, and was not changed; choose another name")
+            missing = existing.missing_files()
+            remedy = f" It lacks {', '.join(missing)}. {existing.how_to_complete()}" if missing else ""
+            raise KartRewardsError(
+                f"{existing.folder}: exists already, and was not changed; choose another name{remedy}"
+            )
         integrations = integrations or writable_folder()
         folder, temporary = integrations / name, integrations / f".{name}.partial"
         existed = integrations.exists()
         try:
             shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
             temporary.mkdir(parents=True)
-            for path, content in _files(name, file_name, sha1).items():
+            for path, content in _files(dump).items():
                 (temporary / path).write_text(content, encoding="utf-8")
-            for rom_name in _rom_names(name, file_name):
-                file.seek(header)
-                with (temporary / rom_name).open("wb") as copy:
-                    shutil.copyfileobj(file, copy)
+            for rom_name in _rom_names(dump):
+                _copy(dump.rom, temporary / rom_name)
             temporary.rename(folder)
         except OSError as error:
             raise KartRewardsError(f"{folder}: can't be made: {error.strerror}") from None
@@ -166,7 +179,8 @@ def scaffold(name: str, rom: Path, integrations: Path | None = None) -> str:
             if not existed:
                 with suppress(OSError):  # rmdir raises it if the game's folder was made
                     integrations.rmdir()
-    note = f", without its copier's header of {header} bytes" if header else ""
+    note = dump.note.replace("512-byte copier header removed", "without its copier's header of 512 bytes")
+    note = f", {note}" if note else ""
     files = " ".join(sorted(path.name for path in folder.iterdir()))
     next_steps = _NEXT_STEPS.format(
         folder=shlex.quote(str(folder)),
@@ -175,7 +189,122 @@ def scaffold(name: str, rom: Path, integrations: Path | None = None) -> str:
         doctor=command_line(f"doctor {name}", integrations),
         train=command_line(f"train --env-id {name}", integrations),
     )
-    return f"made {folder}\n  {files}\n  ROM: {size // 1024} KiB{note}, SHA-1 {sha1}\n{next_steps}"
+    return f"made {folder}\n  {files}\n  ROM: {dump.size // 1024} KiB{note}, SHA-1 {dump.sha1}\n{next_steps}"
+
+
+def complete_folder(name: str, rom: Path, integrations: Path | None = None) -> str:
+    """Adds the files that the folder of a game lacks, and the ROM. Existing files are not changed.
+
+    Args:
+        name: The name of the game.
+        rom: The ROM, or a zip file with one console's ROM in it. It may be the one in the folder.
+        integrations: The only folder to look for the game in. None: the standard lookup.
+
+    Returns:
+        A message: what was added.
+
+    Raises:
+        KartRewardsError: There is no such game, the ROM can't be read or is another one than the game's, or a file
+            can't be written.
+    """
+    with ExitStack() as stack:
+        dump = _read_dump(name, rom, stack)
+        game = find_folder(dump.game, integrations)
+        if not game:
+            raise KartRewardsError(f"there is no folder {dump.game} to complete: leave out --complete to make it")
+        game = writable(game)
+        if is_file(game.folder / "rom.sha") and dump.sha1 not in game.rom_hashes():
+            raise KartRewardsError(f"{rom}: its SHA-1 is {dump.sha1}, which {game.folder / 'rom.sha'} does not allow")
+        present = game.rom_path(Path(dump.file_name).suffix)
+        if is_file(present):
+            with present.open("rb") as file:
+                if rom_sha1(file)[0] != dump.sha1:
+                    raise KartRewardsError(f"{present}: is another ROM than {rom}: remove one of them")
+        files = _files(dump)
+        states = game.states()
+        if len(states) == 1 and "original_rom_name" not in files["metadata.json"]:
+            files["metadata.json"] = _json({"default_state": states[0]})
+        if is_file(game.folder / "scenario.json") or is_file(game.folder / "rewards.py"):
+            del files["rewards.py"], files["test_rewards.py"]  # an example, which the scenario would not name
+            files["scenario.json"] = _json({KEY: {"modules": [], "rewards": {}, "done": [], "checks": []}})
+        added = [path for path in files if not os.path.lexists(game.folder / path)]
+        for path in added:
+            with atomic_write(game.folder / path) as temporary:
+                temporary.write_text(files[path], encoding="utf-8")
+        for rom_name in _rom_names(dump):
+            if not is_file(present) or (rom_name != present.name and not is_file(game.folder / rom_name)):
+                with atomic_write(game.folder / rom_name) as temporary:
+                    _copy(dump.rom, temporary)
+                added.append(rom_name)
+    doctor = game.command(f"doctor {game.name}")
+    return (
+        f"completed {game.folder}\n  added: {' '.join(sorted(added)) or 'nothing'}\n  what remains to be done: {doctor}"
+    )
+
+
+class _Dump(NamedTuple):
+    """A ROM for a new game.
+
+    Args:
+        game: The game's name, with its console.
+        file_name: The name of the ROM's file.
+        rom: The ROM, open.
+        note: What was changed to get it from the file; empty if nothing was.
+        sha1: Its SHA-1.
+        size: Its size in bytes.
+    """
+
+    game: str
+    file_name: str
+    rom: IO[bytes]
+    note: str
+    sha1: str
+    size: int
+
+
+def _read_dump(name: str, path: Path, stack: ExitStack) -> _Dump:
+    """Reads a ROM. Raises KartRewardsError if the file is none, or if it contradicts the game's name."""
+    try:
+        file, file_name = _open_rom(name, path, stack)
+        name = _full_name(name, file_name)
+        sha1, size = rom_sha1(file)
+        if not size:
+            raise KartRewardsError(f"{path}: is empty, so it is not a ROM")
+        file.seek(0)
+        what = _what_else(file.read(2**16), system_of(name))
+        if what:
+            raise KartRewardsError(f"{path}: is not a ROM, but {what}")
+        rom, note = file, ""
+        for reading, changed in readings(file, size):
+            if changed and _is_better(reading, changed, system_of(name)):
+                (sha1, size), rom, note = rom_sha1(reading), reading, changed
+                break
+    except UNREADABLE as error:
+        raise KartRewardsError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+    return _Dump(name, file_name, rom, note, sha1, size)
+
+
+def _what_else(start: bytes, console: str | None) -> str:
+    """Returns what a file is that begins so, if it is certainly not a ROM."""
+    for magic, what in _OTHER_FILES.items():
+        if start.startswith(magic) and not (what == "a zip file" and console == _ARCADE):
+            return what
+    controls = set(range(32)) - set(b"\t\n\v\f\r")
+    return "a text file" if b"\n" in start and not controls & set(start) else ""
+
+
+def _is_better(rom: IO[bytes], note: str, console: str | None) -> bool:
+    """Whether a changed dump, and not the file as it is, is the ROM of a cartridge."""
+    rom.seek(0x100)
+    if console == "Genesis":
+        return b"SEGA" in rom.read(16)
+    return console == "Snes" and "interleaved" not in note
+
+
+def _copy(rom: IO[bytes], target: Path) -> None:
+    rom.seek(0)
+    with target.open("wb") as copy:
+        shutil.copyfileobj(rom, copy)
 
 
 def _open_rom(name: str, rom: Path, stack: ExitStack) -> tuple[IO[bytes], str]:
@@ -211,9 +340,9 @@ def _full_name(name: str, file_name: str) -> str:
     return name
 
 
-def _rom_names(name: str, file_name: str) -> list[str]:
+def _rom_names(dump: _Dump) -> list[str]:
     """Returns the names of the ROM in the game's folder. An arcade game's ROM needs its original name, too."""
-    console = system_of(name)
+    console, file_name = system_of(dump.game), dump.file_name
     assert console is not None
     extensions = EMU_INFO[console]["ext"]
     extension = Path(file_name).suffix.lower().removeprefix(".")
@@ -221,17 +350,17 @@ def _rom_names(name: str, file_name: str) -> list[str]:
     return [rom_name, file_name] if console == _ARCADE else [rom_name]
 
 
-def _files(name: str, file_name: str, sha1: str) -> dict[str, str]:
+def _files(dump: _Dump) -> dict[str, str]:
     """Returns the files of the folder without the ROM: name -> content."""
     scoring = {"modules": ["rewards.py"], "rewards": {"survival": None}, "done": [], "checks": []}
     return {
-        "rom.sha": f"{sha1}\n",
+        "rom.sha": f"{dump.sha1}\n",
         "data.json": _json({"info": {}}),
         "scenario.json": _json({KEY: scoring}),
-        "metadata.json": _json({"original_rom_name": file_name} if system_of(name) == _ARCADE else {}),
-        "rewards.py": _REWARDS.format(name=name),
+        "metadata.json": _json({"original_rom_name": dump.file_name} if system_of(dump.game) == _ARCADE else {}),
+        "rewards.py": _REWARDS.format(name=dump.game),
         "test_rewards.py": _TEST,
-        ".gitignore": _GITIGNORE.format(roms="\n".join(_rom_names(name, file_name))),
+        ".gitignore": _GITIGNORE.format(roms="\n".join(_rom_names(dump))),
     }
 
 

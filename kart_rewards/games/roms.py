@@ -3,11 +3,13 @@
 * ``command`` - the command ``kart-rewards import``
 * ``import_roms`` - searches files, folders and zip files for ROMs
 * ``Imported`` - the result for one file
-* ``copier_header``, ``printable``, ``UNREADABLE`` - helpers that ``kart_rewards.games.new`` needs, too
+* ``readings`` - a dump as it is, and as it was before a copier changed its form
+* ``printable``, ``UNREADABLE`` - helpers that ``kart_rewards.games.new`` needs, too
 """
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import shutil
@@ -18,13 +20,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated, NamedTuple
 
+import numpy as np
 import tyro
 
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import atomic_write
-from kart_rewards.integrations import find_game, integration_folders, is_file, list_games, rom_sha1, writable
+from kart_rewards.integrations import (
+    find_game,
+    incomplete_games,
+    integration_folders,
+    is_file,
+    list_games,
+    rom_sha1,
+    writable,
+)
 
-COPIER_HEADER_BYTES = 512  # old dumping devices put such a header before a SNES ROM
+_COPIER_HEADER_BYTES = 512  # old dumping devices put such a header before the ROM of a SNES or Genesis
+_INTERLEAVED_BYTES = 2**14  # in a .smd dump of a Genesis, each such block has its odd bytes first, then its even ones
+_LARGEST_COPIED_BYTES = 2**24
 UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError)
 """The exceptions that reading a damaged, locked or encrypted file or zip file raises."""
 _UNOPENED_ARCHIVES = {".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"}  # .zip: inside another zip file
@@ -67,7 +80,7 @@ def command(
     if not games:
         raise KartRewardsError(
             f"none of these files ({len(files)}) is the ROM of a known game. Known games: "
-            f"{', '.join(list_games(integrations_path))}"
+            f"{', '.join(list_games(integrations_path))}{_of_incomplete(integrations_path)}"
         )
     print(f"{counted(len(files), 'file')} examined; ROMs in place: {', '.join(sorted(games))}")
 
@@ -76,7 +89,8 @@ def import_roms(paths: list[Path], integrations: str | Path | None = None) -> It
     """Copies ROM dumps into the folders of their games. Recognises each by its SHA-1.
 
     Searches folders, but not links to folders, and zip files, but not archives inside them. Removes a 512-byte copier
-    header. A right ROM that is in place stays; any other file in its place is replaced.
+    header, and orders the bytes of an interleaved dump (``.smd``). A right ROM that is in place stays; any other file
+    in its place is replaced.
 
     Args:
         paths: Files, folders and zip files.
@@ -99,17 +113,42 @@ def import_roms(paths: list[Path], integrations: str | Path | None = None) -> It
                 yield result._replace(file=printable(result.file))
 
 
-def copier_header(size: int) -> int:
-    """Returns the length in bytes of the copier header of a SNES dump of ``size`` bytes: 512 or 0.
+def readings(file: IO[bytes], size: int) -> Iterator[tuple[IO[bytes], str]]:
+    """Yields a dump as it is, and in each form that it may have had in its cartridge.
 
-    A ROM's size is a multiple of 1,024 bytes.
+    Args:
+        file: The open dump.
+        size: Its size in bytes.
+
+    Yields:
+        The ROM, open, and a note about what was changed; an empty note for the dump as it is.
     """
-    return COPIER_HEADER_BYTES if size % 1024 == COPIER_HEADER_BYTES else 0
+    yield file, ""
+    has_header = size % 1024 == _COPIER_HEADER_BYTES  # the size of a ROM is a multiple of 1,024 bytes
+    if size > _LARGEST_COPIED_BYTES or not size or (not has_header and size % _INTERLEAVED_BYTES):
+        return
+    file.seek(_COPIER_HEADER_BYTES if has_header else 0)
+    content = file.read()
+    note = "512-byte copier header removed" if has_header else ""
+    if has_header:
+        yield io.BytesIO(content), note
+    if content and len(content) % _INTERLEAVED_BYTES == 0:
+        halves = np.frombuffer(content, np.uint8).reshape(-1, 2, _INTERLEAVED_BYTES // 2)
+        ordered = halves[:, ::-1].transpose(0, 2, 1).tobytes()
+        yield io.BytesIO(ordered), f"{note}, interleaved bytes put in order".removeprefix(", ")
 
 
 def printable(name: object) -> str:
     """Returns a name for output on a terminal, with control characters and other unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(name))
+
+
+def _of_incomplete(integrations: str | Path | None) -> str:
+    """Returns what to do about folders without the files by which their ROMs are recognised, as sentences."""
+    return "".join(
+        f". {game.folder} has no {' and no '.join(game.missing_files())}. {game.how_to_complete()}"
+        for game in incomplete_games(integrations)
+    )
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
@@ -152,7 +191,9 @@ class _Importer:
                     self._games.setdefault(sha1, []).append(name)
         if not self._games:
             folders = ", ".join(map(str, integration_folders(integrations)))
-            raise KartRewardsError(f"{folders}: no readable game with a rom.sha, so no ROM can be recognised")
+            raise KartRewardsError(
+                f"{folders}: no readable game with a rom.sha, so no ROM can be recognised{_of_incomplete(integrations)}"
+            )
 
     def files(self, path: Path) -> Iterator[Imported]:
         """Imports a file, or each file inside a zip file."""
@@ -183,16 +224,15 @@ class _Importer:
 
     def _content(self, name: str, file: IO[bytes]) -> Iterator[Imported]:
         sha1, size = rom_sha1(file)
-        header = 0
-        if sha1 not in self._games and copier_header(size):
-            header = copier_header(size)
-            sha1, _ = rom_sha1(file, header)
-        for game in self._games.get(sha1, []):
-            yield Imported(name, self._place(name, file, header, sha1, game), game)
-        if sha1 not in self._games:
-            yield Imported(name, f"skipped: {_description(name, file, header)} (SHA-1 {sha1})", None)
+        for rom, note in readings(file, size):
+            of_rom = rom_sha1(rom)[0] if note else sha1
+            if of_rom in self._games:
+                for game in self._games[of_rom]:
+                    yield Imported(name, self._place(name, rom, note, of_rom, game), game)
+                return
+        yield Imported(name, f"skipped: {_description(name, file)} (SHA-1 {sha1})", None)
 
-    def _place(self, name: str, file: IO[bytes], header: int, sha1: str, game_name: str) -> str:
+    def _place(self, name: str, rom: IO[bytes], note: str, sha1: str, game_name: str) -> str:
         """Copies a ROM into its game's folder, unless a right one is there. Returns what was done."""
         game = find_game(game_name, self._integrations)  # an earlier file may have moved it to a writable folder
         suffix = Path(name).suffix or ".sfc"
@@ -211,9 +251,8 @@ class _Importer:
             replaced = f", and replaces another file (SHA-1 {other})"
         target = writable(game).rom_path(suffix)
         for path in {target, target.with_name(f"rom{target.suffix}")}:  # an arcade game's ROM has two names
-            _copy_rom(file, header, path)
-        note = " (512-byte copier header removed)" if header else ""
-        return f"imported as {game.name}'s ROM: {target}{replaced}{note}"
+            _copy_rom(rom, path)
+        return f"imported as {game.name}'s ROM: {target}{replaced}{f' ({note})' if note else ''}"
 
 
 def _unreadable(name: str, error: Exception) -> Imported:
@@ -221,10 +260,11 @@ def _unreadable(name: str, error: Exception) -> Imported:
     return Imported(name, f"skipped: can't be read: {why}", None)
 
 
-def _description(name: str, file: IO[bytes], header: int) -> str:
+def _description(name: str, file: IO[bytes]) -> str:
     """Describes a file that is not a ROM of a known game."""
-    for start in (0x7FC0, 0xFFC0):  # a SNES ROM's own header: a title, and a checksum beside its complement
-        file.seek(header + start)
+    headers = (0x7FC0, 0xFFC0)  # of a SNES ROM: a title, and a checksum beside its complement
+    for start in (*headers, *(header + _COPIER_HEADER_BYTES for header in headers)):
+        file.seek(start)
         title = file.read(32)
         if int.from_bytes(title[28:30], "little") ^ int.from_bytes(title[30:32], "little") == 0xFFFF:
             shown = printable(title[:21].decode("ascii", "replace").strip())
@@ -234,8 +274,8 @@ def _description(name: str, file: IO[bytes], header: int) -> str:
     return "not the ROM of a known game"
 
 
-def _copy_rom(file: IO[bytes], skip: int, target: Path) -> None:
-    """Copies an open ROM without its first ``skip`` bytes. Replaces the target."""
-    file.seek(skip)
+def _copy_rom(file: IO[bytes], target: Path) -> None:
+    """Copies an open ROM. Replaces the target."""
+    file.seek(0)
     with atomic_write(target) as temporary, temporary.open("wb") as copy:
         shutil.copyfileobj(file, copy)

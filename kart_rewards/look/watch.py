@@ -87,7 +87,11 @@ def watch(
                     to_gif(video, output, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
             print(f"wrote {output}")
             return
-        with Window(f"{agent.path}: {env.game.name}", scale) as window:
+        try:
+            window = Window(f"{agent.path}: {env.game.name}", scale)
+        except KartRewardsError as error:
+            raise KartRewardsError(f"{error}. To write a video instead: --output drive.mp4") from None
+        with window:
 
             def show(picture: np.ndarray, lines: list[str]) -> None:
                 window.show(picture, [*lines, "", f"{'Escape':<8}end"], env.frames_per_second)

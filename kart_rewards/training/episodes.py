@@ -14,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from kart_rewards.env import KartEnv
+from kart_rewards.env.wrappers import has_memory, make_wrapped, wrapped_observation
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.notices import notice
 from kart_rewards.training.ranks import Ranks
@@ -27,7 +27,8 @@ class TrainingEpisodes(gym.Wrapper):
     ``info`` is empty except on an episode's last step, the only one that training reads. There it gains ``episode``:
     ``r``, the return, and ``l``, the length in agent steps, as in Gymnasium's ``RecordEpisodeStatistics``.
 
-    ``reset`` takes ``options={"states": [...]}``, the results of ``get_state`` of all environments, to resume.
+    ``reset`` takes ``options={"states": [...]}``, the results of ``get_state`` of all environments, to resume. With a
+    wrapper that may have a memory, which is not saved, a new episode begins instead.
 
     Args:
         env: A ``KartEnv``, or a wrapper around one.
@@ -46,11 +47,12 @@ class TrainingEpisodes(gym.Wrapper):
         self.episode_return = 0.0
         self.episode_steps = 0
         observation, info = self.env.reset(seed=seed, options=options)
-        if options and "states" in options:
+        if options and "states" in options and not has_memory(self.env):
             try:
                 state = options["states"][self.index]
                 self.episode_return, self.episode_steps = float(state["return"]), int(state["steps"])
                 observation = self.unwrapped.set_state(state["env"])  # type: ignore[attr-defined]
+                observation = wrapped_observation(self.env, observation)
             except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, zlib.error) as error:
                 raise KartRewardsError(
                     f"the checkpoint's state of environment {self.index} is damaged ({type(error).__name__}: {error})"
@@ -79,7 +81,7 @@ class TrainingEpisodes(gym.Wrapper):
 
 def make_training_env(env_options: Mapping[str, Any], index: int, max_episode_steps: int) -> TrainingEpisodes:
     """Makes one environment; see ``TrainingEpisodes``. It runs in the process that the environment plays in."""
-    return TrainingEpisodes(KartEnv(**env_options), index, max_episode_steps)
+    return TrainingEpisodes(make_wrapped(env_options), index, max_episode_steps)
 
 
 def make_training_envs(
@@ -88,7 +90,7 @@ def make_training_envs(
     """Makes the environments of one rank, in two groups: one group steps while the agent answers the other.
 
     Args:
-        env_options: The arguments of ``KartEnv`` by name.
+        env_options: The arguments of ``KartEnv`` by name, and ``wrappers``; see ``make_wrapped``.
         num_envs: How many environments all ranks have together.
         max_episode_steps: Agent steps after which an episode is truncated.
         ranks: This process among all. Its environments are distributed over one process per core that it has, or over
@@ -98,11 +100,14 @@ def make_training_envs(
         KartRewardsError: An environment can't be made.
     """
     own, processes = ranks.share(num_envs), ranks.processors()
-    if own > processes:
-        with closing(KartEnv(**env_options)) as env:
-            reason = env.slow_turns() or env.sharing_fault()
+    if own > processes or env_options.get("wrappers"):
+        with closing(make_wrapped(env_options)) as env:
+            core: Any = env.unwrapped
+            if has_memory(env):
+                notice("The wrappers may have a memory, which checkpoints lack: a resumed run begins new episodes")
+            reason = core.slow_turns() or core.sharing_fault() if own > processes else ""
         if reason:
-            notice(f"{env.game.name}: each environment has a process of its own, because {reason}")
+            notice(f"{core.game.name}: each environment has a process of its own, because {reason}")
             processes = own
     makers = [
         functools.partial(make_training_env, env_options, ranks.rank * own + i, max_episode_steps) for i in range(own)

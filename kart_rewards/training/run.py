@@ -28,7 +28,7 @@ from annotated_types import Ge, Interval
 from torch import nn
 
 from kart_rewards.errors import KartRewardsError, counted
-from kart_rewards.files import UnwritableError, use_copies
+from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.training.checkpoints import Resumption, save_atomically, save_checkpoint
 from kart_rewards.training.log import Evaluation, Log, check_wandb
 from kart_rewards.training.ranks import Ranks
@@ -203,12 +203,15 @@ class Run:
             )
         print(f"{title}, logging to {self.folder}\n{self.rewards.scoring.table()}\n")
         failure: Exception | None = None
+        copies_before = copies_in_use()
         try:
             yield self._start()
         except (OSError, UnwritableError) as error:
             failure = _unwritable(self.folder, error)
         except Exception as error:  # an internal error must not lose what was learned either
             failure = error
+        finally:
+            use_copies(copies_before)
         self._end(failure)
 
     def _take_over(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.files import atomic_write, copies_in_use, use_copies
+from kart_rewards.files import atomic_write, copies_in_use, copy_of, use_copies
 from kart_rewards.imports import source_files
 from kart_rewards.integrations import Game
 from kart_rewards.ram import RamLayout, load_json
@@ -72,9 +72,11 @@ def keep_sources(run_folder: Path, files: Iterable[Path]) -> None:
     """
     index: dict[str, str] = {}
     for file in files:
+        if not copy_of(file).is_file():  # an earlier import of this process, which is gone
+            continue
         name = next(name for i in range(len(index) + 1) if (name := f"{i}/{file.name}") not in index.values())
         with atomic_write(run_folder / _FOLDER / name) as copy:
-            copy.write_bytes(file.read_bytes())
+            copy.write_bytes(copy_of(file).read_bytes())
         index[str(file)] = name
     with atomic_write(run_folder / _FOLDER / _INDEX) as copy:
         copy.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,85 @@
+"""Wrappers of one's own around the environments of a run.
+
+* ``make_wrapped`` - makes a ``KartEnv`` and applies wrappers to it
+* ``has_memory``, ``wrapped_observation`` - what resuming a run needs to know about wrappers
+
+A wrapper is a function or class that takes an environment and returns one, such as a ``gymnasium.Wrapper``. On a command
+line it has a name, ``MODULE:NAME`` or ``FILE.py:NAME``. Each process that plays imports it by this name.
+
+Example:
+    >>> env = make_wrapped({"game": "HomebrewKart-Snes", "wrappers": ["gymnasium.wrappers:FlattenObservation"]})
+    >>> env.observation_space.shape, env.unwrapped.game.name
+    ((28224,), 'HomebrewKart-Snes')
+    >>> env.close()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from kart_rewards.env.kart_env import KartEnv
+from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.imports import describe, import_source
+
+
+def make_wrapped(options: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    """Makes an environment and applies wrappers to it.
+
+    Args:
+        options: The arguments of ``KartEnv`` by name. ``wrappers``, if it is there, has the names of the wrappers, the
+            innermost first.
+
+    Returns:
+        The environment. Its ``unwrapped`` is the ``KartEnv``.
+
+    Raises:
+        KartRewardsError: See ``KartEnv``; or a wrapper can't be imported, fails, or returns no environment.
+    """
+    own = dict(options)
+    makers = [(name, _load(name)) for name in own.pop("wrappers", ())]
+    core = KartEnv(**own)
+    env: Any = core
+    try:
+        for name, maker in makers:
+            try:
+                env = maker(env)
+            except Exception as error:
+                raise KartRewardsError(f"the wrapper {name} {describe(error)}") from error
+            if not isinstance(env, gym.Env) or env.unwrapped is not core:
+                raise KartRewardsError(f"the wrapper {name} returned {env!r}: it must return the environment, wrapped")
+    except BaseException:
+        core.close()  # otherwise a reference to the exception keeps the process's only emulator alive
+        raise
+    return env
+
+
+def has_memory(env: gym.Env[Any, Any]) -> bool:
+    """Whether a wrapper may have a memory: it is not one of Gymnasium's observation, action or reward wrappers."""
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, (gym.ObservationWrapper, gym.ActionWrapper, gym.RewardWrapper)):
+            return True
+        env = env.env
+    return False
+
+
+def wrapped_observation(env: gym.Env[Any, Any], observation: Any) -> Any:
+    """Returns the observation of the ``KartEnv`` as the observation wrappers around it change it."""
+    if not isinstance(env, gym.Wrapper):
+        return observation
+    observation = wrapped_observation(env.env, observation)
+    return env.observation(observation) if isinstance(env, gym.ObservationWrapper) else observation
+
+
+def _load(name: str) -> Callable[[Any], Any]:
+    source, _, attribute = name.rpartition(":")
+    if not (source and attribute):
+        raise KartRewardsError(f"{name!r}: is not the name of a wrapper: write MODULE:NAME or FILE.py:NAME")
+    module = import_source(source)
+    maker = getattr(module, attribute, None)
+    if not callable(maker):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise KartRewardsError(f"{source}: has no function or class {attribute!r}.{did_you_mean(attribute, known)}")
+    return maker
