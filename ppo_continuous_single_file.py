@@ -611,7 +611,8 @@ def main() -> None:
     max_episode_frames = env.episode_limit * env.frame_skip
     if args.eval.evaluate:
         if ranks.rank == 0:
-            evaluate_from_options(args.eval, load_agent, env_options if checkpoint else None, max_episode_frames)
+            own_options = env_options if checkpoint else None
+            evaluate_from_options(args.eval, load_agent, own_options, max_episode_frames, args.run.trust)
         return
 
     ranks.check_shares({"--num-envs": ppo.num_envs, "a minibatch's steps": ppo.minibatch_size})

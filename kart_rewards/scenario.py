@@ -104,6 +104,18 @@ class Scoring:
         terms = {f"term {term.name}": f"weight {term.weight!r}, {describe(term)}" for term in self.terms}
         return terms | {f"rule {rule.name}": describe(rule) for rule in self.done}
 
+    def notices(self) -> list[str]:
+        """Returns what a user should know before training: that nothing is paid, or that no rule ends an episode."""
+        notices = []
+        if not any(term.weight for term in self.terms):
+            notices.append("There is no reward term with a weight: the agent is paid nothing, and learns nothing.")
+        if not self.done:
+            notices.append(
+                "There is no done rule: every episode goes on to the step limit (--max-episode-steps), and the curves "
+                "of episodes begin only then."
+            )
+        return notices
+
     def table(self) -> str:
         """Returns the terms, weights and rules as a text table for a person."""
         rows = [(term.name, f"{term.weight:g}", term.summary) for term in self.terms]

@@ -255,3 +255,16 @@ def test_the_table_shows_weights_and_summaries(folder: Path) -> None:
     table = rules(folder, weights={"wall": -2.5}).table()
     assert "wall             -2.5  Charge every frame" in table
     assert "race_finished    ends  All five laps are done." in table
+
+
+def test_a_scenario_that_pays_nothing_or_ends_no_episode_is_noticed(tmp_path: Path) -> None:
+    """A run without a reward or without a curve looks like one that has not learned yet."""
+    path = tmp_path / "scenario.json"
+    path.write_text('{"kart_rewards": {"rewards": {}, "done": []}}')
+    nothing, endless = load_scoring(path).notices()
+    assert "the agent is paid nothing" in nothing
+    assert "no done rule" in endless
+    path.write_text('{"kart_rewards": {"rewards": {"wall": 0}}}')
+    assert load_scoring(path).notices() == [nothing]
+    path.write_text("{}")
+    assert load_scoring(path).notices() == []

@@ -12,10 +12,12 @@ A loader is a function ``load(path: Path) -> TrainedAgent``. ``examples/sb3_agen
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,12 +92,14 @@ class TrainedAgent:
     steps: int | None = None
 
 
-def load_agent(path: Path, loader: str = DEFAULT_LOADER) -> TrainedAgent:
+def load_agent(path: Path, loader: str = DEFAULT_LOADER, trust: bool = False) -> TrainedAgent:
     """Loads an agent with a loader.
 
     Args:
         path: The agent's file.
         loader: The loader's name; see ``load_function``.
+        trust: Run the code that the file names, even if another user or computer made it. It is passed to loaders with
+            an argument of this name.
 
     Raises:
         KartRewardsError: The loader can't be imported, or it failed.
@@ -103,8 +107,9 @@ def load_agent(path: Path, loader: str = DEFAULT_LOADER) -> TrainedAgent:
     load = load_function(loader)
     if not path.exists():
         raise KartRewardsError(f"{path}: no such file")
+    takes_trust = "trust" in inspect.signature(load).parameters
     try:
-        agent = load(path)
+        agent = load(path, trust=trust) if takes_trust else load(path)
     except KartRewardsError:
         raise
     except Exception as error:  # libraries report damaged files by errors of many types
@@ -246,23 +251,27 @@ def evaluate_agents(
 
 def evaluate_from_options(
     options: EvalOptions,
-    load: Callable[[Path], TrainedAgent],
+    load: Callable[..., TrainedAgent],
     env_options: Mapping[str, Any] | None = None,
     max_episode_frames: int = DEFAULT_MAX_EPISODE_FRAMES,
+    trust: bool = False,
 ) -> None:
     """Evaluates the agents that the options name; see ``evaluate_agents``.
 
     Args:
         options: Which agents, and how. Their ``loader`` replaces ``load``.
-        load: Loads an agent.
+        load: Loads an agent: ``load(path, trust=trust)``.
         env_options: Replaces the agents' own options, after these were compared. None: keep the agents' own.
         max_episode_frames: Replaces the agents' own limit, if ``env_options`` is given.
+        trust: See ``load_agent``.
 
     Raises:
         KartRewardsError: See ``load_agent`` and ``evaluate_agents``.
     """
     paths = [Path(path) for path in options.evaluate]
-    agents = [load_agent(path, options.loader) if options.loader else load(path) for path in paths]
+    if options.loader:
+        load = partial(load_agent, loader=options.loader)
+    agents = [load(path, trust=trust) for path in paths]
     check_comparable(agents)
     if env_options is not None:
         agents = [replace(agent, env_options=env_options, max_episode_frames=max_episode_frames) for agent in agents]
@@ -300,6 +309,7 @@ def command(
     eval_states: Names = EvalOptions.eval_states,
     eval_seed: int = EvalOptions.eval_seed,
     capture_video: bool = EvalOptions.capture_video,
+    trust: bool = False,
 ) -> None:
     """Evaluates trained agents: plays races beside scripted drivers, and prints tables.
 
@@ -315,6 +325,7 @@ def command(
         eval_seed: Seed of training's evaluations. This evaluation uses the next seed, because best.pt was chosen by
             that one.
         capture_video: Write the first episode of each course as MP4, into videos/evaluation/ beside the first agent.
+        trust: Run the reward scripts that an agent's file names, even if another user or another computer made it.
     """
     if not agents:
         raise KartRewardsError("name an agent's file: kart-rewards evaluate AGENT…")
@@ -327,4 +338,4 @@ def command(
         capture_video=capture_video,
     )
     check_bounds(options)
-    evaluate_from_options(options, load_agent)
+    evaluate_from_options(options, load_agent, trust=trust)

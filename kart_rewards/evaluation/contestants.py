@@ -88,7 +88,7 @@ def drivers(env_options: Mapping[str, Any]) -> list[Contestant]:
         >>> [contestant.label for contestant in drivers({"game": "HomebrewKart-Snes"})]
         ['random', 'full-throttle', 'reference']
     """
-    frame_by_frame = {"action_mode": "all", "frame_skip": 1, "observation": ObservationConfig.raw()}
+    frame_by_frame = {"action_mode": "all", "frame_skip": 1, "observation": ObservationConfig.raw(), "wrappers": ()}
     options = {**env_options, **frame_by_frame}
     courses = find_game(options["game"], options.get("integrations")).folder / COURSES_FILE
     known = list(centrelines(courses)) if courses.is_file() else []

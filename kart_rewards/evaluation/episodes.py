@@ -69,7 +69,7 @@ class EpisodeResult:
 
 
 def play_episode(
-    env: KartEnv,
+    env: Any,
     policy: Policy,
     state: str,
     seed: int,
@@ -82,7 +82,7 @@ def play_episode(
     """Plays one episode until a done rule or the frame limit ends it.
 
     Args:
-        env: The environment.
+        env: A ``KartEnv``, or a wrapper around one. The policy gets the same.
         policy: The policy, made for this episode.
         state: The start state.
         seed: Seed of the reset.
@@ -101,12 +101,13 @@ def play_episode(
         (60, 0)
         >>> env.close()
     """
+    core: KartEnv = env.unwrapped
     options = {"state": state, "random_start_frames": random_start_frames}
     observation, info = env.reset(seed=seed, options=options)
     if on_step:
         on_step(None, 0.0, info)
     episode_return, steps, ended = 0.0, 0, False
-    while not ended and steps < max(max_episode_frames // env.frame_skip, 1):
+    while not ended and steps < max(max_episode_frames // core.frame_skip, 1):
         action = policy(env, observation)
         observation, reward, ended, _, info = env.step(action)
         episode_return += reward
@@ -114,7 +115,7 @@ def play_episode(
         if on_step:
             on_step(action, reward, info)
     race = info.get("race", {})
-    lap_times = tuple(frames / env.frames_per_second for frames in env.race.lap_frames) if env.race else None
+    lap_times = tuple(frames / core.frames_per_second for frames in core.race.lap_frames) if core.race else None
     return EpisodeResult(
         state=state,
         seed=seed,

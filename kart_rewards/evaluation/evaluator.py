@@ -14,12 +14,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
-from kart_rewards.env import KartEnv
 from kart_rewards.env.video import OptionalVideo
+from kart_rewards.env.wrappers import make_wrapped
 from kart_rewards.errors import counted
 from kart_rewards.evaluation.contestants import Contestant
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker, play_episode
@@ -36,7 +37,7 @@ class _Task:
     """One episode for a worker process.
 
     Args:
-        env_options: The arguments of ``KartEnv``, pickled.
+        env_options: The argument of ``make_wrapped``, pickled.
         copies: The files to read from copies, see ``kart_rewards.files.use_copies``.
         make_policy: The contestant's ``PolicyMaker``, pickled.
         label: The contestant's label.
@@ -168,15 +169,15 @@ def _play_task(task: _Task) -> tuple[EpisodeResult, str]:
             label=task.label,
             max_episode_frames=task.max_episode_frames,
             random_start_frames=task.random_start_frames,
-            on_step=(lambda *_: video.append(env.em.get_screen())) if task.video else None,
+            on_step=(lambda *_: video.append(env.unwrapped.em.get_screen())) if task.video else None,
         )
     return result, video.trouble
 
 
-_kept: tuple[tuple[bytes, dict[Path, Path]], KartEnv] | None = None
+_kept: tuple[tuple[bytes, dict[Path, Path]], Any] | None = None
 
 
-def _kept_environment(options: bytes, copies: dict[Path, Path]) -> KartEnv:
+def _kept_environment(options: bytes, copies: dict[Path, Path]) -> Any:
     """Returns this process's environment. If the options changed, closes the old environment and makes a new one."""
     global _kept
     if _kept and _kept[0] != (options, copies):

@@ -20,6 +20,7 @@ import tyro
 from kart_rewards.env import KartEnv
 from kart_rewards.env.video import VideoWriter, to_gif
 from kart_rewards.env.window import LARGEST_SCALE, Window, compose
+from kart_rewards.env.wrappers import make_wrapped
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.evaluation import EpisodeResult, PolicyMaker, TrainedAgent, load_agent, play_episode
 from kart_rewards.evaluation.agents import DEFAULT_LOADER
@@ -66,35 +67,36 @@ def watch(
         raise KartRewardsError(f"--scale must be between 1 and {LARGEST_SCALE}, not {scale}")
     if seed < 0 or random_start_frames < 0 or (seconds is not None and seconds <= 0):
         raise KartRewardsError("--seed and --random-start-frames must be 0 or more, --seconds more than 0")
-    with closing(KartEnv(**agent.env_options)) as env:
+    with closing(make_wrapped(agent.env_options)) as env:
+        core: Any = env.unwrapped
         frames = agent.max_episode_frames
         if seconds:
-            frames = min(frames, round(seconds * env.frames_per_second))
+            frames = min(frames, round(seconds * core.frames_per_second))
         play = functools.partial(
             _play,
             env,
             agent.make_policy(not sampled),
-            state or env.states[0],
+            state or core.states[0],
             max_episode_frames=frames,
             random_start_frames=random_start_frames,
         )
         if output:
             with tempfile.TemporaryDirectory() as folder:
                 video = Path(folder) / "video.mp4" if output.suffix == ".gif" else output
-                with VideoWriter(video, env.frames_per_second) as writer:
+                with VideoWriter(video, core.frames_per_second) as writer:
                     play(seed, lambda picture, lines: writer.append(compose(picture, lines, scale)))
                 if video != output:
                     to_gif(video, output, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
             print(f"wrote {output}")
             return
         try:
-            window = Window(f"{agent.path}: {env.game.name}", scale)
+            window = Window(f"{agent.path}: {core.game.name}", scale)
         except KartRewardsError as error:
             raise KartRewardsError(f"{error}. To write a video instead: --output drive.mp4") from None
         with window:
 
             def show(picture: np.ndarray, lines: list[str]) -> None:
-                window.show(picture, [*lines, "", f"{'Escape':<8}end"], env.frames_per_second)
+                window.show(picture, [*lines, "", f"{'Escape':<8}end"], core.frames_per_second)
                 if window.closed:
                     raise _ClosedError
 
@@ -104,7 +106,7 @@ def watch(
 
 
 def _play(
-    env: KartEnv,
+    env: Any,
     make_policy: PolicyMaker,
     course: str,
     seed: int,
@@ -114,20 +116,21 @@ def _play(
     random_start_frames: int,
 ) -> None:
     """Plays an episode, shows each emulated frame of it, and prints its result."""
+    core: KartEnv = env.unwrapped
     panel: Panel | None = None
 
     def on_frame() -> None:
         if panel:
-            show(env.em.get_screen(), fitting([[f"{env.game.name}, {course}"], *panel.blocks()]))
+            show(core.em.get_screen(), fitting([[f"{core.game.name}, {course}"], *panel.blocks()]))
 
     def on_step(action: Any, reward: float, info: dict[str, Any]) -> None:
         nonlocal panel
         if panel:
             panel.step(info)
         else:
-            panel = Panel(env, info)
+            panel = Panel(core, info)
 
-    env.on_frame = on_frame
+    core.on_frame = on_frame
     result = play_episode(
         env,
         make_policy(env, course, seed),
@@ -137,7 +140,7 @@ def _play(
         max_episode_frames=max_episode_frames,
         random_start_frames=random_start_frames,
     )
-    for _ in range(round(_SECONDS_AFTER_EPISODE * env.frames_per_second)):
+    for _ in range(round(_SECONDS_AFTER_EPISODE * core.frames_per_second)):
         on_frame()
     print(_in_words(result))
 
@@ -164,6 +167,7 @@ def command(
     seed: int = 1,
     random_start_frames: int = 0,
     scale: int = 3,
+    trust: bool = False,
 ) -> None:
     """Shows a trained agent drive, with the payments of its reward terms: in a window, or as a video file.
 
@@ -178,9 +182,10 @@ def command(
         seed: Seed of the first episode. Each further episode has the next seed.
         random_start_frames: Drive 0 to this many emulated frames at random before each episode.
         scale: Width and height, in pixels of the picture, of a pixel of the game.
+        trust: Run the reward scripts that an agent's file names, even if another user or another computer made it.
     """
     watch(
-        load_agent(agent, loader),
+        load_agent(agent, loader, trust),
         state=state,
         output=output,
         seconds=seconds,

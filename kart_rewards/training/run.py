@@ -178,6 +178,7 @@ class Run:
         self._optimizer: torch.optim.Optimizer
         self._best_score: list[float] = []
         self._log: Log | None = None
+        self._episodes = 0
         self._seconds_before: list[dict[str, float]] = []
 
     @contextmanager
@@ -202,6 +203,8 @@ class Run:
                 self.options.runs_path, self.settings["env"]["env_id"], self.options.exp_name, self.options.seed
             )
         print(f"{title}, logging to {self.folder}\n{self.rewards.scoring.table()}\n")
+        for text in self.rewards.scoring.notices():
+            print(f"{text}\n")
         failure: Exception | None = None
         copies_before = copies_in_use()
         try:
@@ -268,6 +271,7 @@ class Run:
         first = self.steps + self.ranks.rank * own + 1
         counted_episodes = [(first + step * of_all + env, info) for step, env, info in episodes]
         of_all_ranks = [episode for part in self.ranks.gather(counted_episodes) for episode in part]
+        self._episodes += len(of_all_ranks)
         self.steps += self.steps_per_update
         self.updates += 1
         last = self.steps + self.steps_per_update > self.total_steps
@@ -352,6 +356,8 @@ class Run:
             print(f"saved {path} after {counted(self.updates, 'update')}")
         if failure:
             raise failure
+        if not self._episodes:
+            print("no episode ended, so there are no curves of episodes: train longer, or lower --max-episode-steps")
         if self.steps + self.steps_per_update <= self.total_steps:
             print(f"resume with: {shlex.join([*_this_command(), '--resume', str(path)])}")
 

@@ -22,6 +22,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write, copies_in_use, copy_of, use_copies
 from kart_rewards.imports import source_files
 from kart_rewards.integrations import Game
+from kart_rewards.notices import notice
 from kart_rewards.ram import RamLayout, load_json
 from kart_rewards.scenario import Scoring, load_scoring
 
@@ -101,7 +102,7 @@ def use_changed_sources(run_folder: Path) -> None:
     """
     changed = {file: copy for file, copy in kept_sources(run_folder).items() if not _equal(file, copy)}
     for file in changed:
-        print(f"{file}: {'has changed' if file.exists() else 'is missing'}: the run's copy in {run_folder} is used")
+        notice(f"{file}: {'has changed' if file.exists() else 'is missing'}: the run's copy in {run_folder} is used")
     use_copies({**changed, **copies_in_use()})
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import platformdirs
 
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.notices import notice
 from kart_rewards.training.checkpoints import Checkpoint
 
 _NAMING_CODE = ("env_id", "integrations_path", "scenario", "rewards")
@@ -66,10 +67,10 @@ def without_foreign_code(checkpoint: Checkpoint, env_options: Mapping[str, Any],
     named = _named_code(env_options)
     if not named or is_own(env_options, checkpoint.signature):
         return {}
-    notice = f"{checkpoint.path}: was not made by you on this computer, and names code to run: {', '.join(named)}"
+    foreign = f"{checkpoint.path}: was not made by you on this computer, and names code to run: {', '.join(named)}"
     if resuming:
-        raise KartRewardsError(f"{notice}. Read that code, and add --trust to run it")
-    print(f"{notice}. The code does not run: there are race metrics, but no rewards. Add --trust to run it\n")
+        raise KartRewardsError(f"{foreign}. Read that code, and add --trust to run it")
+    notice(f"{foreign}. The code does not run: there are race metrics, but no rewards. Add --trust to run it\n")
     return {"scenario": None, "rewards": (), "reward_weights": ()}
 
 
