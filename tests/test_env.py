@@ -496,3 +496,156 @@ def test_a_game_of_another_console_works(make: Any, tmp_path: Path) -> None:
     assert total > 0
     assert info["episode_rewards"]["sum"] == {"points": total}
     assert "race" not in info
+
+
+# Farama-Foundation/stable-retro returns its variables in info; users of its wrappers read them there.
+def test_info_has_the_variables(make: Any) -> None:
+    env = make()
+    _, info = env.reset(seed=1)
+    assert info["ram"] == env.unwrapped.ram._asdict()
+    for _ in range(30):
+        info = env.step(STRAIGHT)[4]
+    assert info["ram"] == env.unwrapped.ram._asdict()
+    assert info["ram"]["speed"] == env.unwrapped.ram.speed > 0
+    assert type(info["ram"]) is dict
+
+
+# Observed: of an action of one number, the first button was pressed, or all of them.
+@pytest.mark.parametrize("mode", ["all", "filtered"])
+@pytest.mark.parametrize("action", [[1], [1] * 11, [1] * 13, [[1] * 12], 1])
+def test_a_mask_of_another_length_is_refused(make: Any, mode: str, action: Any) -> None:
+    env = make(action_mode=mode)
+    env.reset(seed=1)
+    with pytest.raises(KartRewardsError, match=r"is not in the action space MultiBinary\(12\)"):
+        env.step(action)
+
+
+# --- sticky actions ---------------------------------------------------------------------------------------------------
+
+
+def held_buttons(env: Any, actions: list[Any], seed: int = 1) -> list[tuple[str, ...]]:
+    """Plays actions. Returns the names of the buttons that are held on each frame."""
+    core, held = env.unwrapped, []
+
+    class Recorder:
+        """The emulator, which notes the buttons of each frame."""
+
+        def __init__(self) -> None:
+            self.em, self.mask = core.em, np.zeros(12, np.uint8)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.em, name)
+
+        def set_button_mask(self, mask: np.ndarray, player: int) -> None:
+            self.mask = mask
+            self.em.set_button_mask(mask, player)
+
+        def step(self) -> None:
+            held.append(tuple(name for name, down in zip(core.buttons, self.mask, strict=True) if down))
+            self.em.step()
+
+    env.reset(seed=seed)
+    core.em = Recorder()
+    for action in actions:
+        env.step(action)
+    core.em = core.em.em
+    return held
+
+
+# Machado et al., 2018; sail-sg/envpool#14 and DLR-RM/stable-baselines3#1286 ask for the same option.
+@pytest.mark.parametrize("frame_skip", [1, 4])
+def test_a_sticky_action_takes_effect_late(make: Any, frame_skip: int) -> None:
+    actions = [1, 2] * 1000
+    env = make(scenario=None, action_mode="driving", frame_skip=frame_skip, sticky_actions=0.25)
+    held = held_buttons(env, actions)
+    own = [[("B", "LEFT"), ("B", "RIGHT")][action - 1] for action in actions for _ in range(frame_skip)]
+    assert set(held) <= {("B", "LEFT"), ("B", "RIGHT"), ()}, "the first action may be late, too"
+    steps = [(held[i : i + frame_skip], own[i]) for i in range(0, len(own), frame_skip)]
+    late = [[frame != wanted for frame in frames] for frames, wanted in steps]
+    assert all(frames == sorted(frames, reverse=True) for frames in late), "once it takes effect, it stays"
+    share = np.mean([frames[0] for frames in late])
+    if frame_skip == 4:
+        assert share == pytest.approx(0.25, abs=0.03)
+        assert np.mean([all(frames[:2]) for frames in late]) == pytest.approx(0.25**2, abs=0.02)
+    else:
+        assert share == pytest.approx(0.25 * 0.8, abs=0.04), "an older action may be the same as the new one"
+
+
+def test_sticky_actions_depend_on_the_seed_alone(make: Any) -> None:
+    actions = [int(action) for action in np.random.default_rng(7).integers(0, 4, 60)]
+    options = {"action_mode": "driving", "sticky_actions": 0.25}
+    first = play(make(**options), actions)
+    assert play(make(**options), actions) == first
+    assert play(make(**options), actions, seed=6) != first
+    assert play(make(action_mode="driving"), actions) != first
+
+
+def test_without_sticky_actions_the_random_numbers_are_the_same_as_before(make: Any) -> None:
+    env = make(action_mode="driving", random_start_steps=5)
+    env.reset(seed=1)
+    before = env.unwrapped.np_random.bit_generator.state
+    env.step(0)
+    assert env.unwrapped.np_random.bit_generator.state == before
+
+
+@pytest.mark.parametrize("mode", ["continuous", "driving"])
+def test_sticky_actions_continue_bit_for_bit_from_a_saved_state(make: Any, mode: str) -> None:
+    options = {"action_mode": mode, "sticky_actions": 0.5}
+    env = make(**options)
+    env.reset(seed=3)
+    env.action_space.seed(4)
+    actions = [env.action_space.sample() for _ in range(80)]
+    for action in actions[:40]:
+        env.step(action)
+    state = env.unwrapped.get_state()
+    expected = [(env.step(action)[0].tobytes(), env.unwrapped.ram) for action in actions[40:]]
+    env = make(**options)
+    env.reset(seed=77)
+    env.unwrapped.set_state(state)
+    assert [(env.step(action)[0].tobytes(), env.unwrapped.ram) for action in actions[40:]] == expected
+
+
+def test_a_state_of_an_older_version_without_the_buttons_is_accepted(make: Any) -> None:
+    env = make(action_mode="driving")
+    env.reset(seed=1)
+    state = env.unwrapped.get_state()
+    del state["held"]
+    env.unwrapped.set_state(state)
+    env.step(0)
+    with pytest.raises(ValueError, match="cannot reshape"):
+        env.unwrapped.set_state(state | {"held": b"12"})
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1, 1.5, float("nan"), "0.25", None, [0.25]])
+def test_a_stickiness_that_is_not_a_probability_is_refused(make: Any, probability: Any) -> None:
+    with pytest.raises(KartRewardsError, match="sticky_actions must be a probability: a number from 0 to less than 1"):
+        make(sticky_actions=probability)
+
+
+# --- the default crop -------------------------------------------------------------------------------------------------
+
+
+def without_race(folder: Path) -> None:
+    info = json.loads((folder / "data.json").read_text())["info"]
+    edit(folder / "data.json", info={"speed": info["speed"]})
+    edit(folder / "scenario.json", kart_rewards={"rewards": {}, "done": []})
+
+
+# Observed: Airstriker was trained on rows 32 to 112 and columns 0 to 256 of its 224 x 320 pixels, without a word.
+def test_the_default_crop_on_another_game_is_reported_once(
+    make: Any, own_game: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    without_race(own_game / GAME)
+    os.rename(own_game / GAME, own_game / "Other-Snes")  # noqa: PTH104
+    make("Other-Snes", integrations=own_game)
+    notice = (
+        "Other-Snes: the agent sees rows 32 to 112 and columns 0 to 256 of a screen of 224 rows and 256 columns. This "
+        "default crop is made for kart races on the SNES. To show the complete screen: --crop None, in Python "
+        "ObservationConfig(crop=None)\n"
+    )
+    assert capfd.readouterr().out == notice
+    make("Other-Snes", integrations=own_game)
+    make("Other-Snes", integrations=own_game, observation=ObservationConfig(crop=None))
+    make("Other-Snes", integrations=own_game, observation=ObservationConfig(crop=(32, 112, 0, 255)))
+    make()
+    assert capfd.readouterr().out == ""

@@ -3,8 +3,8 @@
 * ``make_wrapped`` - makes a ``KartEnv`` and applies wrappers to it
 * ``has_memory``, ``wrapped_observation`` - what resuming a run needs to know about wrappers
 
-A wrapper is a function or class that takes an environment and returns one, such as a ``gymnasium.Wrapper``. On a command
-line it has a name, ``MODULE:NAME`` or ``FILE.py:NAME``. Each process that plays imports it by this name.
+A wrapper is a function or class that takes an environment and returns one, such as a ``gymnasium.Wrapper``. On a
+command line it has a name, ``MODULE:NAME`` or ``FILE.py:NAME``. Each process that plays imports it by this name.
 
 Example:
     >>> env = make_wrapped({"game": "HomebrewKart-Snes", "wrappers": ["gymnasium.wrappers:FlattenObservation"]})
