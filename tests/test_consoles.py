@@ -20,6 +20,7 @@ from stable_retro.data import EMU_INFO
 from kart_rewards import KartEnv, KartRewardsError, ObservationConfig
 from kart_rewards.env import core, kart_env
 from kart_rewards.env.core import INEXACT_STATES, SharedEmulator
+from kart_rewards.games import doctor
 from kart_rewards.games.console import Console
 from kart_rewards.training.episodes import make_training_envs
 from kart_rewards.training.ranks import Ranks
@@ -215,3 +216,15 @@ def test_the_picture_ends_where_the_core_stops_drawing(make_options: Callable[[s
     with closing(KartEnv(**make_options("32x"))) as env:
         assert env.em.get_screen().shape == (224, 320, 3)
         assert env.observation_space.shape == (2, 224, 320)
+
+
+def test_the_doctor_reports_that_environments_can_not_share_an_emulator(
+    make_options: Callable[[str], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = make_options("32x")
+    monkeypatch.setattr(doctor, "_MAX_SECONDS_TO_PLAY", 0.1)
+    assert doctor.diagnose(options["game"], options["integrations"])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warn  several environments: ")]
+    assert "each needs a process of its own, because its core leaves clock cycles out of the states" in line

@@ -263,7 +263,7 @@ def test_a_printed_command_names_the_folder_only_where_the_lookup_needs_it(wheel
     assert hidden == f"kart-rewards doctor Tiny-Snes --integrations-path {wheel}"
 
 
-# Observed: of the states Zone.Act1 and Zone.Act2, as stable-retro names those of Sonic, both videos were Zone-agent.mp4.
+# Observed: the videos of Zone.Act1 and Zone.Act2, named as stable-retro names those of Sonic, were one file.
 @pytest.mark.parametrize(
     ("states", "labels"),
     [
@@ -282,3 +282,41 @@ def test_labels_of_states_are_different_names_of_files(states: list[str], labels
     assert state_labels(states) == dict(zip(dict.fromkeys(states), labels, strict=True))
     for label in labels:
         (tmp_path / f".{label}-agent.partial.mp4").touch()
+
+
+# openai/retro#60, openai/retro#181: "Game not found", with no word about where the game is and what it needs.
+@pytest.mark.parametrize("name", ["Airstriker-Genesis-v0", "Airstriker-Genesis", "SuperMarioWorld-Snes-v0"])
+def test_a_game_that_only_stable_retro_knows_is_explained(games: Path, name: str) -> None:
+    with pytest.raises(KartRewardsError, match=f"^unknown game '{name}'\\. stable-retro has an integration") as error:
+        find_game(name, games)
+    text = str(error.value)
+    folder = Path(text.partition("of this project: ")[2].partition(". To use it")[0])
+    assert (folder / "data.json").is_file()
+    assert "copy this folder into a folder of games, and name reward terms in its scenario.json. Known games: " in text
+
+    shutil.copytree(folder, games / "Copied-Genesis")  # the remedy works
+    assert find_game("Copied-Genesis", games).states()
+
+
+@pytest.mark.parametrize("name", ["NoSuchGame-Snes", "../stable/Airstriker-Genesis-v0", ""])
+def test_other_unknown_games_are_not_looked_for_in_stable_retro(games: Path, name: str) -> None:
+    with pytest.raises(KartRewardsError) as error:
+        find_game(name, games)
+    assert "stable-retro" not in str(error.value)
+
+
+def test_a_missing_default_state_comes_with_a_remedy(games: Path) -> None:
+    game = find_game("Tiny-Snes", games)
+    missing = rf"{game.folder}/metadata\.json: can't be read: no such file\. It has the default start state: "
+    with pytest.raises(
+        KartRewardsError, match=missing + "make one: kart-rewards state Tiny-Snes start --play .*--default"
+    ):
+        game.default_state()
+    (game.folder / "Start.state").touch()
+    with pytest.raises(KartRewardsError, match=missing + 'write {"default_state": "Start"} to it, or name a state'):
+        game.default_state()
+    (game.folder / "metadata.json").write_text("{}")
+    with pytest.raises(
+        KartRewardsError, match=r'metadata\.json: has no "default_state": write {"default_state": "Start"}'
+    ):
+        game.default_state()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -366,3 +367,19 @@ def test_the_text_fits_the_panel_even_with_many_terms(make: Callable[..., KartEn
     assert len(recording.lines()) <= PANEL_LINES
     assert all(len(text) <= 40 for text in recording.lines())
     recording.save()
+
+
+# Observed: recordings of the states Zone.Act1 and Zone.Act2 had the same name.
+def test_a_recording_has_the_complete_name_of_its_state(tmp_path: Path) -> None:
+    shutil.copytree(INTEGRATIONS / GAME, tmp_path / GAME)
+    states = ["Zone.Act1", str(tmp_path / GAME / "Zone.Act2.state")]
+    for act in (1, 2):
+        shutil.copy(tmp_path / GAME / "Level1.state", tmp_path / GAME / f"Zone.Act{act}.state")
+    for state in states:
+        options: dict[str, Any] = {"integrations": tmp_path, "state": state, "action_mode": "all", "frame_skip": 1}
+        with closing(KartEnv(GAME, **options)) as env:
+            recording = Recording(env, tmp_path / "recordings")
+            recording.step(frozenset())
+            recording.save()
+    movies = sorted(path.name for path in (tmp_path / "recordings").glob("*.bk2"))
+    assert movies == [f"{GAME}-Zone.Act1-1.bk2", f"{GAME}-Zone.Act2-1.bk2"]

@@ -10,6 +10,7 @@ import pytest
 import stable_retro
 from command_line import make_game, needs_setpriv, run, sha1
 from conftest import tiny_rom
+from console_roms import genesis
 
 from kart_rewards import integrations
 from kart_rewards.errors import KartRewardsError
@@ -247,3 +248,54 @@ def test_a_rom_of_a_game_in_the_package_goes_to_the_users_folder(
     assert second.message == f"is Tiny-Snes's ROM, and is already in place: {target}"
     assert find_game("Tiny-Snes").rom() == target
     assert not (games / "Tiny-Snes" / "rom.sfc").exists()
+
+
+def interleaved(rom: bytes) -> bytes:
+    """A dump as the Super Magic Drive writes it, without its header."""
+    blocks = [rom[i : i + 2**14] for i in range(0, len(rom), 2**14)]
+    return b"".join(block[1::2] + block[::2] for block in blocks)
+
+
+# bzhxx/gwenesis#3, jsgroth/jgenesis#149: interleaved .smd dumps of the Genesis were not recognised.
+@pytest.mark.parametrize("header", [512, 0])
+def test_an_interleaved_dump_is_put_in_order(games: Path, tmp_path: Path, header: int) -> None:
+    rom = genesis().rom
+    shutil.copytree(games / "Tiny-Snes", games / "Tiny-Genesis")
+    (games / "Tiny-Genesis" / "rom.sha").write_text(sha1(rom))
+    dump = tmp_path / "dump.smd"
+    dump.write_bytes(bytes(header) + interleaved(rom))
+    [(_, what, game)] = import_roms([dump], games)
+    assert game == "Tiny-Genesis"
+    removed = "512-byte copier header removed, " if header else ""
+    assert what.endswith(f"rom.md ({removed}interleaved bytes put in order)")
+    assert find_game("Tiny-Genesis", games).rom().read_bytes() == rom
+    [(_, what, game)] = import_roms([dump], games)
+    assert (game, "already in place" in what) == ("Tiny-Genesis", True)
+
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w") as archive:
+        archive.writestr("dump.smd", dump.read_bytes())
+    [(_, what, game)] = import_roms([tmp_path / "pack.zip"], games)
+    assert (game, "already in place" in what) == ("Tiny-Genesis", True)
+
+
+# openai/retro#218, openai/retro#284: a folder that lacked a file was ignored, and nothing said which.
+def test_a_folder_without_checksum_or_variables_is_named(games: Path, tmp_path: Path) -> None:
+    (games / "Other-Genesis").mkdir()
+    (games / "Other-Genesis" / "data.json").write_text("{}")
+    (games / "Empty-Nes").mkdir()
+    (games / "notes").mkdir()
+    (tmp_path / "dump.md").write_bytes(genesis().rom)
+    done = run("import", tmp_path / "dump.md", "--integrations-path", games)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: none of these files (1) is the ROM of a known game. Known games: Other-Genesis, Tiny-Snes. "
+        f"{games}/Empty-Nes has no data.json and no metadata.json and no rom.sha and no scenario.json. To add the "
+        f"files that the folder lacks: kart-rewards new Empty-Nes ROM --complete --integrations-path {games}. "
+        f"{games}/Other-Genesis has no metadata.json and no rom.sha and no scenario.json. To add the files that the "
+        f"folder lacks: kart-rewards new Other-Genesis ROM --complete --integrations-path {games}\n"
+    )
+    (games / "Tiny-Snes" / "rom.sha").unlink()
+    done = run("import", tmp_path / "dump.md", "--integrations-path", games)
+    assert done.returncode == 2
+    assert "no readable game with a rom.sha, so no ROM can be recognised. " in done.stderr
+    assert "kart-rewards new Tiny-Snes ROM --complete" in done.stderr

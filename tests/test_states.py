@@ -182,7 +182,7 @@ def test_what_can_not_be_done_is_reported_and_leaves_nothing(games: Path, tmp_pa
         (KART, "", {}, "'' can't be a state's name"),
         ("Homebrew", "New", {}, f"Did you mean '{KART}'?"),
         (KART, "New", {"start": "Level1"}, "no such start state"),
-        ("No-Rom", "New", {}, "No-Rom has no ROM: there is none"),
+        ("No-Rom", "New", {}, "rom.sfc is missing. Import your own dump of the game"),
         ("Bad-Metadata", "New", {"default": True}, "metadata.json: is not JSON"),
     ],
 )

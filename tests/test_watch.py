@@ -104,7 +104,7 @@ def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Displa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "a window needs a display, and there is none"),
+        ([], "is set. To write a video instead: --output drive.mp4"),
         (["--output", "drive.avi"], "drive.avi: must end in .mp4 or .gif"),
         (["--output", "pyproject.toml/drive.mp4"], "pyproject.toml/drive.mp4: can't be written: Not a directory"),
         (["--output", "pyproject.toml/drive.gif"], "pyproject.toml/drive.gif: can't be written: Not a directory"),
@@ -121,6 +121,21 @@ def test_mistakes_are_reported(agent: Path, arguments: list[str], words: str) ->
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (ROOT / "drive.mp4").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["drive.mp4", "drive.gif"])
+def test_a_command_that_is_killed_leaves_no_video(agent: Path, tmp_path: Path, name: str, number: int) -> None:
+    arguments = command(agent, "--loader", straight_on.LOADER, "--output", tmp_path / name, "--scale", "4")
+    environment = os.environ | straight_on.ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        wait_until(lambda: any(tmp_path.rglob("*.partial.*")), "the video begins")
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert not (tmp_path / name).exists()
 
 
 def test_an_episode_starts_on_the_course_of_training_unless_another_is_named(

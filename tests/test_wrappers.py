@@ -171,7 +171,7 @@ def test_evaluation_plays_the_wrapped_environment(mine: Path, tmp_path: Path) ->
         [twice] = evaluator.play([agent], ["Level1"], 1, 1, max_episode_frames=240, video_folder=tmp_path / "videos")
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["Level1-agent.mp4"]
     [alone] = drivers(options(f"{mine}:Dark"))[1:2]
-    assert alone.env_options["wrappers"] == (), "the scripted drivers play the game itself"
+    assert "wrappers" not in alone.env_options, "the scripted drivers play the game itself"
     assert twice.length_steps == 60
 
 

@@ -514,7 +514,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def _show(self) -> None:
         if self._window is None:
-            self._window = Window(self.game.name)
+            self._window = Window(self.game.name, instead="To get the pictures instead: render_mode='rgb_array'")
         self._window.show(self.em.get_screen(), frames_per_second=self.frames_per_second)
 
     def close(self) -> None:

@@ -71,6 +71,7 @@ class Window:
         title: Text of the title bar.
         scale: Width and height, in pixels of the window, of a pixel of the game. Smaller if the window would not fit
             the display.
+        instead: What the user can do without a display, for the error message.
 
     Attributes:
         pressed: Names of the keys pressed since the previous ``show``, in order: ``left``, ``f5``, ``return``.
@@ -81,7 +82,7 @@ class Window:
         KartRewardsError: There is no display, or the scale is out of its range.
     """
 
-    def __init__(self, title: str, scale: int = 3) -> None:
+    def __init__(self, title: str, scale: int = 3, instead: str = "") -> None:
         if not 1 <= scale <= LARGEST_SCALE:
             raise KartRewardsError(f"the scale of a window must be between 1 and {LARGEST_SCALE}, not {scale}")
         self.pressed: list[str] = []
@@ -90,7 +91,10 @@ class Window:
         self._scale = scale
         self._due = 0.0
         self._pads: list[Any] = []
-        _open_display()
+        try:
+            _open_display()
+        except KartRewardsError as error:
+            raise KartRewardsError(f"{error}{f'. {instead}' if instead else ''}") from None
         pygame = _pygame()
         from pygame._sdl2 import controller  # unlike pygame.joystick, it knows the positions of a pad's buttons
 

@@ -88,8 +88,9 @@ def drivers(env_options: Mapping[str, Any]) -> list[Contestant]:
         >>> [contestant.label for contestant in drivers({"game": "HomebrewKart-Snes"})]
         ['random', 'full-throttle', 'reference']
     """
-    frame_by_frame = {"action_mode": "all", "frame_skip": 1, "observation": ObservationConfig.raw(), "wrappers": ()}
+    frame_by_frame = {"action_mode": "all", "frame_skip": 1, "observation": ObservationConfig.raw()}
     options = {**env_options, **frame_by_frame}
+    options.pop("wrappers", None)  # they are made for the agent
     courses = find_game(options["game"], options.get("integrations")).folder / COURSES_FILE
     known = list(centrelines(courses)) if courses.is_file() else []
     return [

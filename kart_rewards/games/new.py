@@ -157,7 +157,7 @@ def scaffold(name: str, rom: Path, integrations: Path | None = None) -> str:
         existing = find_folder(name, integrations)
         if existing:
             missing = existing.missing_files()
-            remedy = f" It lacks {', '.join(missing)}. {existing.how_to_complete()}" if missing else ""
+            remedy = f". It lacks {', '.join(missing)}. {existing.how_to_complete()}" if missing else ""
             raise KartRewardsError(
                 f"{existing.folder}: exists already, and was not changed; choose another name{remedy}"
             )

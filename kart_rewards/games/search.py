@@ -221,7 +221,7 @@ class SearchPrompt(cmd.Cmd):
         watched = [place[0] for place in places[:PLACES_SHOWN]]
         lines = [*key_help(self._console), "", "escape  back to the terminal", ""]
         rate = self._emulator.get_screen_rate()
-        with Window(f"search {self._game.name}") as window:
+        with Window(f"search {self._game.name}", instead="To play by script instead: play FRAMES BUTTONS") as window:
             while not window.closed:
                 values = [
                     f"{number:>2}  0x{reading.address:06X} {reading.type}  "

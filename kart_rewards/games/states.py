@@ -94,7 +94,8 @@ def command(
         _run(session, script, condition, max_frames)
         keep()
         return
-    with Window(f"{game}: {name}") as window:  # before the script runs, because there may be no display
+    instead = "To reach the state by script instead: --inputs FILE or --until CONDITION, without --play"
+    with Window(f"{game}: {name}", instead=instead) as window:  # before the script runs: there may be no display
         _run(session, script, condition if inputs else None, max_frames)
         StateWindow(session, window, f"f5 keeps {name}.state", keep, pause_at=None if inputs else condition).play()
     if not session.saved:

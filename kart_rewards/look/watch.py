@@ -89,11 +89,8 @@ def watch(
                     to_gif(video, output, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
             print(f"wrote {output}")
             return
-        try:
-            window = Window(f"{agent.path}: {core.game.name}", scale)
-        except KartRewardsError as error:
-            raise KartRewardsError(f"{error}. To write a video instead: --output drive.mp4") from None
-        with window:
+        instead = "To write a video instead: --output drive.mp4"
+        with Window(f"{agent.path}: {core.game.name}", scale, instead) as window:
 
             def show(picture: np.ndarray, lines: list[str]) -> None:
                 window.show(picture, [*lines, "", f"{'Escape':<8}end"], core.frames_per_second)
