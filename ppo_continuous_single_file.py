@@ -37,7 +37,7 @@ from kart_rewards.evaluation.agents import EvalOptions, TrainedAgent, evaluate_f
 from kart_rewards.evaluation.in_training import EvaluationInTraining, TorchPolicy
 from kart_rewards.integrations import find_game
 from kart_rewards.rewards import parse_weights
-from kart_rewards.training.checkpoints import Checkpoint, FinishedError, Resumption, newest_checkpoint
+from kart_rewards.training.checkpoints import Checkpoint, Resumption, newest_checkpoint
 from kart_rewards.training.devices import choose_device, choose_precision, compile_encoder, one_thread
 from kart_rewards.training.distributions import MultiCategorical
 from kart_rewards.training.episodes import make_training_envs
@@ -93,6 +93,10 @@ class EnvOptions:
     """How many observations to stack."""
     random_start_steps: Annotated[int, Ge(0)] = 0
     """Begin each episode with 0 to this many steps of random driving, which are not scored."""
+    sticky_actions: float = 0.0
+    """Probability that the environment repeats the previous action on a step."""
+    wrappers: Names = ()
+    """Wrappers of your own around each environment, the innermost first: MODULE:NAME or FILE.py:NAME."""
     max_episode_steps: Annotated[int | None, Ge(1)] = None
     """Agent steps after which an episode is truncated. By default as many as make 12,000 emulated frames (200 s)."""
 
@@ -112,6 +116,8 @@ class EnvOptions:
             "observation": ObservationConfig(self.crop, self.max_pool, self.grey, self.size, self.stack),
             "frame_skip": self.frame_skip,
             "random_start_steps": self.random_start_steps,
+            "sticky_actions": self.sticky_actions,
+            "wrappers": self.wrappers,
         }
 
     def resolved(self) -> EnvOptions:
@@ -543,7 +549,7 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, Checkpoint | N
     """Returns the options, and the checkpoint that they resume or evaluate, if any. Its options are the defaults."""
     parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     words = sys.argv[1:] if arguments is None else arguments
-    check_given_once(words, "--state", "--rewards", "--reward-weights", "--evaluate", "--eval-states")
+    check_given_once(words, "--state", "--rewards", "--reward-weights", "--wrappers", "--evaluate", "--eval-states")
     args = parse()
     resume = args.run.resume
     if resume == "auto":
@@ -625,14 +631,8 @@ def main() -> None:
     settings = to_plain_options(args)
     resumption = None
     if checkpoint:
-        allow = args.run.allow_changed_rewards
-        try:
-            resumption = Resumption.decide(checkpoint, settings, rewards, ppo.batch_size, allow)
-        except FinishedError as error:
-            if args.run.resume != "auto":
-                raise
-            print(error)
-            return
+        allow, auto = args.run.allow_changed_rewards, args.run.resume == "auto"
+        resumption = Resumption.decide(checkpoint, settings, rewards, ppo.batch_size, allow, auto)
     policy = functools.partial(TorchPolicy, Agent)
     evaluate = EvaluationInTraining(policy, env_options, courses, args.eval, max_episode_frames)
     stop = stop_on_signals()

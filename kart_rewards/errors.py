@@ -1,6 +1,7 @@
 """Messages for a person.
 
 * ``KartRewardsError`` - bad input; its message is all that the user sees
+* ``NothingToDo`` - the end of a command that found its work done
 * ``run_command`` - runs a command line, and reports an error in one message
 * ``did_you_mean``, ``counted`` - parts of messages
 """
@@ -18,6 +19,10 @@ class KartRewardsError(Exception):
 
     Command lines print it without a traceback and exit with code 2.
     """
+
+
+class NothingToDo(Exception):  # noqa: N818 - it is not an error
+    """The work of a command is done already. Command lines print the message and exit with code 0."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -50,6 +55,8 @@ def run_command(main: Callable[[], object]) -> None:
     try:
         main()
         sys.stdout.flush()
+    except NothingToDo as end:
+        print(end)
     except KartRewardsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,12 +19,12 @@ class Program(NamedTuple):
     Args:
         file: The name of its file.
         rom: Its content.
-        count: The address of the byte of the count that changes most often.
+        counter: The address of the byte of the count that changes most often.
     """
 
     file: str
     rom: bytes
-    count: int
+    counter: int
 
 
 def _rom(size: int, fill: int = 0, **parts: bytes) -> bytes:
@@ -172,7 +172,7 @@ def nintendo_ds() -> Program:
         "x30": _words("<", 0x8000, 0x2380000, 0x2380000, 0x200),
         "x80": _words("<", 0x10000, 0x200),
     }
-    return Program("rom.nds", _rom(0x10000, x200=arm9, x8000=arm7, **header), 0x100000)
+    return Program("rom.nds", _rom(0x10000, x200=arm9, x8000=arm7, **header), 0x100000)  # type: ignore[arg-type]
 
 
 def pc_engine() -> Program:
@@ -218,7 +218,7 @@ def nintendo_64() -> Program:
     loop += [fetch(t6, 0x844, t2), fetch(t4, 0x404, t2), 0x018E6021, store(t4, 0x404, t2)]  # addu t4,t4,t6
     loop += [0x1000FFFF - len(loop), 0]  # b to the first fetch
     header = {"x0": _words(">", 0x80371240, 0xF, 0x80000400, 0x1444), "x20": b"TINY".ljust(20), "x3B": b"NTIE\0"}
-    return Program("rom.n64", _rom(0x101000, x40=_words(">", *start, *loop), **header), 0x400)
+    return Program("rom.n64", _rom(0x101000, x40=_words(">", *start, *loop), **header), 0x400)  # type: ignore[arg-type]
 
 
 _ARCADE_CHIPS = {

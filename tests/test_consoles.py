@@ -43,7 +43,7 @@ def make_game(games: Path, console: str, program: Program) -> dict[str, Any]:
     for _ in range(5):
         emulator.step()
     (folder / "start.state").write_bytes(gzip.compress(emulator.em.get_state()))
-    (folder / "data.json").write_text(json.dumps({"info": {"count": {"address": program.count, "type": "|u1"}}}))
+    (folder / "data.json").write_text(json.dumps({"info": {"count": {"address": program.counter, "type": "|u1"}}}))
     (folder / "metadata.json").write_text(json.dumps({"default_state": "start", "original_rom_name": program.file}))
     (folder / "scenario.json").write_text(json.dumps({"kart_rewards": {"rewards": {}, "done": []}}))
     observation = ObservationConfig(crop=None, size=None, stack=2)

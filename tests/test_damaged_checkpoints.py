@@ -182,6 +182,6 @@ def test_ones_own_checkpoint_needs_no_trust(tmp_path: Path) -> None:
     agent = only_run(tmp_path / "runs") / "agent.pt"
     train_here(*RESUME, agent, "--total-timesteps", 64)
     assert Checkpoint.load(agent).steps == 64
-    with mock.patch.object(platformdirs, "user_data_path", lambda name: tmp_path / "another user"):
+    with mock.patch.object(platformdirs, "user_data_path", return_value=tmp_path / "another user"):
         finished = train_here(*RESUME, agent, "--total-timesteps", 96, check=False)
     assert_refused(finished, "was not made by you on this computer")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.fingerprint import fingerprint
 from kart_rewards.files import use_copies
+from kart_rewards.fingerprint import fingerprint
 from kart_rewards.imports import import_source, source_files
 from kart_rewards.rewards import RewardTerm
 from kart_rewards.scripting import marked_scripts

@@ -99,7 +99,9 @@ def test_sizes_below_one_are_refused(config: ObservationConfig) -> None:
     ids=str,
 )
 def test_options_of_another_form_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(KartRewardsError, match="the crop must be four integers, not .* size two, not .* the stack one"):
+    with pytest.raises(
+        KartRewardsError, match=r"the crop must be four integers, not .* size two, not .* the stack one"
+    ):
         ScreenObserver(ObservationConfig(**options), SNES_SHAPE)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ number = 3
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Iterator[Path]:
+def mine(tmp_path: Path) -> Path:
     (tmp_path / "my_wrappers.py").write_text(MINE)
     return tmp_path / "my_wrappers.py"
 
@@ -78,7 +77,8 @@ def test_wrappers_are_applied_in_their_order(mine: Path) -> None:
         before = plain.reset(seed=1)[0]
         steps = [step(plain) for _ in range(60)]
     names = [f"{mine}:{name}" for name in ("unchanged", "Dark", "Doubled")]
-    with closing(make_wrapped(options(*names))) as env:
+    wrapped: Any = make_wrapped(options(*names))
+    with closing(wrapped) as env:
         assert [type(env).__name__, type(env.env).__name__] == ["Doubled", "Dark"]
         assert isinstance(env.unwrapped, KartEnv)
         assert env.observation_space.shape == (2, 84, 84)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, NothingToDo
 from kart_rewards.files import atomic_write
 from kart_rewards.training.sources import RunRewards
 
@@ -117,10 +117,6 @@ class Checkpoint:
         return restored
 
 
-class FinishedError(KartRewardsError):
-    """The run of a checkpoint has done all its steps."""
-
-
 @dataclass(frozen=True)
 class Resumption:
     """What a run takes over from a checkpoint.
@@ -147,6 +143,7 @@ class Resumption:
         rewards: RunRewards,
         steps_per_update: int,
         allow_changed_rewards: bool = False,
+        auto: bool = False,
     ) -> Resumption:
         """Compares a checkpoint with the run that is to go on from it.
 
@@ -156,10 +153,11 @@ class Resumption:
             rewards: Its reward terms and done rules.
             steps_per_update: Agent steps of one update.
             allow_changed_rewards: Whether the terms and rules may differ.
+            auto: Whether the checkpoint was found automatically, so that a finished run is not a mistake.
 
         Raises:
-            KartRewardsError: The terms or rules differ and may not.
-            FinishedError: The run has done all its steps.
+            KartRewardsError: The terms or rules differ and may not; or the run has done all its steps.
+            NothingToDo: The run has done all its steps, with ``auto``.
         """
         then = checkpoint.options
         notices = []
@@ -174,10 +172,11 @@ class Resumption:
             notices.append(f"Resuming although this has changed:\n{changed}")
         total = options["ppo"]["total_timesteps"]
         if checkpoint.steps + steps_per_update > total:
-            raise FinishedError(
+            finished = (
                 f"{checkpoint.path}: the run is finished: {checkpoint.steps} of {total} steps are done: raise "
                 "--total-timesteps to train further"
             )
+            raise NothingToDo(finished) if auto else KartRewardsError(finished)
         planned = then["ppo"]["total_timesteps"]
         if options["ppo"]["anneal_lr"] and total != planned:
             before, now = (options["ppo"]["learning_rate"] * (1 - checkpoint.steps / end) for end in (planned, total))
@@ -239,7 +238,7 @@ class Resumption:
             torch.set_rng_state(states[rank]["torch"])
             if "cuda" in states[rank] and device.type == "cuda":
                 torch.cuda.set_rng_state(states[rank]["cuda"], device)
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise KartRewardsError(f"{self.checkpoint.path}: is damaged: rng_states: {_first_line(error)}") from None
 
 
@@ -269,7 +268,7 @@ def _check_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -
             for name, shape in shapes.items():
                 if moments[name].shape != shape or moments[name].dtype != torch.float32:
                     raise damaged
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         raise damaged from None
 
 

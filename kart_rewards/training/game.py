@@ -55,7 +55,8 @@ def resolved_options(options: Mapping[str, Any]) -> dict[str, Any]:
     A run can be resumed from another folder then.
 
     Args:
-        options: ``env_id``, ``integrations_path``, ``fallback``, ``scenario``, ``info``, ``state`` and ``rewards``.
+        options: ``env_id``, ``integrations_path``, ``fallback``, ``scenario``, ``info``, ``state``, ``rewards`` and
+            ``wrappers``.
 
     Returns:
         New values of these options, except ``fallback``.
@@ -73,7 +74,14 @@ def resolved_options(options: Mapping[str, Any]) -> dict[str, Any]:
         "info": _absolute(options["info"], ".json", folder),
         "state": tuple(_absolute(state, ".state", folder) for state in options["state"]),
         "rewards": tuple(_absolute(source, ".py") for source in options["rewards"]),
+        "wrappers": tuple(_absolute_file_of(wrapper) for wrapper in options["wrappers"]),
     }
+
+
+def _absolute_file_of(wrapper: str) -> str:
+    """``FILE.py:NAME`` with an absolute path; ``MODULE:NAME`` as it is."""
+    source, colon, name = wrapper.rpartition(":")
+    return f"{_absolute(source, '.py')}{colon}{name}"
 
 
 def _absolute(name: str, suffix: str, folder: Path | None = None) -> str:

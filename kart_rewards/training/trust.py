@@ -26,7 +26,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.notices import notice
 from kart_rewards.training.checkpoints import Checkpoint
 
-_NAMING_CODE = ("env_id", "integrations_path", "scenario", "rewards")
+_NAMING_CODE = ("env_id", "integrations_path", "scenario", "rewards", "wrappers")
 """The options of an environment that say which code it runs."""
 
 
@@ -68,7 +68,7 @@ def without_foreign_code(checkpoint: Checkpoint, env_options: Mapping[str, Any],
     if not named or is_own(env_options, checkpoint.signature):
         return {}
     foreign = f"{checkpoint.path}: was not made by you on this computer, and names code to run: {', '.join(named)}"
-    if resuming:
+    if resuming or env_options.get("wrappers"):  # without wrappers the agent would see or press something else
         raise KartRewardsError(f"{foreign}. Read that code, and add --trust to run it")
     notice(f"{foreign}. The code does not run: there are race metrics, but no rewards. Add --trust to run it\n")
     return {"scenario": None, "rewards": (), "reward_weights": ()}
@@ -79,7 +79,7 @@ def _named_code(env_options: Mapping[str, Any]) -> list[str]:
     named = [str(env_options[name]) for name in ("integrations_path",) if env_options.get(name) is not None]
     scenario = str(env_options.get("scenario"))
     named += [scenario] if scenario.endswith(".json") else []
-    return named + [str(item) for item in env_options.get("rewards") or ()]
+    return named + [str(item) for name in ("rewards", "wrappers") for item in env_options.get(name) or ()]
 
 
 def _key() -> bytes:
