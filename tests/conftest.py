@@ -35,6 +35,17 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Runs the complete suite in two processes. A run that names tests is plain, so that -s and --pdb work.
+
+    All tests of a file run in one process, because a process can hold one emulator.
+    """
+    complete = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if complete and config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
 def tiny_rom() -> bytes:
     """A SNES ROM that does nothing: a LoROM header, and an endless loop at the reset vector."""
     rom = bytearray(b"\xea" * 0x8000)

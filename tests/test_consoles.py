@@ -141,7 +141,7 @@ def test_a_core_that_does_not_save_its_complete_state_refuses_a_second_environme
         with pytest.raises(
             KartRewardsError,
             match=rf"Tiny-{console}: a process can have one environment of this game, because its core leaves .* out "
-            r"of the states that it saves\. Make each environment in a process of its own",
+            r"of the states that it saves\. Close the other one first, or make each environment in a process of its",
         ):
             KartEnv(**options)
         env.step(np.zeros(len(env.buttons)))
@@ -171,7 +171,7 @@ def test_any_game_is_examined_before_its_environments_share_an_emulator(
         with pytest.raises(
             KartRewardsError,
             match=r"Tiny-Sms: a process can have one environment of this game, because its core does not save its "
-            r"complete state: in turns the RAM differs on frame \d+\. Make each environment in a process of its own",
+            r"complete state: in turns the RAM differs on frame \d+\. Close the other one first, or make each",
         ):
             KartEnv(**options)
         assert played(env, actions[0]) == expected, "the first environment plays on"

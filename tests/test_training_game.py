@@ -77,6 +77,7 @@ def test_paths_are_found_from_every_folder(games: Path, tmp_path: Path, monkeypa
         "info": "data.json",
         "state": ("Level1", "Level2.state", "mine.state"),
         "rewards": ("mine.py", "a_module"),
+        "wrappers": ("mine.py:Narrow", "a_module:Wide"),
     }
     assert resolved_options(asked) == {
         "env_id": FREE_GAME,
@@ -85,6 +86,7 @@ def test_paths_are_found_from_every_folder(games: Path, tmp_path: Path, monkeypa
         "info": "data.json",  # of the game, wherever that is
         "state": ("Level1", "Level2.state", str(tmp_path / "mine.state")),
         "rewards": (str(tmp_path / "mine.py"), "a_module"),
+        "wrappers": (f"{tmp_path / 'mine.py'}:Narrow", "a_module:Wide"),
     }
     assert resolved_options({**asked, "scenario": None})["scenario"] is None
     assert resolved_options({**asked, "scenario": "scenario"})["scenario"] == "scenario"

@@ -503,14 +503,15 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def _check_sharing(self) -> None:
         """Raises KartRewardsError if environments of this game can't share the emulator."""
         fault = self.sharing_fault()
-        remedy = "Make each environment in a process of its own, for example with gymnasium.vector.AsyncVectorEnv"
+        remedy = "make each environment in a process of its own, for example with gymnasium.vector.AsyncVectorEnv"
         if fault:
             raise KartRewardsError(
-                f"{self.game.name}: a process can have one environment of this game, because {fault}. {remedy}"
+                f"{self.game.name}: a process can have one environment of this game, because {fault}. Close the other "
+                f"one first, or {remedy}"
             )
         slow = self.slow_turns()
         if slow:
-            notice(f"{self.game.name}: several environments in a process are slow, because {slow}. {remedy}")
+            notice(f"{self.game.name}: several environments in a process are slow, because {slow}. Faster: {remedy}")
 
     def _show(self) -> None:
         if self._window is None:
