@@ -94,7 +94,7 @@ class EnvOptions:
     random_start_steps: Annotated[int, Ge(0)] = 0
     """Begin each episode with 0 to this many steps of random driving, which are not scored."""
     sticky_actions: float = 0.0
-    """Probability that the environment repeats the previous action on a step."""
+    """Probability, on each emulated frame, that the buttons of the frame before stay held."""
     wrappers: Names = ()
     """Wrappers of your own around each environment, the innermost first: MODULE:NAME or FILE.py:NAME."""
     max_episode_steps: Annotated[int | None, Ge(1)] = None
