@@ -41,7 +41,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     All tests of a file run in one process, because a process can hold one emulator.
     """
-    complete = config.args_source is not pytest.Config.ArgsSource.ARGS
+    worker = hasattr(config, "workerinput")  # one of the two processes; it must not start two more
+    complete = config.args_source is not pytest.Config.ArgsSource.ARGS and not worker
     if complete and config.option.numprocesses is None and not config.option.usepdb:
         config.option.numprocesses, config.option.dist = 2, "loadfile"
 
