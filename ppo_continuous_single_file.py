@@ -10,6 +10,11 @@ besides the algorithm: logs, checkpoints, several processes (``kart_rewards.trai
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
 import functools
 import math
 import os
@@ -37,13 +42,13 @@ from kart_rewards.evaluation.agents import EvalOptions, TrainedAgent, evaluate_f
 from kart_rewards.evaluation.in_training import EvaluationInTraining, TorchPolicy
 from kart_rewards.integrations import find_game
 from kart_rewards.rewards import parse_weights
-from kart_rewards.training.checkpoints import Checkpoint, Resumption, newest_checkpoint
+from kart_rewards.training.checkpoints import Checkpoint, Resumption, find_checkpoint
 from kart_rewards.training.devices import choose_device, choose_precision, compile_encoder, one_thread
 from kart_rewards.training.distributions import MultiCategorical
 from kart_rewards.training.episodes import make_training_envs
 from kart_rewards.training.game import names_of_run, resolved_options
 from kart_rewards.training.options import Names, check_bounds, check_given_once, to_plain_options
-from kart_rewards.training.ranks import Ranks, joined
+from kart_rewards.training.ranks import Ranks, joined, on_every_rank
 from kart_rewards.training.run import DivergedError, EndedEpisode, Run, RunOptions, stop_on_signals
 from kart_rewards.training.sources import RunRewards, use_changed_sources
 from kart_rewards.training.timing import Stopwatch
@@ -550,17 +555,14 @@ def parse_args(arguments: list[str] | None = None) -> tuple[Args, Checkpoint | N
     parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     words = sys.argv[1:] if arguments is None else arguments
     check_given_once(words, "--state", "--rewards", "--reward-weights", "--wrappers", "--evaluate", "--eval-states")
-    args = parse()
-    resume = args.run.resume
-    if resume == "auto":
-        games = names_of_run(args.env.env_id, args.env.fallback)
-        newest = newest_checkpoint(args.run.runs_path, games, args.run.exp_name, args.run.seed)
-        resume = str(newest or "")
-    checkpoint = None
+    ranks = Ranks.from_torchrun()
+    with ranks.printing_once():  # tyro prints which options are wrong
+        args = parse()
+    run, games, checkpoint = args.run, names_of_run(args.env.env_id, args.env.fallback), None
     if args.eval.evaluate and not args.eval.loader:
         checkpoint = Checkpoint.load(Path(args.eval.evaluate[0]))
-    elif resume and not args.eval.evaluate:
-        checkpoint = Checkpoint.load(Path(resume), to_resume=True)
+    elif run.resume and not args.eval.evaluate:  # only the machine of rank 0 needs the checkpoint
+        checkpoint = ranks.from_rank_0(find_checkpoint, run.resume, run.runs_path, games, run.exp_name, run.seed)
     if checkpoint:
         args = parse(default=saved_args(checkpoint, args.run.trust, resuming=not args.eval.evaluate))
     args.env = args.env.resolved()
@@ -608,10 +610,8 @@ def load_agent(path: Path, trust: bool = False) -> TrainedAgent:
     )
 
 
-def main() -> None:
-    ranks = Ranks.from_torchrun()
-    if ranks.rank > 0:  # rank 0 prints for all ranks; errors go to standard error
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+@on_every_rank
+def main(ranks: Ranks) -> None:
     args, checkpoint = parse_args()
     env, ppo, env_options = args.env, args.ppo, args.env.for_kart_env()
     max_episode_frames = env.episode_limit * env.frame_skip
@@ -635,11 +635,11 @@ def main() -> None:
         resumption = Resumption.decide(checkpoint, settings, rewards, ppo.batch_size, allow, auto)
     policy = functools.partial(TorchPolicy, Agent)
     evaluate = EvaluationInTraining(policy, env_options, courses, args.eval, max_episode_frames)
-    stop = stop_on_signals()
+    stop = stop_on_signals(announce=ranks.rank == 0)
     with (
         closing(evaluate),
         closing(make_training_envs(env_options, ppo.num_envs, env.episode_limit, ranks)) as envs,
-        joined(ranks, device),
+        joined(ranks, device, stop),
     ):
         work = ppo.total_timesteps, ppo.batch_size
         train(args, Run(args.run, settings, rewards, envs, ranks, device, *work, evaluate, stop, resumption))

@@ -12,6 +12,12 @@ their folders. It does not import the emulator.
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if "".join(sys.argv[:1]).endswith("kart-rewards") or "-m kart_rewards " in " ".join([*sys.orig_argv, ""]):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -52,6 +53,8 @@ def run_command(main: Callable[[], object]) -> None:
     Args:
         main: The command line.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # during the imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()

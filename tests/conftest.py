@@ -35,16 +35,18 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Runs the complete suite in two processes. A run that names tests is plain, so that -s and --pdb work.
-
-    All tests of a file run in one process, because a process can hold one emulator.
-    """
-    worker = hasattr(config, "workerinput")  # one of the two processes; it must not start two more
-    complete = config.args_source is not pytest.Config.ArgsSource.ARGS and not worker
-    if complete and config.option.numprocesses is None and not config.option.usepdb:
-        config.option.numprocesses, config.option.dist = 2, "loadfile"
+    """Lets two processes run the complete suite. Tests that are named run in this process, as -s and --pdb need it."""
+    options, tests = config.option, Path(__file__).parent
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    named = options.keyword or any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
+    interactive = options.usepdb or options.trace or options.capture == "no"
+    if options.numprocesses is None and not (named or interactive):
+        options.numprocesses = 2
+    if options.numprocesses and options.dist == "no":
+        options.dist = "loadfile"  # a process can hold one emulator
 
 
 def tiny_rom() -> bytes:

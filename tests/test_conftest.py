@@ -1,16 +1,92 @@
-"""How the tests are run: the complete suite in two processes, named tests plainly."""
+"""How pytest runs the tests of this repository: the hooks of conftest.py in a small project."""
 
 from __future__ import annotations
 
+import inspect
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import conftest
+import pytest
+from training_runs import ROOT
+
+TEST = """
+import os
+import time
+
+def test_it():
+    print("printed by", os.environ.get("PYTEST_XDIST_WORKER", "this process"))
+    with open(__file__ + ".workers", "a") as file:
+        file.write(os.environ.get("PYTEST_XDIST_WORKER", "none") + " ")
+    time.sleep(0.2)
+
+def test_another():
+    test_it()
+"""
 
 
-# pytest-dev/pytest-xdist#354: output of tests is not shown with -s in worker processes.
-def test_named_tests_run_plainly() -> None:
-    command = [sys.executable, "-m", "pytest", "-k", "did_you_mean", "tests/test_errors.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert "workers" not in done.stdout
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with the settings and the hook of this one, two test files, and tests of the user's in a folder."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in ("tests/test_first.py", "tests/test_second.py", "games/test_mine.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(TEST)
+    hook = inspect.getsource(conftest.pytest_cmdline_main)
+    (tmp_path / "tests" / "conftest.py").write_text(f"from pathlib import Path\n\nimport pytest\n\n\n{hook}")
+    return tmp_path
+
+
+def run(project: Path, *options: str, input: str = "") -> tuple[str, list[str]]:
+    """Runs pytest in a project. Returns its output, and the worker of each test: none is pytest's own process."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=120, check=False, input=input
+    )
+    workers = [file.read_text().split() for file in sorted(project.glob("*/*.workers"))]
+    return done.stdout + done.stderr, [worker for each in workers for worker in each]
+
+
+@pytest.mark.parametrize("options", [["-x"], ["tests"]])
+def test_two_processes_run_the_complete_suite(options: list[str], project: Path) -> None:
+    shutil.rmtree(project / "games")
+    output, workers = run(project, *options)
+    assert sorted(workers) == ["gw0", "gw0", "gw1", "gw1"], output
+    assert workers[0] == workers[1], "the tests of a file run in one process"
+    assert "4 passed" in output
+
+
+# pytest-dev/pytest-xdist#296: with several processes, -s has no effect, and nothing says so.
+@pytest.mark.parametrize(
+    "options",
+    [["tests/test_first.py::test_it"], ["games"], ["-k", "first"], []],
+)
+def test_named_tests_run_in_the_process_of_pytest(options: list[str], project: Path) -> None:
+    output, workers = run(project, *options, "-s")
+    assert set(workers) == {"none"}, output
+    assert output.count("printed by this process") == len(workers)
+
+
+# pytest-dev/pytest-xdist#549: with a number of processes in addopts, --pdb is refused.
+def test_the_debugger_works(project: Path) -> None:
+    (project / "tests" / "test_first.py").write_text("def test_it():\n    assert 1 + 1 == 3\n")
+    output, _ = run(project, "--pdb", input="p 'in the' + ' debugger'\nc\n")
+    assert "in the debugger" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [(["-n", "0"], {"none"}), (["-n", "3"], {"gw0", "gw1"}), (["-n", "2", "tests/test_first.py"], {"gw0"})],
+)
+def test_a_given_number_of_processes_wins(options: list[str], workers: set[str], project: Path) -> None:
+    output, found = run(project, *options)
+    assert set(found) == workers, output
+
+
+def test_the_suite_runs_without_xdist(project: Path) -> None:
+    output, workers = run(project, "-p", "no:xdist")
+    assert set(workers) == {"none"}, output

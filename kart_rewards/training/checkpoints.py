@@ -1,7 +1,7 @@
 """Checkpoints: what a training run saves, and whether a run can go on from it.
 
 * ``Checkpoint`` - one file's content, checked
-* ``newest_checkpoint`` - the latest complete one of a run
+* ``find_checkpoint``, ``newest_checkpoint`` - the one to resume; the latest complete one of a run
 * ``Resumption`` - what a run takes over from a checkpoint; every question of whether one fits is decided here
 * ``save_checkpoint``, ``save_atomically`` - writing
 * ``load_weights`` - an agent's weights
@@ -316,6 +316,23 @@ def load_weights(agent: nn.Module, weights: dict[str, Tensor]) -> None:
         raise KartRewardsError(
             "the checkpoint's agent is for other observations or actions than these options make"
         ) from None
+
+
+def find_checkpoint(resume: str, runs_path: Path, games: Iterable[str], exp_name: str, seed: int) -> Checkpoint | None:
+    """Loads the checkpoint to resume; None if there is none.
+
+    Args:
+        resume: A file; or ``auto``, which is the newest complete checkpoint of a run, see ``newest_checkpoint``.
+        runs_path: The folder of runs.
+        games: The names that the run's game may have.
+        exp_name: The run's name.
+        seed: The run's seed.
+
+    Raises:
+        KartRewardsError: See ``Checkpoint.load``.
+    """
+    path = newest_checkpoint(runs_path, games, exp_name, seed) if resume == "auto" else Path(resume)
+    return Checkpoint.load(path, to_resume=True) if path else None
 
 
 def newest_checkpoint(runs_path: Path, games: Iterable[str], exp_name: str, seed: int) -> Path | None:

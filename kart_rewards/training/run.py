@@ -395,16 +395,23 @@ def _unwritable(folder: Path, error: OSError | UnwritableError) -> KartRewardsEr
     return KartRewardsError(f"{folder}: can't be written: {error.strerror or error}: {remedy}")
 
 
-def stop_on_signals() -> threading.Event:
-    """Returns an event that Ctrl-C or SIGTERM sets. A second signal raises KeyboardInterrupt."""
+def stop_on_signals(announce: bool = True) -> threading.Event:
+    """Returns an event that Ctrl-C or SIGTERM sets. A second signal raises KeyboardInterrupt.
+
+    Args:
+        announce: Print at the first signal what it does.
+    """
     stop = threading.Event()
+    signals: list[int] = []
 
     def on_signal(number: int, frame: Any) -> None:
-        if stop.is_set():
+        if signals:
             raise KeyboardInterrupt
+        signals.append(number)
         stop.set()
-        with suppress(OSError):  # print is not safe in a signal handler
-            os.write(sys.stderr.fileno(), b"\nstopping after this update (press again to stop at once)\n")
+        if announce:
+            with suppress(OSError):  # print is not safe in a signal handler
+                os.write(sys.stderr.fileno(), b"\nstopping after this update (press again to stop at once)\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
