@@ -17,15 +17,11 @@ if __name__ == "__main__":
 
 import functools
 import math
-import os
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
-
-# Otherwise PyTorch's threads spin for a while after each computation, on the cores that the environments need then.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import gymnasium as gym
 import numpy as np
@@ -43,14 +39,15 @@ from kart_rewards.evaluation.in_training import EvaluationInTraining, TorchPolic
 from kart_rewards.integrations import find_game
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.checkpoints import Checkpoint, Resumption, find_checkpoint
-from kart_rewards.training.devices import choose_device, choose_precision, compile_encoder, one_thread
+from kart_rewards.training.devices import choose_computing, choose_device, compile_encoder
 from kart_rewards.training.distributions import MultiCategorical
 from kart_rewards.training.episodes import make_training_envs
-from kart_rewards.training.game import names_of_run, resolved_options
-from kart_rewards.training.options import Names, check_bounds, check_given_once, to_plain_options
+from kart_rewards.training.game import absolute_states, names_of_run, resolved_options
+from kart_rewards.training.options import INTEGERS, Names, check_bounds, check_given_once, flow_help, to_plain_options
 from kart_rewards.training.ranks import Ranks, joined, on_every_rank
 from kart_rewards.training.run import DivergedError, EndedEpisode, Run, RunOptions, stop_on_signals
 from kart_rewards.training.sources import RunRewards, use_changed_sources
+from kart_rewards.training.threads import in_threads
 from kart_rewards.training.timing import Stopwatch
 from kart_rewards.training.trust import is_own, without_foreign_code
 from kart_rewards.training.vector import EnvGroups
@@ -64,7 +61,7 @@ class EnvOptions:
     env_id: str = "MarioKart-Snes"
     """The game: the name of a folder of integrations."""
     integrations_path: Path | None = None
-    """Folder of games, in stable-retro's layout. By default ./integrations, then the user's, then the package's own."""
+    """Folder of games, in stable-retro's layout. By default ./integrations, then your data folder, then the package."""
     fallback: bool = True
     """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
     state: Names = ()
@@ -78,10 +75,9 @@ class EnvOptions:
     reward_weights: Names = ()
     """Weights that override the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02."""
     reward_transform: Literal["scale", "sign", "none"] = "scale"
-    """What the agent gets of each emulated frame's reward: a scaled sum, its sign (as in the original: weights then
-    hardly matter), or the plain sum."""
+    """What the agent gets of each frame's reward: a scaled sum, its sign (weights hardly matter then), or the sum."""
     reward_scale: float = 0.01
-    """Factor of --reward-transform scale."""
+    """Factor of --reward-transform scale. Returns are after it, the sums of the reward terms before it."""
     action_mode: Literal["continuous", "driving", "all", "filtered", "discrete", "multi-discrete"] = "continuous"
     """continuous: steering, the throttle held. driving: throttle alone, left, right, hop. Others: stable-retro's."""
     frame_skip: Annotated[int, Ge(1)] = DEFAULT_FRAME_SKIP
@@ -98,8 +94,10 @@ class EnvOptions:
     """How many observations to stack."""
     random_start_steps: Annotated[int, Ge(0)] = 0
     """Begin each episode with 0 to this many steps of random driving, which are not scored."""
-    sticky_actions: float = 0.0
+    sticky_actions: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Probability, on each emulated frame, that the buttons of the frame before stay held."""
+    draw_all: bool = False
+    """Draw the frames that nobody sees, too. They are not drawn where the emulator's core is known to allow it."""
     wrappers: Names = ()
     """Wrappers of your own around each environment, the innermost first: MODULE:NAME or FILE.py:NAME."""
     max_episode_steps: Annotated[int | None, Ge(1)] = None
@@ -107,23 +105,15 @@ class EnvOptions:
 
     def for_kart_env(self) -> dict[str, Any]:
         """Returns the arguments of ``KartEnv``."""
-        return {
+        options = {
             "game": self.env_id,
             "integrations": self.integrations_path,
-            "state": self.state,
-            "scenario": self.scenario,
-            "info": self.info,
-            "rewards": self.rewards,
             "reward_weights": parse_weights(self.reward_weights),
-            "reward_transform": self.reward_transform,
-            "reward_scale": self.reward_scale,
-            "action_mode": self.action_mode,
             "observation": ObservationConfig(self.crop, self.max_pool, self.grey, self.size, self.stack),
-            "frame_skip": self.frame_skip,
-            "random_start_steps": self.random_start_steps,
-            "sticky_actions": self.sticky_actions,
-            "wrappers": self.wrappers,
         }
+        same = {"state", "scenario", "info", "rewards", "reward_transform", "reward_scale", "action_mode", "frame_skip"}
+        same |= {"random_start_steps", "sticky_actions", "draw_all", "wrappers"}
+        return options | {name: value for name, value in vars(self).items() if name in same}
 
     def resolved(self) -> EnvOptions:
         """Returns the options with a game that can be played, see ``playable_game``, and with absolute paths."""
@@ -141,7 +131,7 @@ class PPOOptions:
     """The algorithm: proximal policy optimisation (Schulman et al., 2017, https://arxiv.org/abs/1707.06347)."""
 
     total_timesteps: int = 500_000
-    """Agent steps to train for, over all environments."""
+    """Agent steps to train for, over all environments: as many complete rollouts as they are enough for."""
     learning_rate: Annotated[float, Ge(0)] = 5e-4
     """Adam's step size at the start."""
     anneal_lr: bool = True
@@ -201,7 +191,7 @@ class PPOOptions:
 
 @dataclass
 class Args:
-    """Trains a racer from pixels with PPO: python ppo_continuous_single_file.py --env-id MarioKart-Snes"""
+    """Trains with PPO: python ppo_continuous_single_file.py --env-id MarioKart-Snes"""
 
     env: EnvOptions = field(default_factory=EnvOptions)
     ppo: PPOOptions = field(default_factory=PPOOptions)
@@ -229,7 +219,7 @@ class Agent(nn.Module):
 
     Args:
         observation_space: Box of uint8 images: (channels, height, width), (height, width, 3), or a stack of the latter.
-        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary. Choices are numbered from 0 on.
         precision: What the encoder computes with; its weights and the heads are float32.
     """
 
@@ -238,9 +228,17 @@ class Agent(nn.Module):
     ) -> None:
         super().__init__()
         self.precision = precision
-        example = torch.zeros(1, *(observation_space.shape or ()), dtype=torch.uint8)
+        self.threads = 1  # of ``encode``, if gradients are needed
+        self.observation_shape = shape = observation_space.shape or ()
+        if observation_space.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[-1] == 3)):
+            raise KartRewardsError(f"observations must be uint8 images, or stacks of them, not {observation_space}")
+        channels, *size = self.to_channels(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1:]
+        for kernel, stride in ((8, 4), (4, 2), (3, 1)):  # of the convolutions below
+            size = [(length - kernel) // stride + 1 for length in size]
+        if min(size) < 1:
+            raise KartRewardsError(f"observations of shape {shape} are too small for the network: use 36x36 or more")
         convolutions = nn.Sequential(
-            layer_init(PixelConv2d(self.to_channels(example).shape[1], 32, 8, stride=4)),
+            layer_init(PixelConv2d(channels, 32, 8, stride=4)),
             nn.ReLU(),
             layer_init(nn.Conv2d(32, 64, 4, stride=2)),
             nn.ReLU(),
@@ -248,21 +246,15 @@ class Agent(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        try:
-            features = convolutions(self.to_channels(example).float()).shape[1]
-        except RuntimeError:
-            raise KartRewardsError(
-                f"observations of shape {observation_space.shape} are too small for the network: use 36x36 or more"
-            ) from None
-        self.encoder = nn.Sequential(convolutions, layer_init(nn.Linear(features, 512)), nn.ReLU())
+        self.encoder = nn.Sequential(convolutions, layer_init(nn.Linear(64 * math.prod(size), 512)), nn.ReLU())
         self.critic = layer_init(nn.Linear(512, 1), std=1.0)
         self.action_space = action_space
-        if isinstance(action_space, gym.spaces.Box):
+        if isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
             outputs = action_space.shape[0]
             self.actor_log_std = nn.Parameter(torch.full((1, outputs), -0.5))
-        elif isinstance(action_space, gym.spaces.Discrete):
+        elif isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0:
             outputs = int(action_space.n)
-        elif isinstance(action_space, gym.spaces.MultiDiscrete):
+        elif isinstance(action_space, gym.spaces.MultiDiscrete) and not action_space.start.any():
             outputs = int(action_space.nvec.sum())
         elif isinstance(action_space, gym.spaces.MultiBinary):
             outputs = int(np.prod(action_space.n))
@@ -278,6 +270,7 @@ class Agent(nn.Module):
             observation = observation.movedim(-1, -3).flatten(1, -3)
         return observation.contiguous(memory_format=torch.channels_last)
 
+    @in_threads
     def encode(self, observation: Tensor) -> Tensor:
         """Returns the features that both heads work on, float32, shape (batch, 512)."""
         pixels = self.to_channels(observation).to(self.precision)
@@ -453,7 +446,7 @@ def update(
     With several ranks, a minibatch has equal parts of each rank's rollout, and every rank makes the same step.
 
     Returns:
-        The losses and diagnostics of the last minibatch, by their TensorBoard names, without ``losses/``.
+        Losses and diagnostics by TensorBoard name: of the last minibatch; ``clipfrac`` is the mean over all of them.
     """
     observations, actions, log_probs, old_values, advantages, returns = (
         tensor.flatten(0, 1)
@@ -526,20 +519,21 @@ def train(args: Args, run: Run) -> None:
     ppo, envs, device, ranks = args.ppo, run.envs, run.device, run.ranks
     torch.manual_seed(args.run.seed)
     torch.backends.cudnn.deterministic = args.run.torch_deterministic
-    precision = choose_precision(args.run.precision, device)
-    agent = Agent(envs.single_observation_space, envs.single_action_space, precision).to(device)
+    spaces = envs.single_observation_space, envs.single_action_space
+    agent = Agent(*spaces, getattr(torch, args.run.precision)).to(device)
+    agent.threads = int(args.run.threads)
     optimizer = torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5, fused=True)
     rollout = Rollout.empty(envs, ppo.num_steps, device)
-    if args.run.compile:
+    if args.run.compile == "on":
         compile_encoder(agent, rollout.next_observation)
 
-    title = f"{args.env.env_id} on {device} in {str(precision).removeprefix('torch.')}"
+    title = f"{args.env.env_id} on {device} in {args.run.precision}"
     with run.started(agent, optimizer, title) as observations:
         rollout.next_observation = torch.as_tensor(observations, device=device)
         while not run.over:
             if ppo.anneal_lr:
                 optimizer.param_groups[0]["lr"] = ppo.learning_rate * (1.0 - run.steps / ppo.total_timesteps)
-            with run.stopwatch("rollout"), one_thread(), envs.sharing_cores(ranks.local_world_size):
+            with run.stopwatch("rollout"), envs.sharing_cores(ranks.local_world_size):
                 episodes = collect(agent, envs, rollout, ppo.gamma, run.stopwatch)
             with run.stopwatch("update"):
                 with torch.no_grad():
@@ -552,23 +546,28 @@ def train(args: Args, run: Run) -> None:
 # ---------------------------------------------------------------------------------------------------------------- main
 def parse_args(arguments: list[str] | None = None) -> tuple[Args, Checkpoint | None]:
     """Returns the options, and the checkpoint that they resume or evaluate, if any. Its options are the defaults."""
-    parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    flow_help(EnvOptions, PPOOptions, EvalOptions, RunOptions)
+    parse = functools.partial(tyro.cli, Args, args=arguments, config=(tyro.conf.OmitArgPrefixes,), registry=INTEGERS)
     words = sys.argv[1:] if arguments is None else arguments
     check_given_once(words, "--state", "--rewards", "--reward-weights", "--wrappers", "--evaluate", "--eval-states")
     ranks = Ranks.from_torchrun()
     with ranks.printing_once():  # tyro prints which options are wrong
         args = parse()
     run, games, checkpoint = args.run, names_of_run(args.env.env_id, args.env.fallback), None
+    if args.eval.evaluate and run.resume:
+        raise KartRewardsError(f"--resume {run.resume}: is for training: leave it out, or leave out --evaluate")
     if args.eval.evaluate and not args.eval.loader:
         checkpoint = Checkpoint.load(Path(args.eval.evaluate[0]))
-    elif run.resume and not args.eval.evaluate:  # only the machine of rank 0 needs the checkpoint
+    elif run.resume:  # only the machine of rank 0 needs the checkpoint
         checkpoint = ranks.from_rank_0(find_checkpoint, run.resume, run.runs_path, games, run.exp_name, run.seed)
     if checkpoint:
         args = parse(default=saved_args(checkpoint, args.run.trust, resuming=not args.eval.evaluate))
-    args.env = args.env.resolved()
-    for group in (args.env, args.ppo, args.eval, args.run):
-        check_bounds(group)
+    check_bounds(args.env, args.ppo, args.eval, args.run)
     args.ppo.check()
+    args.eval.check()
+    if not args.eval.loader:  # its agents have environments of their own
+        args.env = args.env.resolved()
+        args.eval.eval_states = absolute_states(args.eval.eval_states, args.env.env_id, args.env.integrations_path)
     return args, checkpoint
 
 
@@ -614,11 +613,10 @@ def load_agent(path: Path, trust: bool = False) -> TrainedAgent:
 def main(ranks: Ranks) -> None:
     args, checkpoint = parse_args()
     env, ppo, env_options = args.env, args.ppo, args.env.for_kart_env()
-    max_episode_frames = env.episode_limit * env.frame_skip
+    limit = env.episode_limit * env.frame_skip  # in emulated frames
     if args.eval.evaluate:
         if ranks.rank == 0:
-            own_options = env_options if checkpoint else None
-            evaluate_from_options(args.eval, load_agent, own_options, max_episode_frames, args.run.trust)
+            evaluate_from_options(args.eval, load_agent, env_options if checkpoint else None, limit, args.run.trust)
         return
 
     ranks.check_shares({"--num-envs": ppo.num_envs, "a minibatch's steps": ppo.minibatch_size})
@@ -628,20 +626,20 @@ def main(ranks: Ranks) -> None:
     courses = args.eval.eval_states or env.state or (game.default_state(),)
     for state in courses:
         game.load_state(state)  # a missing course should be reported now, not at the first evaluation
-    settings = to_plain_options(args)
     resumption = None
     if checkpoint:
         allow, auto = args.run.allow_changed_rewards, args.run.resume == "auto"
-        resumption = Resumption.decide(checkpoint, settings, rewards, ppo.batch_size, allow, auto)
-    policy = functools.partial(TorchPolicy, Agent)
-    evaluate = EvaluationInTraining(policy, env_options, courses, args.eval, max_episode_frames)
+        resumption = Resumption.decide(checkpoint, to_plain_options(args), rewards, ppo.batch_size, allow, auto)
+    evaluate = EvaluationInTraining(functools.partial(TorchPolicy, Agent), env_options, courses, args.eval, limit)
     stop = stop_on_signals(announce=ranks.rank == 0)
     with (
         closing(evaluate),
         closing(make_training_envs(env_options, ppo.num_envs, env.episode_limit, ranks)) as envs,
         joined(ranks, device, stop),
     ):
-        work = ppo.total_timesteps, ppo.batch_size
+        make_agent = functools.partial(Agent, envs.single_observation_space, envs.single_action_space)
+        args.run = choose_computing(args.run, make_agent, ranks.share(ppo.minibatch_size), device, ranks)
+        work, settings = (ppo.total_timesteps, ppo.batch_size), to_plain_options(args)
         train(args, Run(args.run, settings, rewards, envs, ranks, device, *work, evaluate, stop, resumption))
 
 

@@ -58,12 +58,18 @@ for _name in list_games():
 
 def __getattr__(name: str) -> Any:
     """Imports the names that need the emulator only when they are used."""
-    if name in ("KartEnv", "make_env"):
-        from kart_rewards import env
+    try:
+        if name in ("KartEnv", "make_env"):
+            from kart_rewards import env
 
-        return getattr(env, name)
-    if name == "ObservationConfig":
-        from kart_rewards.env.observations import ObservationConfig
+            return getattr(env, name)
+        if name == "ObservationConfig":
+            from kart_rewards.env.observations import ObservationConfig
 
-        return ObservationConfig
+            return ObservationConfig
+    except AttributeError as error:  # of an import below: Python would only report that it "cannot import name"
+        raise ImportError(
+            f"kart_rewards.{name} can't be imported: {error}. If a file of yours has the name of a Python module, such "
+            "as glob.py, rename it"
+        ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,14 @@ command runs, so that help and simple commands do not load the emulator or PyTor
 from __future__ import annotations
 
 import ast
+import inspect
+import shutil
 import sys
+import textwrap
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 from kart_rewards.errors import KartRewardsError, did_you_mean, run_command
 
@@ -55,7 +60,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
-        print(_HELP.format(commands="\n".join(f"  {name:<10}{_summary(COMMANDS[name])}" for name in COMMANDS)), end="")
+        print(_HELP.format(commands="\n".join(map(_line_of_list, COMMANDS))), end="")
         return
     commands = f"The commands are {', '.join(COMMANDS)}; kart-rewards --help explains them"
     if not arguments:
@@ -69,8 +74,34 @@ def _run(arguments: list[str]) -> None:
         return
     import tyro
 
+    from kart_rewards.training.options import check_given_once, flow_help
+
+    check_given_once(options, "--rewards", "--reward-weights", "--eval-states")
     module, function = COMMANDS[name].split(":")
-    tyro.cli(getattr(import_module(module), function), prog=f"kart-rewards {name}", args=options)
+    command = getattr(import_module(module), function)
+    flow_help(command)
+    tyro.cli(command, prog=f"kart-rewards {name}", description=_description(command), args=options)
+
+
+class _Lines(str):
+    """A text whose lines tyro neither joins nor moves apart."""
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        return [str(self)]
+
+
+def _description(command: Callable[..., Any]) -> str:
+    """Returns what a command does, from its docstring, wrapped to the width of the terminal."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0].split("\n\n")
+    width = shutil.get_terminal_size().columns
+    return _Lines("\n\n".join(text if text.startswith(" ") else textwrap.fill(text, width) for text in paragraphs))
+
+
+def _line_of_list(name: str) -> str:
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(
+        f"{name:<10}{_summary(COMMANDS[name])}", width, initial_indent="  ", subsequent_indent=12 * " "
+    )
 
 
 def _summary(target: str) -> str:

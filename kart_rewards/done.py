@@ -40,7 +40,7 @@ def done_rule(name: Any = None) -> Any:
         KartRewardsError: See ``Script``.
     """
 
-    if callable(name):  # @done_rule, without parentheses
+    if callable(name) or hasattr(name, "__get__"):  # @done_rule, without parentheses
         return done_rule()(name)
 
     def decorate(definition: Any) -> Any:

@@ -26,15 +26,23 @@ class NothingToDo(Exception):  # noqa: N818 - it is not an error
     """The work of a command is done already. Command lines print the message and exit with code 0."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+_LEAST_SIMILARITY = 0.63  # 0.6, difflib's default, suggests "games" for "new-game"
+
+
+def did_you_mean(name: str, known: Iterable[str], suffix: str = "") -> str:
     """Returns a hint to append to a message about an unknown name, or an empty string if no known name is similar.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+        suffix: The rest of each known name, which all have in common. It is not compared.
 
     Example:
         >>> did_you_mean("sped", ["laps", "speed"])
         " Did you mean 'speed'?"
     """
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=_LEAST_SIMILARITY)
+    return f" Did you mean {close[0] + suffix!r}?" if close else ""
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:

@@ -1,9 +1,11 @@
 """Fingerprints of code: whether a reward term still computes what it computed when a run was saved.
 
-* ``fingerprint`` - a hash of everything in the source code that decides what a function or class returns
+* ``code_text`` - everything in the source code that decides what a function or class returns
+* ``fingerprint`` - a hash of this text
 * ``file_fingerprint`` - a hash of a whole file, by which checkpoints of version 0.1 compare
 * ``attributes_of`` - the attributes of an instance
 * ``package_of``, ``is_library`` - whether a definition is the user's own
+* ``names_in`` - the names of globals and attributes in a function's code
 
 A fingerprint covers the code of a definition, the functions and classes that it uses, also those of other files, and
 the constants that it reads. It does not cover comments, docstrings, type annotations, decorators and line breaks, nor
@@ -13,15 +15,16 @@ other definitions of the file. Libraries (everything outside the user's own file
 from __future__ import annotations
 
 import ast
+import copyreg
 import functools
 import hashlib
 import inspect
 import sys
 import textwrap
 import tokenize
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 from kart_rewards.imports import LIBRARIES, is_loaded, neighbours_in
@@ -36,9 +39,23 @@ def fingerprint(definition: Any) -> str:
     Args:
         definition: A function, a class, or any other callable.
     """
+    return hash_of(code_text(definition))
+
+
+def code_text(definition: Any) -> str:
+    """Returns the code that decides what the definition returns, with the constants that it reads.
+
+    Args:
+        definition: A function, a class, or any other callable.
+    """
     parts: list[str] = []
     _Collector(parts, package_of(definition)).add(definition)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return "\n".join(parts)
+
+
+def hash_of(text: str) -> str:
+    """Returns 16 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_fingerprint(definition: Any) -> str:
@@ -48,7 +65,7 @@ def file_fingerprint(definition: Any) -> str:
         source = inspect.getsource(definition if module is None else module)
     except NO_SOURCE:
         source = ""
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    return hash_of(source)
 
 
 class _Collector:
@@ -98,7 +115,7 @@ class _Collector:
                 self._parts.append(f"{name}: {type(value).__name__} of {len(value)}")
                 for i, item in enumerate(value):
                     self.add(item, f"{name}[{i}]")
-            case dict():
+            case dict() | MappingProxyType():
                 self._parts.append(f"{name}: dict of {len(value)}")
                 for key, item in value.items():
                     self.add(item, f"{name}[{key!r}]")
@@ -109,12 +126,13 @@ class _Collector:
             case _ if inspect.isbuiltin(value):
                 self._parts.append(f"{name}: {value.__module__}.{value.__qualname__}")
             case _ if hasattr(value, "tobytes"):  # an array
-                self._parts.append(f"{name}: {hashlib.sha256(value.tobytes()).hexdigest()}")
+                form = f"{getattr(value, 'dtype', '')} {getattr(value, 'shape', '')}"
+                self._parts.append(f"{name}: {form} {hashlib.sha256(value.tobytes()).hexdigest()}")
             case _ if callable(value) and hasattr(value, "__wrapped__"):  # such as a function with functools.cache
                 self.add(value.__wrapped__, name)
             case _:
                 self.add(type(value), f"{name} of")
-                self.add(attributes_of(value) or None, f"{name} with")
+                self.add(attributes_of(value) or _content_of(value), f"{name} with")
 
     def _add_function(self, function: FunctionType, name: str) -> None:
         if is_library(function, self._own_packages):
@@ -129,7 +147,7 @@ class _Collector:
                 self.add(cell.cell_contents, variable)
             except ValueError:  # it has no value yet
                 self._parts.append(f"{variable}: unset")
-        used = {name: function.__globals__[name] for name in _global_names(function.__code__) & {*function.__globals__}}
+        used = {name: function.__globals__[name] for name in names_in(function.__code__) & {*function.__globals__}}
         used |= neighbours_in(tree, function.__globals__) if tree else {}
         for variable, value in sorted(used.items()):
             self.add(value, variable)
@@ -159,6 +177,18 @@ class _Collector:
             if isinstance(value, (property, functools.cached_property)):
                 value = value.fget if isinstance(value, property) else value.func
             self.add(value, attribute)
+
+
+def _content_of(value: Any) -> Any:
+    """Returns what a library's object without attributes holds, such as a range, a deque or an operator.attrgetter."""
+    try:
+        reduce = copyreg.dispatch_table.get(type(value))
+        reduced = reduce(value) if reduce else value.__reduce_ex__(2)
+    except Exception:  # it has no such form
+        return None
+    if not isinstance(reduced, tuple):
+        return reduced
+    return [list(part) if isinstance(part, Iterator) else part for part in reduced[1:]]
 
 
 _OF_EVERY_CLASS = {
@@ -252,12 +282,12 @@ def _bytecode(code: CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
-def _global_names(code: CodeType) -> set[str]:
-    """The names that a function, or one inside it, may look up among its globals."""
+def names_in(code: CodeType) -> set[str]:
+    """Returns the names of globals and attributes in a function's code, also in the functions inside it."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names |= _global_names(constant)
+            names |= names_in(constant)
     return names
 
 

@@ -1,6 +1,7 @@
 """Imports of rewards files: each file sees the files beside it, and no other code does.
 
 * ``import_source`` - imports a ``.py`` file by path, or a module by its dotted name
+* ``load_function`` - imports a function or class by its name on a command line
 * ``source_files`` - the files that ``import_source`` has loaded in this process
 * ``is_loaded`` - whether ``import_source`` has loaded a module
 * ``neighbours_in`` - the neighbours that a function imports when it is called
@@ -23,7 +24,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -111,6 +112,54 @@ def import_source(source: str | Path) -> ModuleType:
         raise KartRewardsError(f"{source}: fails to import: {'it ' * what.startswith('raised')}{what}") from error
 
 
+def load_function(name: str, what: str = "function", importable: bool = False) -> Callable[..., Any]:
+    """Imports a function or class by its name on a command line.
+
+    Args:
+        name: ``MODULE:NAME`` or ``FILE.py:NAME``. Modules are also looked for in the current folder.
+        what: What it is, for messages.
+        importable: Whether other processes must be able to unpickle objects of a file. Then the file is imported as
+            ``import`` does it, by its plain name, and its folder becomes part of ``sys.path``.
+
+    Raises:
+        KartRewardsError: The module or function does not exist, or the module fails to import.
+
+    Example:
+        >>> load_function("kart_rewards.errors:counted")(2, "frame")
+        '2 frames'
+    """
+    source, _, attribute = name.rpartition(":")
+    if not (source and attribute):
+        raise KartRewardsError(f"{name!r}: is not the name of a {what}: write MODULE:NAME or FILE.py:NAME")
+    is_plain = importable and source.endswith(".py")
+    module = _import_plainly(Path(source).resolve(), source) if is_plain else import_source(source)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise KartRewardsError(f"{source}: has no function or class {attribute!r}.{did_you_mean(attribute, known)}")
+    return function
+
+
+def _import_plainly(path: Path, source: str) -> ModuleType:
+    """Imports a file by the plain name of its module. ``source`` is the user's name for it."""
+    if not path.is_file():
+        raise _no_such_file(path, source)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = import_source(path.stem)
+    if Path(module.__file__ or "").resolve() != path:
+        raise KartRewardsError(
+            f"{source}: another module has the same name, {path.stem!r} ({module.__file__}): rename the file"
+        )
+    return module
+
+
+def _no_such_file(path: Path, source: str | Path) -> KartRewardsError:
+    given = "" if str(source) == str(path) else f" (given as {str(source)!r})"
+    hint = did_you_mean(path.stem, [file.stem for file in path.parent.glob("*.py")], ".py")
+    return KartRewardsError(f"{path}: no such file{given}.{hint}")
+
+
 def describe(error: BaseException) -> str:
     """Returns ``raised TYPE: MESSAGE``, with the user's file and line: those of the last frame outside libraries."""
     if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
@@ -131,8 +180,7 @@ def _import_file(path: Path, source: str | Path) -> ModuleType:
     try:
         _read(path)
     except FileNotFoundError:
-        hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
-        raise KartRewardsError(f"{path}: no such file (given as {str(source)!r}).{hint}") from None
+        raise _no_such_file(path, source) from None
     except OSError as error:
         raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
     group = _groups.get(path.parent)

@@ -4,7 +4,7 @@
 
 Such a value goes on from one episode to the next, all environments of a process share it, and checkpoints do not hold
 it. The search reads the source code of a script and of the user's functions that it calls. It follows names,
-attributes and simple aliases; it runs none of the code.
+attributes, elements, assignments and what functions return; it runs none of the code.
 
 In a rewards file, each change counts. Of functions that are passed in Python, a change counts only if a function also
 reads the value, and lists of an enclosing function do not count: a test may record what its term sees.
@@ -16,13 +16,15 @@ import ast
 import functools
 import inspect
 import linecache
+import queue
 from collections import deque
-from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Container, Iterator, MutableMapping, MutableSequence, MutableSet
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
-from kart_rewards.fingerprint import attributes_of, is_library, package_of
+from kart_rewards.fingerprint import attributes_of, is_library, names_in, package_of
 from kart_rewards.imports import is_loaded, neighbours_in
 
 _UNKNOWN = object()
@@ -32,11 +34,18 @@ _CHANGING_METHODS = {
     *("clear", "add", "update", "setdefault", "sort", "reverse", "rotate", "difference_update", "subtract"),
     *("intersection_update", "symmetric_difference_update", "move_to_end", "fill", "put", "itemset", "resize"),
     *("__setitem__", "__delitem__", "__setattr__", "__delattr__", "__iadd__", "__ior__"),
+    *("send", "put_nowait", "set"),
 }
 _CHANGING_FUNCTIONS = {
     *("heappush", "heappop", "heapreplace", "heappushpop", "heapify", "insort", "insort_left", "insort_right"),
     *("shuffle", "setattr", "delattr", "setitem", "delitem", "next"),
 }
+_CHANGEABLE: tuple[type, ...] = (
+    *(MutableSequence, MutableSet, MutableMapping, deque, bytearray),
+    *(GeneratorType, ContextVar, queue.Queue, queue.SimpleQueue),
+)
+_SAME_ELEMENTS = {"list", "tuple", "set", "sorted", "reversed", "iter", "enumerate", "zip", "filter"}
+_NOT_OPERATORS = {"__init__", "__new__", "__call__", "__init_subclass__", "__set_name__", "__repr__", "__str__"}
 
 
 def find_shared_memory(definition: Any) -> tuple[str, str, str] | None:
@@ -69,9 +78,8 @@ class _Outside:
 
     @property
     def is_mutable(self) -> bool:
-        """Whether its methods can change it: a list, set, dict, deque or array."""
-        kinds = (MutableSequence, MutableSet, MutableMapping, deque, bytearray)
-        return isinstance(self.value, kinds) or hasattr(self.value, "__array_interface__")
+        """Whether its methods can change it: a list, set, dict, deque, array, queue or the like."""
+        return isinstance(self.value, _CHANGEABLE) or hasattr(self.value, "__array_interface__")
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class _Search:
         self.read: set[tuple[str, int | str, str]] = set()
         self._package = package
         self._seen: set[Any] = set()
+        self.resolving: set[str] = set()  # the functions whose returned objects are being looked for
 
     def is_library(self, value: Any) -> bool:
         """Whether a definition is not the user's own. The terms of this package are tested."""
@@ -100,7 +109,7 @@ class _Search:
         """Searches the code of a script. Its own instance is not outside."""
         match definition:
             case functools.partial():
-                self._add_partial(definition)
+                self._add_partial(definition, is_script=True)
             case FunctionType():
                 self.add_function(definition, _defaults(definition))
             case MethodType() if inspect.isclass(definition.__self__):
@@ -116,9 +125,9 @@ class _Search:
             case _:
                 self.add_class(type(definition), attributes_of(definition))
 
-    def _add_partial(self, definition: functools.partial[Any]) -> None:
+    def _add_partial(self, definition: functools.partial[Any], is_script: bool = False) -> None:
         if not isinstance(definition.func, FunctionType):
-            self.add_script(definition.func)
+            (self.add_script if is_script else self.add_callable)(definition.func)
             return
         names = definition.func.__code__.co_varnames
         held = dict(zip(names, definition.args, strict=False)) | definition.keywords
@@ -138,28 +147,33 @@ class _Search:
         if (cls, "methods") in self._seen:
             return
         self._seen.add((cls, "methods"))
-        own = {*attributes}
+        if not self.is_library(type(cls)):  # a metaclass
+            self.add_class(type(cls), {})
         methods = [pair for base in cls.__mro__ if not self.is_library(base) for pair in _methods(base)]
+        instance = _Instance(cls, {*attributes}, {})
+        searches = []
         for method, kind in methods:
-            node = _node(method.__code__)
-            if node and kind == "instance":
-                own |= _assigned_attributes(node, method.__code__.co_varnames[0])
-        for method, kind in methods:
-            first = method.__code__.co_varnames[:1] if method.__code__.co_argcount else ()
+            first = next(iter(method.__code__.co_varnames[: method.__code__.co_argcount]), "")
             bound = _defaults(method)
             if kind == "class" and first:
-                bound[first[0]] = _class(cls)
-            self.add_function(method, bound, (first[0], cls, own) if kind == "instance" and first else None)
+                bound[first] = _class(cls)
+            of_instance = (first, instance) if kind == "instance" and first else None
+            searches.append((method, bound, of_instance))
+            node = _node(method.__code__)
+            if node and of_instance:
+                _FunctionSearch(self, method, node, bound, of_instance).find_attributes()
+        for search in searches:
+            self.add_function(*search)
 
     def add_function(
-        self, function: Any, bound: dict[str, _Outside], instance: tuple[str, type, set[str]] | None = None
+        self, function: Any, bound: dict[str, _Outside], instance: tuple[str, _Instance] | None = None
     ) -> None:
         """Searches a function.
 
         Args:
             function: The function.
             bound: Argument -> the object outside the script that it is.
-            instance: The name of the argument for the script's instance, its class, and its own attributes.
+            instance: The name of the argument for the script's instance, and the instance.
         """
         if not isinstance(function, FunctionType) or self.is_library(function):
             return
@@ -173,7 +187,7 @@ class _Search:
         """Searches whatever a call of an object runs."""
         match value:
             case functools.partial():
-                self.add_callable(value.func)
+                self._add_partial(value)
             case MethodType():
                 names = value.__func__.__code__.co_varnames[:1] if isinstance(value.__func__, FunctionType) else ()
                 self.add_function(value.__func__, {name: _object(value.__self__) for name in names})
@@ -187,6 +201,21 @@ class _Search:
                 self.add_callable(MethodType(call_of, value))
 
 
+@dataclass(frozen=True)
+class _Instance:
+    """The script's own instance.
+
+    Args:
+        cls: Its class.
+        own: The names of the attributes that it does not share with other instances.
+        assigned: Attribute -> the values that methods assign to it; None stands for a value inside the script.
+    """
+
+    cls: type
+    own: set[str]
+    assigned: dict[str, list[_Outside | None]]
+
+
 class _FunctionSearch:
     """Searches one function. See ``_Search.add_function`` for the arguments."""
 
@@ -196,7 +225,7 @@ class _FunctionSearch:
         function: FunctionType,
         node: ast.AST,
         bound: dict[str, _Outside],
-        instance: tuple[str, type, set[str]] | None,
+        instance: tuple[str, _Instance] | None,
     ) -> None:
         self._search, self._function, self._node = search, function, node
         self._instance = instance
@@ -221,13 +250,29 @@ class _FunctionSearch:
         for item in body if isinstance(body, list) else [body]:
             self._visit(item)
 
+    def find_attributes(self) -> None:
+        """Finds the attributes that the function assigns to the script's instance, and which of them lie outside."""
+        assert self._instance
+        name, instance = self._instance
+        for target, value in _assignments(self._node):
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == name:
+                instance.assigned.setdefault(target.attr, []).append(self._resolve(value))
+
+    def returned(self) -> _Outside | None:
+        """Returns the object outside the script that the function returns, if it does."""
+        body = self._node.body if isinstance(self._node, ast.Lambda) else None
+        values = [body] if body else [item.value for item in ast.walk(self._node) if isinstance(item, ast.Return)]
+        return next(filter(None, map(self._resolve, values)), None)
+
     def _look_up(self, name: str) -> _Outside | None:
-        if name in self._bound:
+        if name in self._bound and name not in self._aliases:
             return self._bound[name]
         if name in self._locals:
             if name in self._aliases and name not in self._resolving:
                 self._resolving.add(name)
                 found = [self._resolve(value) for value in self._aliases[name]]
+                if name in self._bound:
+                    found.append(self._bound[name])
                 self._resolving.discard(name)
                 return found[0] if all(found) else None
             return None
@@ -256,11 +301,13 @@ class _FunctionSearch:
                 return base and replace(base, value=_attribute(base.value, node.attr))
             case ast.Subscript():
                 base = self._resolve(node.value)
+                if isinstance(node.slice, ast.Slice) and not hasattr(base and base.value, "__array_interface__"):
+                    return None  # a copy
                 return base and replace(base, value=_item(base.value, node.slice))
             case ast.Call(func=ast.Name(id="type"), args=[ast.Name(id=name)]) if (
                 self._instance and name == self._instance[0]
             ):
-                return _class(self._instance[1])
+                return _class(self._instance[1].cls)
             case ast.Call(func=ast.Name(id="globals")):
                 return _Outside("the global variables", ("global", id(self._function.__globals__), ""), {})
             case ast.Call(func=ast.Name(id="vars"), args=[argument]):
@@ -268,22 +315,63 @@ class _FunctionSearch:
                 return base and replace(base, value={})
             case ast.Call(func=ast.Attribute(value=value, attr="get" | "setdefault" | "__getitem__")):
                 base = self._resolve(value)
-                return base and replace(base, value=_UNKNOWN)
+                return base and (self._returned(node) or replace(base, value=_UNKNOWN))
+            case ast.Call():
+                return self._returned(node)
             case ast.NamedExpr():
                 return self._resolve(node.value)
+            case ast.IfExp():
+                return self._resolve(node.body) or self._resolve(node.orelse)
+            case ast.BoolOp():
+                return next(filter(None, map(self._resolve, node.values)), None)
+            case ast.Starred():  # of _assignments: an element
+                return self._element(node.value)
         return None
+
+    def _element(self, node: ast.AST) -> _Outside | None:
+        """Returns the object outside the script whose elements an iteration yields."""
+        match node:
+            case ast.Call(func=ast.Name(id=name)) if name in _SAME_ELEMENTS:
+                return next(filter(None, map(self._element, node.args)), None)
+            case ast.Call(func=ast.Attribute(value=value, attr="values" | "items" | "copy")):
+                return self._element(value)
+        base = self._resolve(node)
+        return base and replace(base, value=_UNKNOWN)
+
+    def _returned(self, node: ast.Call) -> _Outside | None:
+        """Returns the object outside the script that a call of one of the user's functions returns."""
+        called = self._resolve(node.func)
+        function = called.value if called else None
+        if isinstance(function, functools._lru_cache_wrapper) and not self._search.is_library(function):
+            what = f"what the cached function {function.__name__!r} returned"
+            return _Outside(what, ("object", id(function), ""), _UNKNOWN)
+        if not isinstance(function, FunctionType) or self._search.is_library(function):
+            return None
+        found, key = None, f"{id(function)}()"
+        tree = _node(function.__code__)
+        if tree and key not in self._search.resolving:
+            self._search.resolving.add(key)
+            arguments = self._arguments(function.__code__.co_varnames, node, function)
+            found = _FunctionSearch(self._search, function, tree, arguments, None).returned()
+            self._search.resolving.discard(key)
+        return found
 
     def _of_instance(self, attribute: str) -> _Outside | None:
         assert self._instance is not None
-        _, cls, own = self._instance
+        cls, own, assigned = self._instance[1].cls, self._instance[1].own, self._instance[1].assigned
         if attribute == "__class__":
             return _class(cls)
+        if attribute in own:
+            return None
+        if attribute in assigned:
+            values = assigned[attribute]
+            return values[0] if all(values) else None
         holder = next((base for base in cls.__mro__ if attribute in vars(base)), None)
-        if attribute in own or holder is None or self._search.is_library(holder):
+        if holder is None or self._search.is_library(holder):
             return None
         what = f"the class attribute {holder.__name__}.{attribute}"
         shared = _Outside(what, ("attribute", id(holder), attribute), vars(holder)[attribute])
-        return shared if shared.is_mutable else None
+        return shared if shared.is_mutable or not self._search.is_library(type(shared.value)) else None
 
     def _visit(self, node: ast.AST) -> None:
         match node:
@@ -359,7 +447,7 @@ class _FunctionSearch:
         if called is None or called.value is _UNKNOWN:
             return
         value = called.value
-        if isinstance(value, FunctionType) and of and not isinstance(of.value, (ModuleType, type)):
+        if isinstance(value, FunctionType) and of and not isinstance(of.value, (ModuleType, type, dict)):
             # A method of an object outside the script.
             names = value.__code__.co_varnames[: value.__code__.co_argcount]
             self._search.add_function(value, self._arguments(names[1:], node, value) | dict.fromkeys(names[:1], of))
@@ -377,8 +465,25 @@ class _FunctionSearch:
         return found | {name: outside for name, outside in defaults.items() if name not in passed}
 
     def _read(self, outside: _Outside | None) -> None:
-        if outside:
-            self._search.read.add(outside.root)
+        if outside is None:
+            return
+        self._search.read.add(outside.root)
+        value = outside.value
+        self._add_methods(value, outside, [])
+        for item in value.values() if type(value) is dict else value if type(value) in (list, tuple, set) else ():
+            self._add_methods(item, outside, names_in(self._function.__code__))
+
+    def _add_methods(self, value: Any, outside: _Outside, names: Container[str]) -> None:
+        """Searches a function; or of one of the user's objects its properties, its operators and the named methods."""
+        if isinstance(value, (FunctionType, functools.partial)):
+            self._search.add_callable(value)
+        if isinstance(value, (ModuleType, type)) or self._search.is_library(type(value)):
+            return
+        for name, member in inspect.getmembers_static(type(value)):
+            is_called = name in names or (name.startswith("__") and name not in _NOT_OPERATORS)
+            method = member.fget if isinstance(member, property) else member if is_called else None
+            if isinstance(method, FunctionType):
+                self._search.add_function(method, dict.fromkeys(method.__code__.co_varnames[:1], outside))
 
     def _change(self, outside: _Outside | None, node: Any, is_assignment: bool = False) -> None:
         if outside is None:
@@ -424,18 +529,7 @@ def _methods(cls: type) -> Iterator[tuple[FunctionType, str]]:
         kind = {staticmethod: "static", classmethod: "class"}.get(type(value), "instance")
         function = inspect.unwrap(getattr(value, "__func__", getattr(value, "fget", getattr(value, "func", value))))
         if isinstance(function, FunctionType):
-            yield function, kind
-
-
-def _assigned_attributes(node: ast.AST, name: str) -> set[str]:
-    """The attributes that a method gives to its instance. ``self.seen += [1]`` is none of them: it changes a list."""
-    changed = {id(item.target) for item in ast.walk(node) if isinstance(item, ast.AugAssign)}
-    return {
-        item.attr
-        for item in ast.walk(node)
-        if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store) and id(item) not in changed
-        if isinstance(item.value, ast.Name) and item.value.id == name
-    }
+            yield function, "class" if function.__name__ == "__new__" else kind
 
 
 def _local_names(node: ast.AST) -> set[str]:
@@ -452,22 +546,46 @@ def _local_names(node: ast.AST) -> set[str]:
     return names
 
 
-def _aliases(node: ast.AST) -> dict[str, list[ast.expr]]:
-    """Returns the local names that are only ever assigned simple expressions, with these expressions."""
-    aliases: dict[str, list[ast.expr]] = {}
-    simple = set()
+def _assignments(node: ast.AST) -> Iterator[tuple[ast.AST, ast.expr]]:
+    """Yields the targets of a function's assignments and loops, each with its value; ``*x`` is an element of ``x``.
+
+    ``x += 1`` is none of them.
+    """
+    pairs: list[tuple[ast.expr, ast.expr]]
     for item in ast.walk(node):
-        if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name):
-            aliases.setdefault(item.targets[0].id, []).append(item.value)
-            simple.add(id(item.targets[0]))
-        elif isinstance(item, ast.AugAssign):
-            simple.add(id(item.target))
-    others = {
-        item.id
-        for item in ast.walk(node)
-        if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store) and id(item) not in simple
-    }
-    return {name: values for name, values in aliases.items() if name not in others}
+        match item:
+            case ast.Assign():
+                pairs = [(target, item.value) for target in item.targets]
+            case ast.AnnAssign(value=ast.expr()) | ast.NamedExpr():
+                pairs = [(item.target, item.value)]  # type: ignore[list-item]
+            case ast.For() | ast.comprehension():
+                pairs = [(item.target, _element_of(item.iter))]
+            case ast.withitem(optional_vars=ast.expr()):
+                pairs = [(item.optional_vars, item.context_expr)]  # type: ignore[list-item]
+            case _:
+                continue
+        while pairs:
+            target, value = pairs.pop()
+            if isinstance(target, (ast.Tuple, ast.List)):
+                values = value.elts if isinstance(value, (ast.Tuple, ast.List)) else []
+                if len(values) != len(target.elts):
+                    values = [_element_of(value)] * len(target.elts)
+                pairs += zip(target.elts, values, strict=True)
+            elif not isinstance(value, ast.Constant):  # a method can't change it, so it does not matter
+                yield target, value
+
+
+def _element_of(value: ast.expr) -> ast.expr:
+    return ast.Starred(value, ast.Load())
+
+
+def _aliases(node: ast.AST) -> dict[str, list[ast.expr]]:
+    """Returns local name -> the expressions that are assigned to it."""
+    aliases: dict[str, list[ast.expr]] = {}
+    for target, value in _assignments(node):
+        if isinstance(target, ast.Name):
+            aliases.setdefault(target.id, []).append(value)
+    return aliases
 
 
 def _attribute(value: Any, name: str) -> Any:

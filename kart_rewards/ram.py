@@ -3,10 +3,12 @@
 * ``Variable`` - a name, an address and a type such as ``<s2``; decodes raw bytes
 * ``RamLayout`` - all variables of one ``data.json``; reads snapshots from live or recorded memory
 * ``RamSnapshot`` - the values of one frame, as attributes; immutable
+* ``attribute_name`` - the attribute of a variable whose name in ``data.json`` is no Python name
 * ``read_state_file`` - returns the work RAM inside a snes9x ``.state`` file, without an emulator
 * ``read_snapshot`` - returns the content of any core's ``.state`` file
 * ``load_json`` - returns the object in a JSON file
-* ``check_keys``, ``is_comment``, ``shown`` - the keys of such an object, and its values in messages
+* ``check_keys``, ``check_outer_keys``, ``is_comment`` - the keys of such an object
+* ``shown`` - a value in a message
 
 A type is a byte order, a representation and a width in bytes, as in stable-retro:
 
@@ -18,7 +20,7 @@ A type is a byte order, a representation and a width in bytes, as in stable-retr
 * width: 1 to 8 bytes
 
 Values are signed 64-bit integers, as in stable-retro: an unsigned 8-byte value of 2**63 or more reads as negative. A
-``mask`` is applied to the decoded value.
+``mask`` is applied to the decoded value. A mask may be negative: -113 keeps the same bits as 2**64 - 113.
 
 This module imports no emulator. Its callers pass memory as bytes, or as a ``GameData`` object.
 """
@@ -30,17 +32,19 @@ import json
 import keyword
 import math
 import re
+import unicodedata
 import zlib
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.files import copy_of
+from kart_rewards.notices import notice
 
 SNES_WORK_RAM = 0x7E0000
 SNES_WORK_RAM_SIZE = 0x20000
@@ -60,7 +64,7 @@ class Variable:
         name: The name of the snapshot's attribute.
         address: The address of the first byte in the core's memory map (SNES work RAM starts at 0x7E0000).
         type: Byte order, representation and width, such as ``<s2``. See the module's docstring.
-        mask: The bits of the decoded value to keep. None keeps all.
+        mask: The bits of the decoded value to keep, -2**63 to 2**64 - 1. None keeps all.
 
     Raises:
         KartRewardsError: The type is not valid.
@@ -101,6 +105,11 @@ class Variable:
         return int(2 ** (8 * self.width - (self.type[-2] in "is"))) - 1
 
     @property
+    def core_mask(self) -> int:
+        """The mask as a signed 64-bit integer. ``value & core_mask`` is what stable-retro returns."""
+        return -1 if self.mask is None else int_64(self.mask)
+
+    @property
     def core_type(self) -> str:
         """The type with which stable-retro's own decoder returns the same value."""
         return self.type.replace("s", "i")
@@ -124,7 +133,7 @@ class Variable:
             # stable-retro stores unsigned 8-byte values in a signed 64-bit integer, so they read as signed.
             signed = representation in "is" or len(raw) == 8
             value = int.from_bytes(ordered, "little", signed=signed)
-        return value if self.mask is None else value & self.mask
+        return value if self.mask is None else value & self.core_mask
 
 
 def _little_endian(raw: bytes, order: str) -> bytes:
@@ -210,11 +219,15 @@ class RamLayout:
     def from_file(cls, path: str | Path) -> RamLayout:
         """Reads a ``data.json``: ``{"info": {name: {"address": int, "type": str, "mask": int}}}``; mask is optional.
 
+        The name of each variable is the ``attribute_name`` of the name in the file.
+
         Raises:
             KartRewardsError: The file can't be read, it is not JSON, or an entry is not valid. Unknown keys of an entry
                 are refused, except comments.
         """
-        info = load_json(path).get("info")
+        content = load_json(path)
+        check_outer_keys(content, ("info",), str(path))
+        info = content.get("info")
         if not isinstance(info, dict):
             raise KartRewardsError(
                 f'{path}: holds no variables: expected {{"info": {{"NAME": {{"address": …, "type": …}}}}}}'
@@ -226,13 +239,23 @@ class RamLayout:
                 check_keys(entry, _ENTRY_KEYS, where)
             if not isinstance(entry, dict) or not {"address", "type"} <= entry.keys():
                 raise KartRewardsError(f'{where} needs an "address" and a "type"')
-            numbers = [entry["address"], entry.get("mask", 0)]
-            if any(type(number) is not int or not 0 <= number < 2**64 for number in numbers):
-                raise KartRewardsError(f"{where}: address and mask must be integers, 0 to 2**64 - 1")
+            for key, lowest in {"address": 0, "mask": -(2**63)}.items():
+                number = entry.get(key, 0)
+                if type(number) is not int or not lowest <= number < 2**64:
+                    raise KartRewardsError(
+                        f"{where}: address and mask must be integers, 0 to 2**64 - 1; a mask may be negative, "
+                        f"-2**63 or more.{_decimal(number)}"
+                    )
             try:
-                variables.append(Variable(name, entry["address"], str(entry["type"]), entry.get("mask")))
+                variable = Variable(attribute_name(name), entry["address"], str(entry["type"]), entry.get("mask"))
             except KartRewardsError as error:
                 raise KartRewardsError(f"{path}: {error}") from None
+            if variable.mask is not None and not variable.mask & (2 ** (8 * variable.width) - 1):
+                raise KartRewardsError(
+                    f"{where}: the mask {variable.mask} keeps no bit of a value of "
+                    f"{counted(variable.width, 'byte')}: correct the mask, or leave it out"
+                )
+            variables.append(variable)
         return cls(variables, source=str(path))
 
     def check_addresses(self, blocks: Mapping[int, bytes]) -> None:
@@ -252,7 +275,8 @@ class RamLayout:
                 )
                 raise KartRewardsError(
                     f"{self.source}: variable {variable.name!r} at address {variable.address} (0x{variable.address:X}, "
-                    f"{variable.width} bytes) lies outside memory; this console's memory is {known}"
+                    f"{variable.width} bytes) lies outside memory; this console's memory is {known}."
+                    f"{_hexadecimal(variable, blocks)}"
                 )
 
     def reader(self, data: Any) -> Callable[[], Any]:
@@ -274,7 +298,7 @@ class RamLayout:
             data.set_variable(variable.name, {"address": variable.address, "type": variable.core_type})
         build, lookup_all, names = self._build, data.lookup_all, self.names
         values_of = itemgetter(*names) if len(names) > 1 else lambda values: map(values.__getitem__, names)
-        masks = [(variable.name, variable.mask) for variable in self.variables if variable.mask is not None]
+        masks = [(variable.name, variable.core_mask) for variable in self.variables if variable.mask is not None]
 
         def read() -> Any:
             values = lookup_all()
@@ -301,6 +325,41 @@ class RamLayout:
             offset = variable.address - start
             values.append(variable.decode(blocks[start][offset : offset + variable.width]))
         return self._build(values)
+
+
+def attribute_name(name: str) -> str:
+    """Returns the attribute of a snapshot for a name in ``data.json``.
+
+    Spaces around the name are left out, and other characters that a Python name can't have become underscores. A
+    keyword gets an underscore at its end. Like Python's own names, it has the Unicode form NFKC.
+
+    Example:
+        >>> attribute_name("score "), attribute_name("top speed"), attribute_name("continue"), attribute_name("Größe")
+        ('score', 'top_speed', 'continue_', 'Größe')
+    """
+    attribute = re.sub(r"\W+", "_", unicodedata.normalize("NFKC", name).strip())
+    return f"{attribute}_" if keyword.iskeyword(attribute) else attribute
+
+
+def int_64(number: int) -> int:
+    """Returns a number as a signed 64-bit integer: what a larger number becomes in stable-retro."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _decimal(number: Any) -> str:
+    """Returns a hint if a text is a hexadecimal number."""
+    try:
+        return f" Write {number} in decimal: {int(number, 16)}." if re.search("(?i)[a-fx]", number) else ""
+    except (TypeError, ValueError):
+        return ""
+
+
+def _hexadecimal(variable: Variable, blocks: Mapping[int, bytes]) -> str:
+    """Returns a hint if the digits of an address are a hexadecimal number that lies inside a memory block."""
+    address = int(str(variable.address), 16)
+    if _find_block(replace(variable, address=address), blocks) is None:
+        return ""
+    return f" Did you mean 0x{variable.address}? It is {address} in decimal, and JSON has only decimal numbers."
 
 
 def _find_block(variable: Variable, blocks: Mapping[int, bytes]) -> int | None:
@@ -401,6 +460,26 @@ def check_keys(content: Mapping[str, Any], known: Iterable[str], where: str) -> 
                 f"{where}: unknown key {shown(key)}.{did_you_mean(key, known)} The keys are {', '.join(known)}; the "
                 "key of a comment begins with an underscore"
             )
+
+
+def check_outer_keys(content: Mapping[str, Any], known: Iterable[str], path: str) -> None:
+    """Checks the keys of a complete JSON file, which may have keys for other programs. These have a notice.
+
+    Args:
+        content: The file's object.
+        known: The keys that have a meaning.
+        path: The file, for messages.
+
+    Raises:
+        KartRewardsError: A key is probably a misspelt one.
+    """
+    known = tuple(known)
+    for key in content:
+        if key not in known and not is_comment(key):
+            hint = did_you_mean(key, known)
+            if hint:
+                raise KartRewardsError(f"{path}: unknown key {shown(key)}.{hint}")
+            notice(f"{path}: the key {shown(key)} has no effect")
 
 
 def is_comment(key: str) -> bool:

@@ -77,7 +77,7 @@ def reward_term(weight: Any = 1.0, name: str | None = None) -> Any:
         KartRewardsError: See ``RewardTerm``.
     """
 
-    if callable(weight):  # @reward_term, without parentheses
+    if callable(weight) or hasattr(weight, "__get__"):  # @reward_term, without parentheses
         return reward_term()(weight)
 
     def decorate(definition: Any) -> Any:

@@ -21,6 +21,11 @@ in addition to the reference terms and rules. ``rewards`` lists the terms to use
 weight of the decorator. ``done`` lists the rules to use. Without ``rewards`` or ``done``, the reference terms or rules
 and those of ``modules`` are used. Keys that begin with an underscore are comments.
 
+If the file has ``reward``, ``rewards`` or ``done`` of stable-retro's own, the terms and rules that these declare (see
+``kart_rewards.declared``) take the place of the reference terms and rules. The lists of ``kart_rewards`` still decide
+where they are given: they can name declared terms and rules, too. A term or rule in Python replaces the declared one of
+its name.
+
 ``checks`` lists conditions that are true if the addresses in ``data.json`` are right; ``kart-rewards doctor`` checks
 them. ``expect`` is a condition (see ``kart_rewards.games.condition``). In it, ``before.speed`` is the speed in the
 start state. Without ``within_frames``, the condition must be true in the start state. With it, the condition must be
@@ -32,12 +37,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from kart_rewards.declared import BLOCKS, Declared, DeclaredRule, DeclaredTerm, declared_in
 from kart_rewards.done import REFERENCE_RULES, DoneRule, as_rule
 from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.notices import notice
-from kart_rewards.ram import RamLayout, check_keys, is_comment, load_json, shown
+from kart_rewards.ram import RamLayout, check_keys, check_outer_keys, is_comment, load_json, shown
 from kart_rewards.rewards import REFERENCE_TERMS, RewardTerm, as_term, with_weights
 from kart_rewards.scripting import Script, SomeScript, marked_scripts, script_of, unique_by_name
 
@@ -79,12 +86,13 @@ class Scoring:
         """Returns what decides the rewards, as text by name. Equal runs have equal fingerprints.
 
         Args:
-            layout: The game's variables. Those that a term or rule reads are included.
+            layout: The game's variables. Those that a term or rule may read are included.
 
         Returns:
             Term or rule -> its weight and the hash of its code; variable -> its address, type and mask.
         """
-        read = set().union(*(script.reads() for script in (*self.terms, *self.done))) if layout else set()
+        names = layout.names if layout else ()
+        read = set().union(*(script.may_read(names) for script in (*self.terms, *self.done)))
         variables = {
             f"variable {each.name}": f"address {each.address}, type {each.type}, mask {each.mask}"
             for each in (layout.variables if layout else ())
@@ -131,27 +139,35 @@ def load_scoring(path: Path | None, extra: Iterable[Any] = (), weights: Mapping[
 
     Args:
         path: The scenario file. None: no terms and no rules beside the additions.
-        extra: Terms and rules to add: functions and classes; or files and modules, of which all terms and rules are
-            added.
+        extra: Terms and rules to add: functions and classes; or files and modules (also module objects), of which all
+            terms and rules are added.
         weights: Term name -> weight.
 
     Raises:
         KartRewardsError: The scenario is not valid; a term or rule that it names does not exist; a weight is not a
             finite number or is for a term that does not exist; or the import of a file fails.
     """
-    own = _own_part(path) if path else {"rewards": {}, "done": []}
+    content = load_json(path) if path else {}
+    own = _own_part(content, path) if path else {"rewards": {}, "done": []}
     modules, chosen_terms, chosen_rules = own.get("modules", []), own.get("rewards"), own.get("done")
-    if not _is_list_of_text(modules) or not (chosen_rules is None or _is_list_of_text(chosen_rules)):
-        raise KartRewardsError(f'{path}: "modules" and "done" under "{KEY}" must be lists of names')
+    for key, names in (("modules", modules), ("done", [] if chosen_rules is None else chosen_rules)):
+        if not _is_list_of_text(names):
+            raise KartRewardsError(f'{path}: "{key}" under "{KEY}" must be a list of names, not {shown(names)}')
     if not (chosen_terms is None or isinstance(chosen_terms, dict)):
         raise KartRewardsError(f'{path}: "rewards" under "{KEY}" must be an object of weights by term')
     sources = [path.parent / name if path and name.endswith(".py") else name for name in modules]
 
-    terms = list(map(as_term, REFERENCE_TERMS))
-    rules = list(map(as_rule, REFERENCE_RULES))
+    declared = declared_in(content, path) if path else Declared()
+    is_declared = not content.keys().isdisjoint(BLOCKS)
+    terms = [] if is_declared and chosen_terms is None else list(map(as_term, REFERENCE_TERMS))
+    rules = [] if is_declared and chosen_rules is None else list(map(as_rule, REFERENCE_RULES))
     for source in sources:
-        terms += marked_scripts(source, RewardTerm)
-        rules += marked_scripts(source, DoneRule)
+        own_terms, own_rules = _from(source)
+        terms += own_terms
+        rules += own_rules
+    terms = _joined(declared.terms, terms)
+    rules = _joined(declared.rules, rules)
+    _report_functions(declared, chosen_terms is None, chosen_rules is None, path)
     if chosen_terms is not None:
         chosen_terms = {name: weight for name, weight in chosen_terms.items() if not is_comment(name)}
         weighted = with_weights(unique_by_name(terms).values(), chosen_terms, str(path))
@@ -160,8 +176,8 @@ def load_scoring(path: Path | None, extra: Iterable[Any] = (), weights: Mapping[
         rules = _named(unique_by_name(rules), chosen_rules, str(path))
     for source in extra:
         added_terms, added_rules = _from(source)
-        terms += added_terms
-        rules += added_rules
+        terms = _joined(terms, added_terms)
+        rules = _joined(rules, added_rules)
     terms = with_weights(unique_by_name(terms).values(), weights or {}, "reward weights")
     return Scoring(terms, list(unique_by_name(rules).values()))
 
@@ -190,7 +206,7 @@ def load_checks(path: Path) -> list[Check]:
     Raises:
         KartRewardsError: The file can't be read, or a check is not valid.
     """
-    entries = _own_part(path).get("checks", [])
+    entries = _own_part(load_json(path), path).get("checks", [])
     if not isinstance(entries, list):
         raise KartRewardsError(f'{path}: "checks" under "{KEY}" must be a list')
     checks = []
@@ -214,16 +230,11 @@ def load_checks(path: Path) -> list[Check]:
     return checks
 
 
-def _own_part(path: Path) -> dict[str, Any]:
+def _own_part(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Returns the value of the key ``kart_rewards``. Other unknown keys are refused if they are probably mistakes."""
-    content = load_json(path)
-    for key in content.keys() - {KEY, *_STABLE_RETRO_KEYS}:
-        hint = did_you_mean(key, (KEY, *_STABLE_RETRO_KEYS))
-        if key in _PARTS or (hint and not is_comment(key)):
-            hint = f' It belongs inside "{KEY}".' if key in _PARTS else hint
-            raise KartRewardsError(f"{path}: unknown key {shown(key)}.{hint}")
-        if not is_comment(key):
-            notice(f"{path}: the key {shown(key)} has no effect")
+    for key in content.keys() & {*_PARTS} - {*_STABLE_RETRO_KEYS}:
+        raise KartRewardsError(f'{path}: unknown key {shown(key)}. It belongs inside "{KEY}".')
+    check_outer_keys(content, (KEY, *_STABLE_RETRO_KEYS), str(path))
     if isinstance(content.get("rewards"), dict):
         raise KartRewardsError(f'{path}: "rewards", an object of weights by term, belongs inside "{KEY}"')
     own = content.get(KEY, {})
@@ -232,6 +243,28 @@ def _own_part(path: Path) -> dict[str, Any]:
         raise KartRewardsError(where)
     check_keys(own, _PARTS, where)
     return own
+
+
+def _joined(scripts: Iterable[SomeScript], added: list[SomeScript]) -> list[SomeScript]:
+    """Returns both lists as one, without declared scripts whose name an added script has. A notice names those."""
+    names = {script.name: script for script in added}
+    kept: list[SomeScript] = []
+    for script in scripts:
+        other = names.get(script.name) if isinstance(script, (DeclaredTerm, DeclaredRule)) else None
+        if other is None:
+            kept.append(script)
+        elif other.definition not in (*REFERENCE_TERMS, *REFERENCE_RULES):
+            notice(f"{other.where}: {other.name!r} replaces the one that {script.where} declares")
+    return [*kept, *added]
+
+
+def _report_functions(declared: Declared, rewards_are_used: bool, rules_are_used: bool, path: Path | None) -> None:
+    for key, function, is_used in (
+        ("reward", declared.reward_function, rewards_are_used),
+        ("done", declared.done_function, rules_are_used),
+    ):
+        if function and is_used:
+            notice(f'{path}: "{key}" is the function {function!r} of a script of stable-retro, and has no effect here')
 
 
 def _is_list_of_text(value: Any) -> bool:
@@ -248,11 +281,12 @@ def _named(scripts: Mapping[str, SomeScript], names: Iterable[str], path: str) -
 
 def _from(source: Any) -> tuple[list[RewardTerm], list[DoneRule]]:
     """Returns the terms and rules of a file or module, or the term or rule of a function or class."""
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path, ModuleType)):
         terms, rules = marked_scripts(source, RewardTerm), marked_scripts(source, DoneRule)
         if not terms and not rules:
             raise KartRewardsError(
-                f"{source}: defines no reward term and no done rule: mark them with @reward_term or @done_rule"
+                f"{getattr(source, '__file__', source)}: defines no reward term and no done rule: mark them with "
+                "@reward_term or @done_rule. Imported ones belong to the file that defines them: name that file"
             )
         return terms, rules
     if isinstance(source, DoneRule) or script_of(source, DoneRule):

@@ -37,10 +37,10 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 from kart_rewards.errors import KartRewardsError, did_you_mean
-from kart_rewards.fingerprint import NO_SOURCE, attributes_of, file_fingerprint, fingerprint
+from kart_rewards.fingerprint import NO_SOURCE, attributes_of, code_text, file_fingerprint, hash_of
 from kart_rewards.imports import describe, import_source
 from kart_rewards.memory import find_shared_memory
-from kart_rewards.ram import RamLayout, RamSnapshot, snapshot_class
+from kart_rewards.ram import RamLayout, RamSnapshot, shown, snapshot_class
 
 __all__ = [
     *("Script", "ScriptCalls", "SomeScript", "as_script", "from_plain", "import_source", "mark", "marked_scripts"),
@@ -49,8 +49,17 @@ __all__ = [
 
 SomeScript = TypeVar("SomeScript", bound="Script")
 
+_COMPLETE_SNAPSHOT = (
+    r"\b(?:_asdict|_fields|itemgetter)\b|\bgetattr\((?![^,()]*, '\w*'[,)])|\b{0}\[|\bin {0}\b|\*{0}\b|"
+    r"\b(?:sum|list|tuple|set|zip|enumerate|sorted|max|min|hash)\((?:[^()]*, )?{0}[,)]"
+)
+"""Code that reads all variables of a snapshot, or variables whose names are not in the code; {0} is the snapshot."""
+
 PASSED_BY_NAME = ("previous",)
 """The arguments that a script gets if it has an argument of the name."""
+
+_MARKS = "__kart_marks__"
+"""The global variable of a module with the definitions that its code has marked, and their scripts."""
 
 _EARLIER = {"prev", "previous", "before", "last", "old", "earlier", "past", "prior", "former", "preceding"}
 _SNAPSHOT = {"ram", "snapshot", "snap", "frame", "state", "step", "info", "obs", "observation", "data", "values"}
@@ -83,7 +92,7 @@ class Script:
         # Computed now and not on access: the file may change while the run continues with the old code.
         object.__setattr__(self, "where", _where(self.definition))
         object.__setattr__(self, "file_fingerprint", file_fingerprint(self.definition))
-        if not self.name.isidentifier() or self.name.startswith("_"):
+        if not isinstance(self.name, str) or not self.name.isidentifier() or self.name.startswith("_"):
             raise KartRewardsError(
                 f"{self.where}: {self.name!r} can't be a script's name: mark it with name='…', a valid Python name "
                 "without a leading underscore"
@@ -101,7 +110,11 @@ class Script:
         A resumed run compares it with the checkpoint's. It is computed on the first access, because a decorator runs
         before the rest of its file: functions that the script calls may not exist yet. ``Scoring`` accesses it at once.
         """
-        return fingerprint(self.definition)
+        return hash_of(self._code)
+
+    @cached_property
+    def _code(self) -> str:
+        return code_text(self.definition)
 
     @property
     def is_class(self) -> bool:
@@ -116,6 +129,17 @@ class Script:
     def reads(self) -> set[str]:
         """Returns the names of the RAM variables that the source code reads, including in helper functions."""
         return _attributes_read(_body(inspect.unwrap(_entry(self.definition))), self._signature.snapshots, set())
+
+    def may_read(self, names: Iterable[str]) -> set[str]:
+        """Returns those of the names of variables that may decide the script's values: they occur in its code.
+
+        These are at least the variables of ``reads``, and those that methods and functions of other modules read. They
+        are all variables if the code reads the complete snapshot, such as ``ram[0]`` and ``ram._asdict()``.
+        """
+        snapshots = "|".join(map(re.escape, self._signature.snapshots))
+        if re.search(_COMPLETE_SNAPSHOT.format(f"(?:{snapshots})"), self._code):
+            return set(names)
+        return {*names} & (self.reads() | {*re.findall(r"\w+", self._code)})
 
     def check_reads(self, layout: RamLayout) -> None:
         """Checks that the layout has all variables that the script reads.
@@ -152,6 +176,10 @@ class _Signature:
 
     def __init__(self, definition: Any) -> None:
         call = _entry(definition)
+        if not callable(definition):
+            raise _SignatureError(
+                f"is a {type(definition).__name__}, which can't be called. Mark a function or a class"
+            )
         parameters = _parameters(call)
         positional = [
             item for item in parameters if item.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -181,6 +209,8 @@ class _Signature:
 
     def _add(self, item: Parameter, is_second: bool) -> None:
         if item.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+            if _means_previous(item.name):
+                raise _SignatureError(f"has an argument *{item.name} that would always be empty. Write {item.name}")
             return
         required = item.default is Parameter.empty
         if is_second and (required or item.name in PASSED_BY_NAME):
@@ -324,18 +354,25 @@ class ScriptCalls:
     def __init__(self, scripts: Sequence[Script]) -> None:
         self.scripts = scripts
         self.previous: Any = None
-        self._instances = [self._instance(script) for script in scripts]
+        copies: dict[int, Any] = {}  # id -> copy: two methods of one instance get the same copy of it
+        self._instances = [self._instance(script, copies) for script in scripts]
         self._calls = [self._call(*pair) for pair in zip(scripts, self._instances, strict=True)]
 
-    def _instance(self, script: Script) -> Any:
+    def _instance(self, script: Script, copies: dict[int, Any]) -> Any:
         if script.is_class:
             try:
-                return script.definition()
-            except Exception as error:
-                raise KartRewardsError(f"{script.name!r} ({script.where}) can't be instantiated: {error!r}") from error
+                instance = script.definition()
+            except (Exception, SystemExit) as error:
+                raise KartRewardsError(
+                    f"{script.name!r} ({script.where}) can't be instantiated: it {describe(error)}"
+                ) from error
+            if not callable(instance):
+                raise KartRewardsError(f"{script.name!r} ({script.where}) makes {instance!r}, which can't be called")
+            return instance
         own_mark = getattr(script.definition, "__dict__", {}).get("__kart_script__")
         try:
-            return copy.deepcopy(script.definition, {id(own_mark): own_mark})  # a function is its own copy
+            copies[id(own_mark)] = own_mark
+            return copy.deepcopy(script.definition, copies)  # a function is its own copy
         except Exception as error:
             raise KartRewardsError(
                 f"{script.name!r} ({script.where}) can't be copied for a new episode: {error!r}. Pass the class, or a "
@@ -362,6 +399,10 @@ class ScriptCalls:
             holder = _holder(instance)
             if holder is not None:
                 try:
+                    if isinstance(holder, (list, dict, set, deque, bytearray)):
+                        raise TypeError(
+                            f"its memory in itself, because it is a {_built_in_base(holder)}, and not in self.x"
+                        )
                     memories[script.name] = to_plain(attributes_of(holder))
                 except TypeError as error:
                     message = f"{script.name!r} ({script.where}) can't be saved: it holds {error}"
@@ -413,6 +454,10 @@ class ScriptCalls:
         return KartRewardsError(f"{script.name!r} ({script.where}) {what}\n  on {ram!r}")
 
 
+def _built_in_base(value: Any) -> str:
+    return next(base.__name__ for base in type(value).__mro__ if base.__module__ in ("builtins", "collections"))
+
+
 def _holder(instance: Any) -> Any:
     """Returns the object whose attributes are a script's memory; None for a function."""
     while isinstance(instance, functools.partial):
@@ -429,8 +474,12 @@ def to_plain(value: Any) -> Any:
         value: None, a number, text or a RAM snapshot; or a list, tuple, set, frozenset, deque or dict of these.
 
     Raises:
-        TypeError: The value, or a part of it, has another type.
+        TypeError: The value, or a part of it, has another type, or a list or the like is in two places.
     """
+    return _to_plain(value, set())
+
+
+def _to_plain(value: Any, seen: set[int]) -> Any:
     if value is None:
         return None
     for plain in (bool, int, float, str):
@@ -438,13 +487,17 @@ def to_plain(value: Any) -> Any:
             return plain(value)  # also for a subclass, such as NumPy's float64
     if isinstance(value, RamSnapshot):
         return {"snapshot": list(value._fields), "values": list(value)}  # type: ignore[call-overload]
+    if type(value) in (list, dict, set, deque):
+        if id(value) in seen:  # after a resume, it would be two
+            raise TypeError(f"the same {type(value).__name__} in two places, {shown(value)}")
+        seen.add(id(value))
     if type(value) is dict:
-        return {"dict": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+        return {"dict": [[_to_plain(key, seen), _to_plain(item, seen)] for key, item in value.items()]}
     if type(value) is deque:
-        return {"deque": [to_plain(item) for item in value], "maxlen": value.maxlen}
+        return {"deque": [_to_plain(item, seen) for item in value], "maxlen": value.maxlen}
     for kind in (list, tuple, set, frozenset):
         if type(value) is kind:
-            return {kind.__name__: [to_plain(item) for item in value]}
+            return {kind.__name__: [_to_plain(item, seen) for item in value]}
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy number
         return value.item()
     raise TypeError(f"a value of type {type(value).__name__}, {value!r}")
@@ -472,6 +525,8 @@ def snake_case(name: str) -> str:
 def mark(definition: Any, script: Script) -> Any:
     """Stores the script on its function or class, and returns the function or class.
 
+    The module whose code runs gets a list of its marks, so that ``marked_scripts`` finds all of them.
+
     Raises:
         KartRewardsError: The function or class has a mark, or it can't have one.
     """
@@ -490,6 +545,10 @@ def mark(definition: Any, script: Script) -> Any:
             f"{script.where}: {script.name!r} can't be marked, because it is a {type(target).__name__}: write a "
             "function that calls it, and mark the function"
         ) from None
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "<module>" and frame.f_back:
+        frame = frame.f_back
+    frame.f_globals.setdefault(_MARKS, []).append((target, script))
     return definition
 
 
@@ -572,8 +631,34 @@ def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> l
     """
     module = source if isinstance(source, ModuleType) else import_source(source)
     marked = [value for value in _definitions(module) if isinstance(_own_mark(value), kind)]
-    scripts = (script_of(value, kind) for value in marked if _is_defined_in(module, value))
+    found = [value for value in marked if _is_defined_in(module, value)]
+    named = [_own_mark(value) for value in found]
+    for target, script in vars(module).get(_MARKS, ()):
+        if isinstance(script, kind) and all(script is not other for other in named):
+            _check_without_name(module, target, script)
+            found.append(target)
+    scripts = (script_of(value, kind) for value in found)
     return [_checked(script) for script in scripts if script]
+
+
+def _check_without_name(module: ModuleType, target: Any, script: Script) -> None:
+    """Checks a marked definition that no variable of its module holds. It may be marked in a loop, or be in a list.
+
+    Raises:
+        KartRewardsError: It is a method of a class, or it was replaced or deleted after it was marked.
+    """
+    path = getattr(target, "__qualname__", "<locals>")
+    if getattr(target, "__module__", None) != module.__name__ or "<" in path:
+        return
+    if "." in path and not inspect.isclass(target):
+        raise KartRewardsError(
+            f"{script.where}: {script.name!r} is a method of a class. Mark the class, and name the method __call__"
+        )
+    if "." not in path and vars(module).get(path) is not inspect.unwrap(target):
+        raise KartRewardsError(
+            f"{script.where}: {script.name!r} has a mark, but at the end of the file {path!r} is something else: "
+            "rename one of the two definitions. If another decorator stands above the mark, write the mark above it"
+        )
 
 
 def _definitions(module: ModuleType) -> Iterator[Any]:

@@ -90,48 +90,63 @@ def snapshot(**values: int) -> Any:
     return _LAYOUT.snapshot_class(**(_NOTHING | START_OF_RACE | values))
 
 
-def score(trace: Iterable[Any], terms: Iterable[Any]) -> dict[str, float]:
+def score(trace: Iterable[Any], terms: Any) -> dict[str, float]:
     """Returns the weighted sum of each term over a trace.
 
     Args:
         trace: One snapshot per frame. The first is from an episode's reset: the terms are called with it, but it is
             not paid.
-        terms: Functions and classes, with or without ``@reward_term``.
+        terms: Functions and classes, with or without ``@reward_term``; one of them or several.
 
     Returns:
         Term -> weighted sum.
 
     Raises:
-        KartRewardsError: A term raised an exception, its value is not a finite number, or two terms have the same name.
+        KartRewardsError: The trace is not a sequence of snapshots, a term raised an exception, its value is not a
+            finite number, or two terms have the same name.
     """
-    rewards = EpisodeRewards(list(unique_by_name(map(as_term, terms)).values()))
-    for frame, ram in enumerate(trace):
+    rewards = EpisodeRewards(list(unique_by_name(map(as_term, _several(terms))).values()))
+    for frame, ram in enumerate(_frames(trace)):
         rewards(ram)
         if frame == 0:
             rewards.discard()
     return rewards.episode_summary()["sum"]
 
 
-def ends_at(trace: Iterable[Any], rules: Iterable[Any]) -> tuple[int, str] | None:
+def ends_at(trace: Iterable[Any], rules: Any) -> tuple[int, str] | None:
     """Returns the frame on which done rules end a trace.
 
     Args:
         trace: One snapshot per frame. The first is from an episode's reset: the rules are called with it, but it does
             not end the episode.
-        rules: Functions and classes, with or without ``@done_rule``.
+        rules: Functions and classes, with or without ``@done_rule``; one of them or several.
 
     Returns:
         The index of the frame in the trace and the name of the rule. None if no rule ends the trace.
 
     Raises:
-        KartRewardsError: A rule raised an exception, or its value is not a bool or an integer.
+        KartRewardsError: The trace is not a sequence of snapshots, a rule raised an exception, or its value is not a
+            bool or an integer.
     """
-    done = EpisodeDone([as_rule(rule) for rule in rules])
-    for frame, ram in enumerate(trace):
+    done = EpisodeDone([as_rule(rule) for rule in _several(rules)])
+    for frame, ram in enumerate(_frames(trace)):
         name = done(ram)
         if name and frame:
             return frame, name
     return None
+
+
+def _several(scripts: Any) -> Iterable[Any]:
+    """One term or rule as a list of one."""
+    return [scripts] if callable(scripts) or not isinstance(scripts, Iterable) else scripts
+
+
+def _frames(trace: Any) -> Iterable[Any]:
+    """A trace, which must not be a snapshot: that is a tuple of numbers."""
+    if hasattr(trace, "_fields") or not isinstance(trace, Iterable):
+        what = "a single snapshot" if hasattr(trace, "_fields") else shown(trace)
+        raise KartRewardsError(f"a trace must be a sequence of snapshots, such as [snapshot()], not {what}")
+    return trace
 
 
 def load_trace(name: str | Path) -> list[Any]:

@@ -253,6 +253,56 @@ def arcade(folder: Path) -> Program:
     return Program("puckman.zip", path.read_bytes(), 0x400)
 
 
+_FIGHT_CHIPS = {
+    **{f"l3.1_mortal_kombat_ii_game_rom_{place}.{place}": 0x80000 for place in ("uj12", "ug12")},
+    **{f"l1_mortal_kombat_ii_sound_rom_u{i}.u{i}": 0x80000 for i in range(2, 8)},
+    **{
+        f"l1_mortal_kombat_ii_game_rom_u{side}{i}.u{side}{i}": 0x100000
+        for i in (14, 19, 16, 20, 17, 22)
+        for side in "gj"
+    },
+}
+_FIGHT_CHECKSUMS = (
+    *(0xCF100A75, 0x582C7DFD, 0x5F23D71D, 0xD6D92BF9, 0xEEBC8E0F, 0x2B0B7961, 0xF694B27F, 0x20387E0A),
+    *(0x01E73AF6, 0xD4985CBB, 0xFEC137BE, 0x2D763156, 0x8BA6AE18, 0x39D885B4, 0x809118C1, 0xB96824F0),
+    *(0x937D8620, 0x218DE160, 0x154D53B1, 0x8891D785),
+)
+
+
+def fight_board(folder: Path) -> Program:
+    """The board of Mortal Kombat 2 with empty chips: it has the memory of that game, and does nothing."""
+    path = folder / "mk2.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for (name, size), checksum in zip(_FIGHT_CHIPS.items(), _FIGHT_CHECKSUMS, strict=True):
+            archive.writestr(zipfile.ZipInfo(name), _with_crc32(bytes(size), checksum), zipfile.ZIP_DEFLATED)
+    return Program("mk2.zip", path.read_bytes(), 0)
+
+
+def saturn() -> Program:
+    """An empty CD of 600 sectors, as an uncompressed CHD file. The core needs ``saturn_bios``, too."""
+    sectors, sector, per_hunk = 600, 2448, 8
+    hunks, hunk = sectors // per_hunk, sector * per_hunk
+    track = b"TRACK:1 TYPE:MODE1 SUBTYPE:NONE FRAMES:600 PREGAP:0 PGTYPE:MODE1 PGSUB:NONE POSTGAP:0\0"
+    metadata = b"CHT2" + struct.pack(">IQ", 1 << 24 | len(track), 0) + track
+    places = struct.pack(">6I3Q2I", 124, 5, 0, 0, 0, 0, sectors * sector, 124, 124 + 4 * hunks, hunk, sector)
+    header = (b"MComprHD" + places).ljust(124, b"\0")
+    hunk_map = struct.pack(f">{hunks}I", 1, *[2] * (hunks - 1))  # the first one, and an empty one for the others
+    return Program(
+        "rom.chd", (header + hunk_map + metadata).ljust(hunk, b"\0") + _rom(2 * hunk, x0=b"SEGA SEGASATURN "), 0
+    )
+
+
+def saturn_bios() -> bytes:
+    """A BIOS of our own: all vectors lead to an endless loop."""
+    start, stack, vectors = 0x400, 0x6002000, 0x100
+    loop = _code("af fe 00 09 ; bra to itself; nop")
+    return _rom(0x80000, 0xFF, x0=_words(">", *(start, stack) * 2, *[start] * (vectors - 4)), x400=loop)
+
+
+SATURN_BIOS_FILES = ("sega_101.bin", "mpr-17933.bin")
+"""The names of the BIOS of two regions, in the folder of stable-retro's cores."""
+
+
 def _with_crc32(content: bytes, wanted: int) -> bytes:
     """The content with other last four bytes, such that its CRC-32 is the one wanted."""
     steps = []

@@ -112,6 +112,12 @@ def test_unknown_modes_are_refused(make: Any) -> None:
     [
         ("driving", 7, r"action 7 is not in the action space Discrete\(4\)"),
         ("driving", "left", "action 'left' is not in the action space"),
+        ("driving", -1, "action -1 is not in the action space"),
+        ("driving", 1.7, "action 1.7 is not in the action space"),
+        ("all", [2] * 12, "is not in the action space"),
+        ("filtered", [0.5] * 12, "is not in the action space"),
+        ("continuous", [0.5, 1.0], "is not a steering action: pass a list of one number"),
+        ("continuous", "x", "action 'x' is not a steering action"),
         ("discrete", 468, "action 468 is not in the action space"),
         ("continuous", 0, "action 0 is not a steering action: pass a list of one number"),
         ("continuous", [float("nan")], r"the action is not a number \(NaN\)"),

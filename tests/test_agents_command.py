@@ -15,10 +15,11 @@ import pytest
 import straight_on
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.evaluation import EvalOptions, TrainedAgent, evaluate_agents, load_agent, load_function
+from kart_rewards.evaluation import EvalOptions, TrainedAgent, evaluate_agents, load_agent
 from kart_rewards.evaluation.agents import evaluate_from_options
 from kart_rewards.training.options import check_bounds
 
+AGENTS = Path(__file__).parent.parent / "agents"
 POLICIES = ["agent, deterministic", "agent, sampled", "random", "full-throttle", "reference"]
 
 
@@ -50,7 +51,9 @@ def test_an_agent_is_evaluated_beside_the_drivers(tmp_path: Path) -> None:
     assert done.stderr == "", "no progress bar where the output is not a terminal"
 
     report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert list(report) == ["game", "eval_seed", "agents"]
+    assert list(report) == ["game", "eval_seed", "options", "agents"]
+    assert (report["options"]["states"], report["options"]["episodes"]) == (["Level1", "Level2"], 2)
+    assert report["options"]["environment"]["action_mode"] == "all"
     assert (report["game"], report["eval_seed"]) == ("HomebrewKart-Snes", 1001)
     [of_agent] = report["agents"]
     assert (of_agent["file"], of_agent["seed"], of_agent["steps"]) == (str(agent), 3, 1234)
@@ -91,6 +94,57 @@ def test_several_agents_are_summarised_over_their_seeds(tmp_path: Path, capsys: 
     assert report["across_seeds"]["Level1"]["agent, sampled"]["median_return"]["seeds"] == 2
     evaluate_agents(agents[:1], states=["Level1"], episodes=1, output=tmp_path / "here.json", workers=1)
     assert (tmp_path / "here.json").exists()
+
+
+def test_another_evaluation_is_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.json"
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json", max_episode_frames=4, steps=7))
+
+    def play(agent: TrainedAgent = agent, **changes: Any) -> None:
+        options: dict[str, Any] = {"states": ["Level1"], "episodes": 1, "seed": 3, "workers": 1}
+        evaluate_agents([agent], **options | changes)
+
+    play()
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before)))
+    play()
+    assert file.read_text() == before, "the same evaluation again"
+    others: list[dict[str, Any]] = [
+        {"states": ["Level2"]}, {"episodes": 2}, {"seed": 4}, {"random_start_frames": 0},
+        {"agent": replace(agent, steps=8)}, {"agent": replace(agent, path=tmp_path / "best.json")},
+        {"agent": replace(agent, env_options={**agent.env_options, "frame_skip": 2})},
+        {"agent": replace(agent, max_episode_frames=8)},
+    ]  # fmt: skip
+    for changes in others:
+        with pytest.raises(KartRewardsError, match=f"^{file}: holds another evaluation.*--output FILE$"):
+            play(**changes)
+        assert file.read_text() == before
+    for text in ("nothing", "[]", '{"agents": 3}'):
+        file.write_text(text)
+        with pytest.raises(KartRewardsError, match="holds another evaluation"):
+            play()
+        assert file.read_text() == text
+    done = evaluate(agent.path, "--eval-episodes", 1, "--eval-states", "Level1", "--output", file)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"wrote {file}")
+    assert json.loads(file.read_text())["eval_seed"] == 1001
+
+
+def test_the_published_result_is_that_of_the_command_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the command does not refuse to run in a clone."""
+
+    class Reached(Exception):  # noqa: N818
+        pass
+
+    def reached(*_: object) -> None:
+        raise Reached
+
+    monkeypatch.chdir(AGENTS.parent)
+    monkeypatch.setattr("kart_rewards.evaluation.agents.drivers", reached)
+    agent = load_agent(Path("agents/HomebrewKart.pt"))
+    with pytest.raises(Reached):
+        evaluate_agents([agent])
+    with pytest.raises(KartRewardsError, match="holds another evaluation"):
+        evaluate_agents([agent], episodes=1)
 
 
 def test_agents_of_different_environments_are_not_compared(tmp_path: Path) -> None:
@@ -145,13 +199,13 @@ def test_all_courses_of_the_game_are_played_by_default(tmp_path: Path) -> None:
     [
         (["--eval-episodes", "0"], "--eval-episodes must be 1 or more, not 0"),
         (["--eval-seed", "-1"], "--eval-seed must be between 0 and 4294967295, not -1"),
-        (["--eval-states", "Level9"], "Level9.state: no such start state of HomebrewKart-Snes"),
+        (["--eval-states", "Level1", "Level9"], "Level9.state: no such start state of HomebrewKart-Snes"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_mistakes_are_reported(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = evaluate(straight_on.save_agent(tmp_path / "agent.json"), *arguments)
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "evaluation.json").exists()
@@ -164,25 +218,15 @@ def test_an_agent_must_be_named() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
-def test_a_loader_is_a_function_of_a_module_or_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_function("straight_on:load_agent") is straight_on.load_agent
-    (tmp_path / "own_loader.py").write_text("def load(path):\n    return path\n")
-    by_file = load_function(f"{tmp_path / 'own_loader.py'}:load")
-    assert by_file("agent") == "agent"
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "beside.py").write_text("def load(path):\n    return path\n")
-    assert load_function("beside:load")("agent") == "agent", "modules of the current folder are found"
-
-
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
-        ("load_agent", "'load_agent': is not the name of a function: write MODULE:FUNCTION or FILE.py:FUNCTION"),
-        ("straight_on:", "'straight_on:': is not the name of a function"),
+        ("load_agent", "'load_agent': is not the name of a loader: write MODULE:NAME or FILE.py:NAME"),
+        ("straight_on:", "'straight_on:': is not the name of a loader"),
         ("no_such_module:load", "no_such_module: no such module"),
-        ("no_such_file.py:load", "no_such_file.py: no such file (the loader is 'no_such_file.py:load')"),
-        ("straight_on:load_agnet", "straight_on: has no function 'load_agnet'. Did you mean 'load_agent'?"),
-        ("straight_on:LOADER", "straight_on: has no function 'LOADER'."),
+        ("no_such_file.py:load", f"{Path('no_such_file.py').resolve()}: no such file (given as 'no_such_file.py')."),
+        ("straight_on:load_agnet", "straight_on: has no function or class 'load_agnet'. Did you mean 'load_agent'?"),
+        ("straight_on:LOADER", "straight_on: has no function or class 'LOADER'."),
         ("straight_on:load_nothing", "straight_on:load_nothing returned a dict: a loader must return a kart_rewards."),
     ],
 )
@@ -190,12 +234,6 @@ def test_a_loader_that_does_not_work_is_reported(tmp_path: Path, loader: str, me
     with pytest.raises(KartRewardsError) as raised:
         load_agent(straight_on.save_agent(tmp_path / "agent.json"), loader)
     assert str(raised.value).startswith(message)
-
-
-def test_a_file_with_the_name_of_another_module_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text("def load(path):\n    return path\n")
-    with pytest.raises(KartRewardsError, match=r"json\.py: another module has the same name, 'json' \(.*\): rename"):
-        load_function(f"{tmp_path / 'json.py'}:load")
 
 
 def test_an_agent_that_is_not_there_or_damaged_is_reported(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from kart_rewards.scenario import Scoring
 from kart_rewards.training.checkpoints import (
     Checkpoint,
     Resumption,
+    find_checkpoint,
     load_weights,
     newest_checkpoint,
     save_atomically,
@@ -38,7 +39,7 @@ from kart_rewards.training.checkpoints import (
 )
 from kart_rewards.training.options import to_plain_options
 from kart_rewards.training.run import RunOptions
-from kart_rewards.training.sources import RunRewards
+from kart_rewards.training.sources import RunRewards, keep_sources
 
 SCORING = {"term wall": "weight -10.0, code abc", "rule wall_hits": "code def"}
 SCORING_OF_0_1 = {"term wall": "weight -10.0, source 123", "rule wall_hits": "source 456"}
@@ -100,6 +101,8 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
 
 
+# harvard-edge/cs249r_book#2050: an empty or damaged checkpoint, or one that lacks a key, gave a raw EOFError,
+# UnpicklingError or KeyError.
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -120,6 +123,7 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(make: Callable[[Path], Any],
         Checkpoint.load(path)
 
 
+# voicepaw/so-vits-svc-fork#193: loading a model that somebody else made can run any code.
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> Any:
@@ -192,15 +196,55 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path, capsys: pytest.
     of("A-Snes__other__1__300", "agent.pt", 1)
     of("C-Snes__mine__1__300", "agent.pt", 1)
     of("A-Snes__mine__1__200", "best.pt", 1)
-    assert newest_checkpoint(tmp_path, ["A-Snes", "B-Snes"], "mine", 1) == newest
+
+    def found(*games: str, exp_name: str = "mine") -> Path | None:
+        checkpoint = newest_checkpoint(tmp_path, games, exp_name, 1)
+        return checkpoint.path if checkpoint else None
+
+    assert found("A-Snes", "B-Snes") == newest
     assert not capsys.readouterr().out
     newer = of("B-Snes__mine__1__100", "agent.pt", 4)
-    assert newest_checkpoint(tmp_path, ["A-Snes", "B-Snes"], "mine", 1) == newer
+    assert found("A-Snes", "B-Snes") == newer
     damage(newer)
-    assert newest_checkpoint(tmp_path, ["A-Snes", "B-Snes"], "mine", 1) == newest
+    assert found("A-Snes", "B-Snes") == newest
     assert f"skipped: {newer}: is not a checkpoint, or is damaged" in capsys.readouterr().out
-    assert newest_checkpoint(tmp_path, ["D-Snes"], "mine", 1) is None
+    assert found("D-Snes") is None
+    brackets = of("A-Snes__a[1]*__1__100", "agent.pt", 5)
+    of("A-Snes__a1x__1__100", "agent.pt", 1)
+    assert found("A-Snes", exp_name="a[1]*") == brackets
     assert newest_checkpoint(tmp_path / "nowhere", ["A-Snes"], "mine", 1) is None
+
+
+def test_a_checkpoint_that_another_run_removes_meanwhile_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = saved(tmp_path / "A-Snes__mine__1__200" / "agent-96.pt")
+    removed = newest.with_name("agent-64.pt")
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [removed, *listed(folder, pattern)])
+    checkpoint = newest_checkpoint(tmp_path, ["A-Snes"], "mine", 1)
+    assert checkpoint
+    assert checkpoint.path == newest
+    save_checkpoint(newest.parent, content(steps=128), kept=1)
+    assert not newest.exists()
+
+
+def test_the_checkpoint_to_resume_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "A-Snes__mine__1__200" / "agent.pt")
+    reads: list[Path] = []
+    read = Path.read_bytes
+
+    def noted(file: Path) -> bytes:
+        reads.append(file)
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    for resume in ("auto", str(path)):
+        checkpoint = find_checkpoint(resume, tmp_path, ["A-Snes"], "mine", 1)
+        assert checkpoint
+        assert checkpoint.path == path
+    assert reads == [path, path]
+    assert find_checkpoint("auto", tmp_path, ["B-Snes"], "mine", 1) is None
 
 
 # --------------------------------------------------------------------------------------------------------- resumptions
@@ -235,9 +279,7 @@ CHANGED = {"term wall": "weight -7.0, code abc", "term gift": "weight 1.0, code 
 
 
 def test_other_rewards_are_refused(checkpoint: Checkpoint) -> None:
-    with pytest.raises(
-        KartRewardsError, match="was trained with other reward terms, done rules, variables, ROM or core"
-    ) as raised:
+    with pytest.raises(KartRewardsError, match="was trained with other reward terms and done rules:\n") as raised:
         decide(checkpoint, CHANGED)
     for line in (
         "  term wall: weight -10.0, code abc -> weight -7.0, code abc",
@@ -246,6 +288,37 @@ def test_other_rewards_are_refused(checkpoint: Checkpoint) -> None:
         "--allow-changed-rewards",
     ):
         assert line in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"term wall": "weight 1.0"}, "other reward terms"),
+        ({"rule wall_hits": "code xyz"}, "other done rules"),
+        ({"variable speed": "address 1"}, "other variables"),
+        ({"ROM": "abc", "core": "def"}, "other ROM and core"),
+        (
+            {"term wall": "weight 1.0", "variable speed": "address 1", "core": "def"},
+            "other reward terms, variables and core",
+        ),
+        ({"something": "else"}, "other rewards"),
+    ],
+)
+def test_only_what_differs_is_named(checkpoint: Checkpoint, changes: dict[str, str], words: str) -> None:
+    with pytest.raises(KartRewardsError, match=f"was trained with {words}:\n"):
+        decide(checkpoint, SCORING | changes)
+
+
+def test_the_runs_own_text_of_a_changed_file_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    terms, same = tmp_path / "terms.py", tmp_path / "same.py"
+    terms.write_text("old")
+    same.write_text("same")
+    keep_sources(checkpoint.path.parent, [same, terms])
+    terms.write_text("new")
+    with pytest.raises(KartRewardsError) as raised:
+        decide(checkpoint, CHANGED)
+    copy = checkpoint.path.parent / "sources" / "0" / "terms.py"
+    assert str(raised.value).endswith(f"--allow-changed-rewards\n  {terms}: the run's own text of it is {copy}")
 
 
 def test_other_rewards_that_are_allowed_begin_new_episodes_and_comparisons(checkpoint: Checkpoint) -> None:
@@ -265,13 +338,35 @@ def test_the_rewards_of_an_older_checkpoint_are_compared_as_it_holds_them(checkp
         decide(replace(checkpoint, scoring=edited), CHANGED)
 
 
+# ibab/tensorflow-wavenet#151: resuming a training that has done all its steps ended in a Python exception.
 @pytest.mark.parametrize(("total", "possible"), [(96, False), (127, False), (128, True)])
 def test_a_finished_run_is_not_resumed(checkpoint: Checkpoint, total: int, possible: bool) -> None:
     if possible:
         assert decide(checkpoint, ppo={"total_timesteps": total}).env_states
     else:
-        with pytest.raises(KartRewardsError, match=f"the run is finished: 96 of {total} steps are done: raise --total"):
+        with pytest.raises(KartRewardsError, match=f"is finished: 96 of {total} steps are done. Raise --total"):
             decide(checkpoint, ppo={"total_timesteps": total})
+
+
+# mlfoundations/open_clip#413: after more epochs were asked for, the learning rate of the resumed training was another
+# one than at its end, without a word.
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"total_timesteps": 400},
+            "goes on at 0.00038 instead of 0.00026: it falls to 0 over 400 steps, no longer over 200",
+        ),
+        ({"total_timesteps": 400, "learning_rate": 1e-3}, "goes on at 0.00076 instead of 0.00026: "),
+        ({"total_timesteps": 400, "anneal_lr": False}, ""),
+        ({"learning_rate": 1e-3}, ""),
+    ],
+)
+def test_a_jump_of_the_learning_rate_is_announced(
+    checkpoint: Checkpoint, changes: dict[str, Any], sentence: str
+) -> None:
+    found = [notice for notice in decide(checkpoint, ppo=changes).notices if "learning rate" in notice]
+    assert [sentence in notice for notice in found] == [True] * bool(sentence)
 
 
 def test_another_game_gets_a_folder_of_its_own(checkpoint: Checkpoint) -> None:
@@ -373,6 +468,15 @@ def test_agent_and_optimizer_are_restored(checkpoint: Checkpoint) -> None:
         decide(replace(checkpoint, agent=nn.Linear(3, 1).state_dict())).restore(agent, optimizer)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_tensor_in_place_of_the_optimizers_moments_is_damage(checkpoint: Checkpoint) -> None:
+    agent = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(agent.parameters())
+    mutated = {**checkpoint.optimizer, "state": {0: torch.zeros(3)}}
+    with pytest.raises(KartRewardsError, match="is damaged: the optimizer's state does not fit the agent"):
+        decide(replace(checkpoint, optimizer=mutated)).restore(agent, optimizer)
+
+
 # ------------------------------------------------------------------------------------------- through the command line
 def test_resuming_goes_on_in_the_same_run(trained: TrainedRun, tmp_path: Path) -> None:
     run = trained.copy(tmp_path / "runs")
@@ -413,7 +517,7 @@ def test_an_older_checkpoint_goes_on_in_a_folder_of_its_own(trained: TrainedRun,
 def test_resuming_a_finished_run_is_refused(trained: TrainedRun) -> None:
     agent = trained.folder / "agent.pt"
     finished = train_here("--resume", agent, check=False)
-    assert_refused(finished, "the run is finished: 96 of 96 steps are done", "--total-timesteps")
+    assert_refused(finished, f"the run of {agent} is finished: 96 of 96 steps are done. Raise --total-timesteps")
 
 
 def test_resuming_with_other_rewards_needs_a_flag(trained: TrainedRun, tmp_path: Path) -> None:

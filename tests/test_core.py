@@ -111,6 +111,8 @@ def test_a_counter_that_wraps_counts_up(game: Any) -> None:
 
 
 # Observed: nothing public. A good state was refused as "made with another ROM" when the counter passed 255.
+# us-irs/spacepackets-rs#15, GoldenCheetah/GoldenCheetah#1669: differences were wrong after a counter of one byte began
+# again, because its number of values was not taken from its width.
 @pytest.mark.parametrize(
     ("kind", "mask", "lowest", "numbers"),
     [

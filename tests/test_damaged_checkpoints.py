@@ -21,6 +21,7 @@ from unittest import mock
 import platformdirs
 import pytest
 import torch
+import torch._dynamo  # by the first optimizer otherwise, too late to be exempted from garbage collection
 from training_runs import GAME, RESUME, SMALL, assert_refused, only_run, train, train_here
 
 import kart_rewards.__main__ as command_line
@@ -100,6 +101,8 @@ def kart_rewards(*arguments: object) -> tuple[int, str]:
     return code, stderr.getvalue()
 
 
+# harvard-edge/cs249r_book#2050: damaged checkpoints ended in errors deep inside, which name neither the file nor the
+# fault.
 @pytest.mark.parametrize("command", MUTATIONS)
 def test_a_checkpoint_with_one_wrong_value_is_refused_in_one_message_or_works(
     run_folder: Path, tmp_path: Path, command: str
@@ -116,14 +119,16 @@ def test_a_checkpoint_with_one_wrong_value_is_refused_in_one_message_or_works(
             finished = train_here("--resume", folder / "agent.pt", *more, check=False)
             code, stderr = finished.returncode, finished.stderr
         elif command == "evaluate":
-            code, stderr = kart_rewards(
-                "evaluate", folder / "agent.pt", "--eval-episodes", 1, "--eval-states", "Level1"
-            )
+            with mock.patch("kart_rewards.evaluation.evaluator.processor_count", return_value=1):  # one import of torch
+                code, stderr = kart_rewards(
+                    "evaluate", folder / "agent.pt", "--eval-episodes", 1, "--eval-states", "Level1"
+                )
         else:
             output = folder / "video.mp4"
-            code, stderr = kart_rewards(
-                "watch", folder / "agent.pt", "--output", output, "--seconds", 0.05, "--scale", 1
-            )
+            with mock.patch("kart_rewards.look.watch._SECONDS_AFTER_EPISODE", 0.0):  # else nearly all of the video
+                code, stderr = kart_rewards(
+                    "watch", folder / "agent.pt", "--output", output, "--seconds", 0.05, "--scale", 1
+                )
         assert code in (0, 2), (what, stderr)
         assert "Traceback" not in stderr, (what, stderr)
         if code:
@@ -134,6 +139,7 @@ def test_a_checkpoint_with_one_wrong_value_is_refused_in_one_message_or_works(
     assert refused > MUTATIONS[command] / 10
 
 
+# pytorch/pytorch#40769: moments of another shape than the weights were loaded, and the first step of Adam failed.
 def test_an_optimizer_moment_of_the_wrong_shape_is_refused(run_folder: Path, tmp_path: Path) -> None:
     """PyTorch's fused Adam reads past the end of such a tensor, and the process crashes."""
     content = torch.load(run_folder / "agent.pt", weights_only=True)
@@ -156,6 +162,7 @@ def foreign(run_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "agent.pt"
 
 
+# mit-ll-responsible-ai/equine#168: a model that was shared runs the code that it contains before anything is checked.
 def test_code_that_a_foreign_checkpoint_names_does_not_run(foreign: Path) -> None:
     folder = foreign.parent
     finished = train(*RESUME, foreign, "--total-timesteps", 96, check=False)

@@ -1,9 +1,11 @@
-"""Device, precision and compilation of the agent."""
+"""Device, precision, compilation and threads of the agent."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,8 +17,10 @@ from training_runs import GAME, SMALL, only_run, train, weights
 import ppo_continuous_single_file as ppo
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.training.checkpoints import Checkpoint
-from kart_rewards.training.devices import choose_device, choose_precision, compile_encoder, one_thread
+from kart_rewards.training.devices import choose_computing, choose_device, compile_encoder, has_bfloat16
+from kart_rewards.training.processes import processor_count
 from kart_rewards.training.ranks import Ranks
+from kart_rewards.training.run import RunOptions
 
 CPU = torch.device("cpu")
 IMAGES = gym.spaces.Box(0, 255, (4, 42, 42), np.uint8)
@@ -68,38 +72,68 @@ def test_several_ranks_can_not_share_apples_gpu(monkeypatch: pytest.MonkeyPatch)
         choose_device("mps", TWO_RANKS)
 
 
-def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for ability, wanted in (("avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)):
+def test_bfloat16_needs_instructions_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ability, wanted in (("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda ability=ability: {ability: True})
-        assert choose_precision("auto", CPU) == wanted
-        assert choose_precision("float32", CPU) == torch.float32
-        assert choose_precision("bfloat16", CPU) == torch.bfloat16
-
-
-def test_auto_precision_needs_pytorchs_fast_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+        assert has_bfloat16(CPU) == wanted
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert choose_precision("auto", CPU) == torch.float32
+    assert not has_bfloat16(CPU), "without oneDNN, PyTorch's bfloat16 is slow"
 
 
-@pytest.mark.parametrize(("supported", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_precision_follows_the_gpu(supported: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_needs_instructions_of_the_gpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert choose_precision("auto", torch.device("cuda")) == wanted
+    assert has_bfloat16(torch.device("cuda")) == supported
 
 
-def test_one_thread_is_undone() -> None:
-    def fail() -> None:
-        with one_thread():
-            assert torch.get_num_threads() == 1
-            raise ZeroDivisionError
+class SlowAgent(torch.nn.Linear):
+    """An agent whose passes take longer in one precision."""
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    observation_shape = (3,)
+    threads = 1
+
+    def __init__(self, precision: torch.dtype, slow: torch.dtype) -> None:
+        super().__init__(3, 1)
+        self.seconds = 0.01 if precision == slow else 0.0
+
+    def get_value(self, observation: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return self(observation.float())
+
+
+@pytest.mark.parametrize(("slow", "wanted"), [(torch.float32, "bfloat16"), (torch.bfloat16, "float32")])
+def test_auto_precision_is_the_faster_one(
+    slow: torch.dtype, wanted: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    chosen = choose_computing(RunOptions(), lambda precision: SlowAgent(precision, slow), 8, CPU, Ranks())
+    assert (chosen.precision, chosen.compile, chosen.threads) == (wanted, "off", processor_count())
+    assert re.search(r"samples/s: float32 [\d,]+, bfloat16 [\d,]+\n", capsys.readouterr().out)
+
+
+def test_what_is_given_is_not_measured() -> None:
+    given = RunOptions(precision="bfloat16", compile="off", threads=3)
+    assert choose_computing(given, lambda precision: 1 / 0, 8, CPU, Ranks()) == given
+
+
+def test_a_gpu_needs_one_thread() -> None:
+    options = RunOptions(precision="float32")
+    assert choose_computing(options, lambda precision: 1 / 0, 8, torch.device("cuda"), Ranks()).threads == 1
+
+
+def test_a_resumed_run_keeps_what_was_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    options = ["--precision", "auto", "--total-timesteps", 64, "--checkpoint-interval", 1, "--runs-path", folder]
+    first = train("--env-id", GAME, *SMALL, *options)
+    assert "measured forward and backward passes" in first.stdout
+    [checkpoint] = folder.glob("*/agent-32.pt")
+    saved = Checkpoint.load(checkpoint).options["run"]
+    assert saved["precision"] in ("float32", "bfloat16")
+    assert saved["threads"] == processor_count()
+    resumed = train("--resume", checkpoint)
+    assert "measured" not in resumed.stdout
+    assert f"on cpu in {saved['precision']}" in resumed.stdout
 
 
 needs_compiler = pytest.mark.skipif(
@@ -111,7 +145,7 @@ needs_compiler = pytest.mark.skipif(
 def test_a_compiled_encoder_trains_under_its_old_names(tmp_path: Path) -> None:
     arguments = [*SMALL, "--total-timesteps", 64, "--precision", "float32", "--runs-path", tmp_path / "runs"]
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    finished = train("--env-id", GAME, *arguments, "--compile", env=os.environ | cache)
+    finished = train("--env-id", GAME, *arguments, "--compile", "on", env=os.environ | cache)
     assert "--compile is ignored" not in finished.stdout
     assert list((tmp_path / "cache").rglob("*.so")), "kernels were compiled"
     agent = only_run(tmp_path / "runs") / "agent.pt"
@@ -121,7 +155,7 @@ def test_a_compiled_encoder_trains_under_its_old_names(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_compile_is_ignored(tmp_path: Path) -> None:
-    arguments = [*SMALL, "--total-timesteps", 32, "--compile", "--runs-path", tmp_path / "runs"]
+    arguments = [*SMALL, "--total-timesteps", 32, "--compile", "auto", "--runs-path", tmp_path / "runs"]
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(tmp_path / "no-compiler"), "PATH": ""}
     finished = train("--env-id", GAME, *arguments, env=os.environ | cache)
     assert "--compile is ignored: torch.compile does not work here" in finished.stdout
@@ -131,7 +165,7 @@ def test_without_a_compiler_compile_is_ignored(tmp_path: Path) -> None:
 def test_an_agent_is_the_same_if_it_can_not_be_compiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(module: torch.nn.Module) -> None:
+    def fail(module: torch.nn.Module, mode: str | None) -> None:
         raise OSError("no compiler")
 
     monkeypatch.setattr(torch, "compile", fail)
@@ -144,8 +178,8 @@ def test_an_agent_is_the_same_if_it_can_not_be_compiled(
 
 
 def test_compiling_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module: module)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(torch, "compile", lambda module, mode: module)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: None)
     agent = ppo.Agent(IMAGES, gym.spaces.Discrete(2))
     compile_encoder(agent, torch.zeros(1, *IMAGES.shape, dtype=torch.uint8))
     assert all(parameter.grad is None for parameter in agent.parameters())

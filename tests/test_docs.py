@@ -27,11 +27,11 @@ SHORT = (
     "--total-timesteps 32 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 0 "
     "--eval-interval 0"
 )
-SHORT_EVALUATION = "--eval-episodes 1 --eval-states Level1 --max-episode-steps 40"
+SHORT_EVALUATION = "--eval-episodes 1 --eval-states Level1 --max-episode-steps 40 --output evaluation.json"
 SHORTENED = {
     "python ppo_": SHORT,
     "kart-rewards ram": "",
-    "kart-rewards watch": "--seconds 1",
+    "kart-rewards watch": "--seconds 0.1 --scale 1",
 }
 # Commands that other tests or CI run, or that need what a test does not have.
 ELSEWHERE = ("pip install", "python3 -m venv", "tensorboard", "kart-rewards import PATH", "python homebrew/",

@@ -71,6 +71,13 @@ def test_the_retail_game_without_a_dump_is_an_error() -> None:
         make_env("MarioKart-Snes")
 
 
+def test_an_unknown_argument_of_make_env_is_reported_with_a_hint() -> None:
+    with pytest.raises(KartRewardsError, match=r"^make_env has no argument 'reward'\. Did you mean 'rewards'\?$"):
+        make_env(GAME, reward=[])
+    with pytest.raises(KartRewardsError, match=r"'max_episode_step'\. Did you mean 'max_episode_steps'\?$"):
+        make_env(GAME, max_episode_step=3)
+
+
 def test_an_episode_begins_with_the_retail_games_values(make: Any) -> None:
     env = make()
     env.reset(seed=1)
@@ -386,6 +393,11 @@ def test_files_that_do_not_fit_are_refused(make: Any, own_game: Path) -> None:
         ({"frame_skip": 2.5}, "frame_skip must be an integer"),
         ({"reward_scale": float("nan")}, "the reward scale must be a finite number"),
         ({"rewards": [3]}, "3 is not a reward term"),
+        ({"rewards": 3}, "3 is not a reward term"),
+        ({"state": 3}, "state must be the name or path of a start state"),
+        ({"observation": {"crop": None}}, "observation must be an ObservationConfig"),
+        ({"game": Path(GAME)}, "can't be a game's name"),
+        ({"max_episode_steps": 0}, "max_episode_steps must be an integer, 1 or more, not 0"),
         ({"observation": ObservationConfig(crop=(0, 999, 0, 9))}, "does not fit the screen"),
     ],
 )
@@ -412,6 +424,24 @@ def test_a_state_in_the_options_of_a_reset_is_not_selected_by_later_resets(make:
     env = make(state="Level1")
     assert env.reset(seed=1, options={"state": "Level5"})[1]["state"] == "Level5"
     assert {env.reset()[1]["state"] for _ in range(12)} == {"Level1"}
+
+
+def test_a_misspelt_option_of_a_reset_is_refused(make: Any) -> None:
+    env = make(state="Level1")
+    with pytest.raises(
+        KartRewardsError, match=r"unknown option 'start'\. Did you mean 'state'\? The options are state, r"
+    ):
+        env.reset(options={"start": "Level5"})
+    with pytest.raises(KartRewardsError, match="random_start_frames must be an integer, 0 or more, not -1"):
+        env.reset(options={"random_start_frames": -1})
+
+
+def test_one_term_needs_no_list(make: Any) -> None:
+    def fast(ram: Any) -> float:
+        return float(ram.speed > 0)
+
+    for rewards in (fast, [fast]):
+        assert [term.name for term in make(rewards=rewards, scenario=None).unwrapped.scoring.terms] == ["fast"]
 
 
 def test_the_default_step_limit_is_a_number_of_frames(make: Any) -> None:
@@ -499,6 +529,7 @@ def test_a_game_of_another_console_works(make: Any, tmp_path: Path) -> None:
 
 
 # Farama-Foundation/stable-retro returns its variables in info; users of its wrappers read them there.
+# Farama-Foundation/Arcade-Learning-Environment#440: a user wants pictures and RAM of the same step.
 def test_info_has_the_variables(make: Any) -> None:
     env = make()
     _, info = env.reset(seed=1)

@@ -13,6 +13,12 @@ def test_a_similar_name_is_suggested() -> None:
 def test_nothing_is_suggested_without_a_similar_name() -> None:
     assert did_you_mean("altitude", ["laps", "speed"]) == ""
     assert did_you_mean("sped", []) == ""
+    assert did_you_mean("new-game", ["games", "new"]) == ""
+
+
+def test_a_common_suffix_does_not_make_names_similar() -> None:
+    assert did_you_mean("reward", ["rewards", "utils"], ".py") == " Did you mean 'rewards.py'?"
+    assert did_you_mean("missing", ["syn"], ".py") == ""
 
 
 @pytest.mark.parametrize(

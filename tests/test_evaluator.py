@@ -107,6 +107,7 @@ def test_errors_of_a_worker_are_raised_here() -> None:
 
 
 # Observed: the videos of Zone.Act1 and Zone.Act2 were one file, which two processes wrote at once.
+# DLR-RM/stable-baselines3#2061: each video replaced the one before, because all had one name.
 def test_each_state_has_a_video_of_its_own(evaluator: Evaluator, tmp_path: Path) -> None:
     shutil.copytree(INTEGRATIONS / GAME, tmp_path / "games" / GAME)
     folder = tmp_path / "games" / GAME
@@ -125,6 +126,8 @@ def test_each_state_has_a_video_of_its_own(evaluator: Evaluator, tmp_path: Path)
 
 
 # Observed: a full disk, or a folder that may not be written to, ended the evaluation and with it the training.
+# verl-project/verl-omni#437, openai/gym#35: a video that could not be written ended the training, or the step of the
+# environment.
 def test_videos_that_fail_cost_only_the_videos(
     evaluator: Evaluator, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import operator
+import re
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kart_rewards.fingerprint import file_fingerprint, fingerprint
@@ -88,6 +95,7 @@ CHANGES = [
 ]
 
 
+# joblib/joblib#680: other code above a function, which only moves it, made its stored results invalid.
 @pytest.mark.parametrize(("old", "new", "changed"), CHANGES, ids=[new for _, new, _ in CHANGES])
 def test_the_code_that_decides_a_reward_and_no_other_changes_the_fingerprint(
     tmp_path: Path, old: str, new: str, changed: set[str]
@@ -97,6 +105,8 @@ def test_the_code_that_decides_a_reward_and_no_other_changes_the_fingerprint(
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+# joblib/joblib#1287: a change of a helper function was not noticed, because the code of the first function alone
+# counted.
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [("return EXTRA", "return -EXTRA", True), ("EXTRA = 4", "EXTRA = 5", True), ("return 1", "return 2", False)],
@@ -140,6 +150,31 @@ class Instance:
 def test_what_a_callable_holds_counts(kind: Callable[[float], Any]) -> None:
     assert fingerprint(kind(1.0)) == fingerprint(kind(1.0))
     assert fingerprint(kind(1.0)) != fingerprint(kind(2.0))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (range(3), range(4)),
+        (deque([1]), deque([2])),
+        (operator.attrgetter("speed"), operator.attrgetter("laps")),
+        (re.compile("a"), re.compile("b")),
+        (MappingProxyType({1: 2}), MappingProxyType({1: 3})),
+        (Decimal(1), Decimal(2)),
+        (bytearray(1), bytearray(2)),
+        (np.zeros((2, 3)), np.zeros((3, 2))),
+        (SimpleNamespace(a=1), SimpleNamespace(a=2)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_constants_of_every_type_count(one: Any, other: Any) -> None:
+    def term_with(constant: Any) -> Any:
+        return lambda ram: constant
+
+    assert fingerprint(term_with(one)) == fingerprint(
+        term_with(one if isinstance(one, MappingProxyType) else copy.copy(one))
+    )
+    assert fingerprint(term_with(one)) != fingerprint(term_with(other))
 
 
 def test_callables_without_source_have_fingerprints() -> None:

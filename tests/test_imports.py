@@ -15,7 +15,7 @@ import pytest
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import use_copies
 from kart_rewards.fingerprint import fingerprint
-from kart_rewards.imports import import_source, source_files
+from kart_rewards.imports import import_source, load_function, source_files
 from kart_rewards.rewards import RewardTerm
 from kart_rewards.scripting import marked_scripts
 
@@ -36,7 +36,7 @@ def write(folder: Path, **files: str) -> Path:
     return folder / "rewards.py"
 
 
-# Mikubill/sd-webui-controlnet 943: two extensions had a module of one name, and the second one got the first one's.
+# Mikubill/sd-webui-controlnet#943: two extensions had a module of one name, and the second one got the first one's.
 def test_two_rewards_files_each_see_their_own_neighbour(tmp_path: Path) -> None:
     text = "from utils import value\nimport utils\ndef term(ram):\n    return value() + utils.value()\n"
     first = write(tmp_path / "a", rewards=text, utils="def value():\n    return 1\n")
@@ -88,7 +88,7 @@ def test_neighbours_may_import_each_other(tmp_path: Path) -> None:
     assert import_source(path).RESULT == 5
 
 
-# Grid2op/grid2op 577: a user's utils.py was shadowed by a module of the same name inside a library.
+# Grid2op/grid2op#577: a user's utils.py was shadowed by a module of the same name inside a library.
 def test_a_neighbour_wins_over_an_installed_module_for_the_rewards_file_alone(tmp_path: Path) -> None:
     path = write(
         tmp_path,
@@ -220,7 +220,7 @@ def test_a_neighbour_that_importlib_does_not_find_is_named(tmp_path: Path) -> No
         import_source(path)
 
 
-# ManiacalLabs/BiblioPixel 1138: a syntax error in a loaded file was reported as an import that can't be done.
+# ManiacalLabs/BiblioPixel#1138: a syntax error in a loaded file was reported as an import that can't be done.
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -260,10 +260,61 @@ def test_sources_that_are_neither_files_nor_modules_are_reported(
         ("lost.md", r"lost\.md: no such module; a file's name must end in \.py"),
         ("games/mine", r"'games/mine': is neither .* Did you mean 'games/mine\.py'\?"),
         ("rewards.py:term", r"'rewards\.py:term': is neither a Python file"),
-        ("reward.py", r"reward\.py: no such file .* Did you mean 'rewards\.py'\?"),
+        ("reward.py", r"reward\.py: no such file \(given as 'reward\.py'\)\. Did you mean 'rewards\.py'\?"),
+        ("lost.py", r"lost\.py: no such file \(given as 'lost\.py'\)\.$"),
+        (str(tmp_path / "lost.py"), r"^/.*lost\.py: no such file\.$"),
         ("folder.py", r"folder\.py: can't be read: Is a directory"),
         ("", r"'': is neither a Python file"),
         ("lost_package.module", r"lost_package\.module: no such module"),
     ):
         with pytest.raises(KartRewardsError, match=message):
             import_source(source)
+
+
+# --------------------------------------------------------------------------------------- functions of the command line
+def test_a_function_is_one_of_a_module_or_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = write(tmp_path, own_function="def load(path):\n    return path\n", beside_of_a_test="def load(): return 2\n")
+    own = path.with_name("own_function.py")
+    assert load_function("kart_rewards.imports:load_function") is load_function
+    assert load_function(f"{own}:load")("agent") == "agent"
+    assert load_function("beside_of_a_test:load")() == 2, "modules of the current folder are found"
+
+
+def test_other_processes_can_unpickle_what_an_importable_file_defines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    write(tmp_path, policy_of_a_test="def load(path):\n    return path\n")
+    function = load_function(f"{tmp_path / 'policy_of_a_test.py'}:load", importable=True)
+    assert function.__module__ == "policy_of_a_test"
+    assert str(tmp_path) in sys.path
+
+
+def test_an_importable_file_with_the_name_of_another_module_is_reported(tmp_path: Path) -> None:
+    write(tmp_path, json="def load(path):\n    return path\n")
+    with pytest.raises(KartRewardsError, match=r"json\.py: another module has the same name, 'json' \(.*\): rename"):
+        load_function(f"{tmp_path / 'json.py'}:load", importable=True)
+
+
+@pytest.mark.parametrize("importable", [False, True])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{file}", "py': is not the name of a thing: write MODULE:NAME or FILE.py:NAME"),
+        ("{file}:", "py:': is not the name of a thing"),
+        ("{file}:loda", r"things\.py: has no function or class 'loda'\. Did you mean 'load'\?"),
+        ("{file}:NUMBER", r"things\.py: has no function or class 'NUMBER'\."),
+        ("{folder}/thing.py:load", r"thing\.py: no such file\. Did you mean 'things\.py'\?"),
+        ("lost_of_a_test:load", "lost_of_a_test: no such module"),
+    ],
+)
+def test_what_is_not_a_function_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, importable: bool
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "things", raising=False)
+    write(tmp_path, things="NUMBER = 3\ndef load():\n    pass\n")
+    with pytest.raises(KartRewardsError, match=message):
+        load_function(name.format(file=tmp_path / "things.py", folder=tmp_path), "thing", importable)

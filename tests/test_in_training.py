@@ -86,6 +86,22 @@ def test_a_policy_is_the_same_in_another_process(agent: ppo.Agent) -> None:
     assert actions(pickle.loads(pickle.dumps(policy)), seed=3) == actions(policy, seed=3)  # noqa: S301
 
 
+def test_a_policy_initialises_no_weights(agent: ppo.Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large images it takes seconds."""
+    initialised = []
+    original = nn.init.orthogonal_
+
+    def orthogonal(tensor: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        initialised.append(tensor.is_meta)
+        return original(tensor, gain)
+
+    monkeypatch.setattr(nn.init, "orthogonal_", orthogonal)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    assert actions(TorchPolicy(ppo.Agent, agent.state_dict(), deterministic=True), seed=1)
+    assert set(initialised) == {True}, "tensors without memory"
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+
+
 def test_the_weights_of_another_network_are_refused(agent: ppo.Agent) -> None:
     other: Any = SimpleNamespace(observation_space=IMAGES, action_space=gym.spaces.Discrete(3))
     with pytest.raises(KartRewardsError, match="for other observations or actions"):

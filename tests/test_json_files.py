@@ -119,6 +119,8 @@ def test_any_content_is_read_or_refused_with_one_message(tmp_path: Path, kind: s
     assert refused > 100
 
 
+# cityjson/specs#2: of a repeated key the last value counts, and there is no way to know. openvang/vanguarstew#1665: an
+# integer of more than 4,300 digits ended two commands with a traceback and exit code 1.
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -151,6 +153,7 @@ def test_a_damaged_file_of_courses_is_refused(tmp_path: Path, courses: Any) -> N
         centrelines(tmp_path / "courses.json")
 
 
+# itsapi/pycraft#73: a name that was too long for a file ended the program with an OSError.
 def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     for name in ("x" * 5000, "a\0b", ""):
         with pytest.raises(KartRewardsError, match="can't be read"):

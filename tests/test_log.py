@@ -97,7 +97,7 @@ def test_an_evaluation_is_logged_with_its_videos(tmp_path: Path, keep_gifs: bool
         for shade in range(60):
             writer.append(np.full((224, 256, 3), 4 * shade, np.uint8))
     written = log(tmp_path / "run")
-    metrics = {"Level1": {"finish_rate": 0.5}, "Level2": {"finish_rate": 1.0}}
+    metrics = {"Level1": {"finish_rate": 0.5, "episodes": 4}, "Level2": {"finish_rate": 1.0, "episodes": 4}}
     written.evaluation(Evaluation(metrics, [0.75], [video], keep_gifs), 96)
     written.close()
     logged = scalars(tmp_path / "run")
@@ -241,6 +241,62 @@ def test_a_terminal_gets_one_line_that_changes(clock: Clock, monkeypatch: pytest
     assert terminal.getvalue().endswith("\n")
 
 
+def test_a_message_ends_the_line_and_no_line_is_repeated(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(1000, 0)
+    clock.seconds += 1
+    progress.update(8)
+    progress.print("first")
+    clock.seconds += 10
+    progress.update(16)
+    progress.print("second")
+    clock.seconds += 60
+    progress.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" steps")[0] for line in lines] == ["8/1,000", "first", "16/1,000", "second"]
+
+
+def test_a_terminal_keeps_the_line_above_a_message(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    progress = Progress(1000, 0)
+    clock.seconds += 1
+    progress.update(1000)
+    progress.end_line()
+    clock.seconds += 60
+    progress.print("a message")
+    progress.close()
+    lines = [line.rpartition("\r")[2].partition(" steps")[0] for line in terminal.getvalue().split("\n")]
+    assert lines == ["1,000/1,000", "a message", ""]
+
+
+RACES = {"episodes": 5, "finish_rate": 0.4, "median_lap_time_seconds": 9.414, "median_return": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "text"),
+    [
+        ({"Level1": RACES}, "2 of 5 races finished, median lap 9.41 s"),
+        ({"Level1": {"episodes": 1, "finish_rate": 0.0, "median_return": 3.0}}, "0 of 1 race finished"),
+        ({"Level1": RACES, "Level2": {**RACES, "finish_rate": 1.0}}, "7 of 10 races finished on 2 courses"),
+        ({"Level1": {"episodes": 5, "median_return": 3.14}}, "median return 3.1"),
+    ],
+)
+def test_an_evaluation_in_a_few_words(metrics: dict[str, dict[str, float]], text: str) -> None:
+    assert Evaluation(metrics, []).text() == text
+
+
+def test_an_evaluation_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = log(tmp_path)
+    written.evaluation(Evaluation({"Level1": RACES}, [0.4]), 4096, is_best=True)
+    written.evaluation(Evaluation({"Level1": RACES}, [0.4]), 8192)
+    written.close()
+    text = "2 of 5 races finished, median lap 9.41 s"
+    assert capsys.readouterr().out.splitlines() == [
+        f"evaluation after 4,096 steps: {text} -> best.pt",
+        f"evaluation after 8,192 steps: {text}",
+    ]
+
+
 def test_a_run_that_ends_before_its_first_update_shows_no_line(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,6 +349,8 @@ def test_weights_and_biases_is_asked_for_only_if_it_is_used(tmp_path: Path, monk
     log(tmp_path).close()
 
 
+# KempnerInstitute/KempnerForge#19: a resumed training began a new run of Weights & Biases instead of going on in its
+# own.
 @needs_wandb
 def test_a_tracked_run_and_its_resume_are_mirrored_to_weights_and_biases(tmp_path: Path) -> None:
     """Without a connection: W&B's offline mode writes to a folder what it would send."""

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
+import itertools
+import os
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from command_line import make_game, run
 
 import kart_rewards.__main__ as command_line
+import ppo_continuous_single_file as ppo
 from kart_rewards.__main__ import COMMANDS
+from kart_rewards.training.options import GamesFolder, flow_help
 
 
 @pytest.fixture
@@ -23,13 +31,67 @@ def test_help_lists_every_command_without_loading_the_emulator_or_pytorch() -> N
         "import sys; sys.argv = ['kart-rewards', '--help']; from kart_rewards.__main__ import main; main(); "
         "print(sorted({'stable_retro', 'torch', 'tyro', 'rich'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    wide = {"COLUMNS": "140"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | wide
+    )
     *lines, loaded = done.stdout.splitlines()
     assert loaded == "[]"
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line.startswith("  ")}
     assert list(listed) == list(COMMANDS)
     assert all(summary.endswith(".") and len(summary) < 120 for summary in listed.values())
-    assert run("-h").stdout.splitlines() == lines
+    assert run("-h", environment=wide).stdout.splitlines() == lines
+
+
+def help_of(*words: str, columns: int) -> list[str]:
+    """Returns the lines of a help text in a terminal of that many columns."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("COLUMNS", str(columns))
+        patch.setattr(sys, "argv", ["kart-rewards", *words, "--help"])
+        with contextlib.suppress(SystemExit):
+            command_line.main()
+    return printed.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_the_terminal(name: str, columns: int) -> None:
+    lines = help_of(*name.split(), columns=columns)
+    assert max(map(len, lines)) <= columns
+    assert not any(first == second == "" for first, second in itertools.pairwise(lines)), "one empty line is enough"
+
+
+def test_a_long_summary_goes_on_below_its_beginning() -> None:
+    lines = help_of(columns=80)
+    at = lines.index("  ram       Prints the variables inside a start state: name, address, type and")
+    assert lines[at + 1] == "            value. Needs no emulator."
+
+
+def test_an_example_in_a_description_keeps_its_lines() -> None:
+    shown = "\n".join(help_of("search", columns=80))
+    assert "\nfrom --script or a pipe:\n\n    play 60 B\n    keep greater\n    play 300\n" in shown
+    assert '\n    add 1 speed\n\n"help" lists the commands.' in shown
+
+
+def test_all_commands_describe_the_folder_of_games_in_the_same_words() -> None:
+    [text] = [each.help for each in get_args(GamesFolder) if hasattr(each, "help")]
+    targets = [target.split(":") for name, target in COMMANDS.items() if name != "train"]
+    commands = [getattr(import_module(module), function) for module, function in targets]
+    having = [each for each in commands if "integrations_path" in inspect.signature(each).parameters]
+    assert len(having) == 7
+    for each in having:
+        assert get_type_hints(each, include_extras=True)["integrations_path"] is GamesFolder
+        assert "integrations_path:" not in each.__doc__
+    flow_help(ppo.EnvOptions)
+    assert f"    integrations_path: {text}\n" in (ppo.EnvOptions.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "usage"),
+    [("import", "[-h] PATH [PATH ...] "), ("play", "[-h] [OPTIONS] [GAME]"), ("doctor", "[-h] [GAME] ")],
+)
+def test_usage_shows_which_arguments_are_required(name: str, usage: str) -> None:
+    assert help_of(name, columns=120)[0].startswith(f"usage: kart-rewards {name} {usage}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -67,6 +129,13 @@ def test_an_unknown_option_is_reported() -> None:
     assert done.returncode == 2
     assert "--integrations" in done.stderr
     assert "kart-rewards games --help" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--rewards", "--reward-weights", "--eval-states"])
+def test_an_option_with_several_values_is_given_once(option: str) -> None:
+    done = run("evaluate", "agent.pt", option, "a", option, "b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {option} is given more than once: write all its values after one {option}")
 
 
 def test_train_passes_its_arguments_to_the_script(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from kart_rewards.rewards import RewardTerm, as_term
 from kart_rewards.scripting import marked_scripts
 from kart_rewards.testing import score, snapshot
 
-HEAD = """import collections, functools, heapq, itertools, logging, math
+HEAD = """import collections, contextvars, functools, heapq, itertools, logging, math, queue
 import numpy as np
 from dataclasses import dataclass, field
 from kart_rewards import reward_term
@@ -30,6 +30,33 @@ class Tracker:
     def pay(self, ram):
         return float(ram.speed)
 TRACKER = Tracker()
+class Counter:
+    n = 0
+    def __getitem__(self, key):
+        self.n += 1
+        return self.n
+    def __enter__(self):
+        self.n += 1
+    def __exit__(self, *error):
+        pass
+    @property
+    def next(self):
+        self.n += 1
+        return self.n
+COUNTER = Counter()
+TRACKERS = [Tracker(), TRACKER]
+QUEUE = queue.Queue()
+CONTEXT = contextvars.ContextVar("n", default=0)
+def generate():
+    n = 0
+    while True:
+        yield n
+GENERATOR = generate()
+def table():
+    return TABLE
+@functools.cache
+def cached():
+    return []
 def remember(ram):
     global best
     best = max(best, ram.speed)
@@ -52,8 +79,8 @@ def load(folder: Path, code: str) -> list[RewardTerm]:
     return marked_scripts(folder / "rewards.py", RewardTerm)
 
 
-# Kaggle/kaggle-environments 156: environments shared lists, which were the defaults of arguments.
-# benelot/pybullet-gym 61: the environments of training and evaluation shared one object, a default as well.
+# Kaggle/kaggle-environments#156: environments shared lists, which were the defaults of arguments.
+# benelot/pybullet-gym#61: the environments of training and evaluation shared one object, a default as well.
 @pytest.mark.parametrize(
     "body",
     [
@@ -70,6 +97,23 @@ def load(folder: Path, code: str) -> list[RewardTerm]:
         "TABLE.setdefault('new', []).append(1)  # here",
         "x = TABLE['laps']\n    x.append(3)  # here",
         "x = RECENT\n    x += [3]  # here",
+        "x, y = SEEN, TABLE\n    y[1] = 2  # here",
+        "x = y = SEEN\n    x.add(1)  # here",
+        "x: set = SEEN\n    x.add(1)  # here",
+        "x = SEEN if ram.speed else None\n    x.add(1)  # here",
+        "x = None\n    if ram.speed:\n        x = SEEN\n        x.add(1)  # here",
+        "x = SEEN or set()\n    x.add(1)  # here",
+        "for x in TRACKERS:\n        x.speed = 1  # here",
+        "for i, x in enumerate(TRACKERS):\n        x.speed = i  # here",
+        "for x in TABLE.values():\n        x.append(3)  # here",
+        "[x.append(3) for x in TABLE.values()]  # here",
+        "x = table()\n    x[3] = 1  # here",
+        "table()[3] = 1  # here",
+        "cached().append(1)  # here",
+        "QUEUE.put(1)  # here",
+        "CONTEXT.set(CONTEXT.get() + 1)  # here",
+        "GENERATOR.send(None)  # here",
+        "ARRAY[:2][0] = 1  # here",
         "ARRAY[0] += 1  # here",
         "ARRAY.fill(1)  # here",
         "term.best = ram.speed  # here",
@@ -105,6 +149,14 @@ def test_a_function_that_changes_what_lies_outside_it_is_refused(tmp_path: Path,
         function("TRACKER.update(ram)", "return 1.0"),
         function("return state.keep(ram)"),
         function("from state import keep", "return keep(ram)"),
+        function("return sum(map(remember, [ram]))"),
+        "PARTS = [remember]\n" + function("return sum(part(ram) for part in PARTS)"),
+        "PARTS = {3: remember}\n" + function("return PARTS.get(3)(ram)"),
+        "PART = functools.partial(add_to, [])\n" + function("PART(ram)", "return 1.0"),
+        function("for x in TRACKERS:", "    x.update(ram)", "return 1.0"),
+        function("return COUNTER[0]"),
+        function("return COUNTER.next"),
+        function("with COUNTER:", "    return 1.0"),
         function("seen.append(1)", "return len(seen)", arguments=", seen=[]"),
         function("seen[1] = 1", "return len(seen)", arguments=", *, seen={}"),
         "@reward_term\nclass Term:\n    count = 0\n    def __call__(self, ram):\n"
@@ -118,6 +170,20 @@ def test_a_function_that_changes_what_lies_outside_it_is_refused(tmp_path: Path,
         "@reward_term\nclass Term:\n    def __init__(self, seen=[]):\n        self.seen = seen\n"
         "        seen.append(1)\n"
         "    def __call__(self, ram):\n        return 1.0\n",
+        "@reward_term\nclass Term:\n    def __init__(self, seen=[]):\n        self.seen = seen\n"
+        "    def __call__(self, ram):\n        self.seen.append(1)\n        return 1.0\n",
+        "@reward_term\nclass Term:\n    def __init__(self):\n        self.seen = SEEN\n"
+        "    def __call__(self, ram):\n        self.seen.add(1)\n        return 1.0\n",
+        "@reward_term\nclass Term:\n    def __init__(self):\n        self.best, self.tracker = 0, TRACKER\n"
+        "    def __call__(self, ram):\n        self.tracker.speed = ram.speed\n        return 1.0\n",
+        "@reward_term\n@dataclass\nclass Term:\n    tracker: Tracker = TRACKER\n"
+        "    def __call__(self, ram):\n        self.tracker.speed = ram.speed\n        return 1.0\n",
+        "@reward_term\nclass Term:\n    one = None\n    def __new__(cls):\n        if cls.one is None:\n"
+        "            cls.one = super().__new__(cls)\n        return cls.one\n"
+        "    def __call__(self, ram):\n        return 1.0\n",
+        "class One(type):\n    made = {}\n    def __call__(cls):\n        if cls not in One.made:\n"
+        "            One.made[cls] = super().__call__()\n        return One.made[cls]\n"
+        "@reward_term\nclass Term(metaclass=One):\n    def __call__(self, ram):\n        return 1.0\n",
         "@reward_term\nclass Term:\n    def __call__(self, ram):\n        return self.help(ram)\n"
         "    def help(self, ram):\n        SEEN.add(1)\n        return 1.0\n",
         "@reward_term\nclass Term:\n    n = 0\n    @classmethod\n    def help(cls):\n        cls.n += 1\n"
@@ -145,6 +211,10 @@ def test_helpers_classes_closures_and_defaults_are_searched(tmp_path: Path, code
         function("return TABLE.get(ram.surface, 0.0) + best + len(SEEN)"),
         function("seen = set(SEEN)", "seen.add(1)", "return len(seen)"),
         function("seen = SEEN", "seen = [1]", "seen.append(2)", "return len(seen)"),
+        function("seen = sorted(SEEN)", "seen.append(2)", "return len(seen)"),
+        function("seen = TABLE['laps'][:]", "seen.append(2)", "return len(seen)"),
+        function("total = 0", "for x in SEEN:", "    x += 1", "    total += x", "return total"),
+        function("return sum(x.last for x in TRACKERS + [Tracker]) if ram.speed else 1.0"),
         function("print(ram.speed)", "logging.getLogger('x').info('y')", "return 1.0"),
         function("values = []", "add_to(values, ram)", "return values[0]"),
         function("n = 0", "def inner():", "    nonlocal n", "    n += 1", "inner()", "return n"),
@@ -158,6 +228,10 @@ def test_helpers_classes_closures_and_defaults_are_searched(tmp_path: Path, code
         "        self.seen = []\n"
         "    def __call__(self, ram):\n        self.count += 1\n"
         "        self.seen.append(self.limits[0])\n        return 1.0\n",
+        "@reward_term\nclass Term:\n    def __init__(self):\n        self.seen = list(SEEN)\n"
+        "        self.recent = RECENT.copy()\n        self.limits = TABLE['laps']\n"
+        "    def __call__(self, ram):\n        self.seen.append(len(self.limits))\n"
+        "        self.recent.append(3)\n        return len(self.recent)\n",
         "@reward_term\n@dataclass\nclass Term:\n    seen: list = field(default_factory=list)\n"
         "    def __call__(self, ram):\n        self.seen.append(1)\n        return 1.0\n",
     ],

@@ -4,6 +4,7 @@ import gc
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -292,6 +293,7 @@ def test_a_new_game_does_not_hide_a_game_in_another_folder(mine: Path, rom: Path
         (gzip.compress(b"a state", mtime=0), "a gzip file, such as a save state"),
         (b"7z\xbc\xaf\x27\x1c\x00", "a 7z archive"),
         (b"Rar!\x1a\x07\x00", "a RAR archive"),
+        (lzma.compress(b"a ROM"), "an xz file"),
         (b"PK\x03\x04\x00", "a zip file"),
         (b"\x7fELF\x02\x00", "a program"),
     ],

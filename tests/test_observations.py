@@ -119,6 +119,8 @@ def test_the_complete_screen_is_seen_after_its_size_has_changed(shape: tuple[int
     assert np.array_equal(observer.observe(screen(2))[-1], back)
 
 
+# Farama-Foundation/Arcade-Learning-Environment#361: some games have pictures of another size than the usual one, for
+# which code was written that expects it.
 @pytest.mark.parametrize("config", [ObservationConfig(), ObservationConfig(crop=None, size=None)], ids=["crop", "size"])
 @pytest.mark.parametrize("shape", [(224, 320, 3), (144, 160, 3)])
 def test_a_size_that_the_options_do_not_fit_is_an_error(config: ObservationConfig, shape: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ import stable_retro
 from kart_rewards import done_rule, reward_term
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.env import KartEnv
-from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Lit
+from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Headings, Lit
 from kart_rewards.look.panel import Panel, fitting
 
 Make = Callable[..., tuple[KartEnv, Panel]]
@@ -89,6 +89,11 @@ def test_totals_are_those_of_the_episode(make: Make) -> None:
     assert totals["checkpoint"] > 0
     for name, total in {**totals, "all": sum(totals.values())}.items():
         assert line_of(panel, name).split()[-1] == f"{total:.2f}"
+
+
+def test_the_headings_of_numbers_end_where_these_end(make: Make) -> None:
+    terms, *_ = make()[1].blocks()
+    assert [isinstance(line, Headings) for line in terms] == [True] + [False] * (len(terms) - 1)
 
 
 def test_the_race_is_shown(make: Make) -> None:

@@ -217,9 +217,47 @@ def test_every_action_space_has_its_head(space: gym.Space) -> None:
         assert all(choice.astype(space.dtype) in space for choice in action.numpy())
 
 
-def test_an_action_space_without_a_head_is_refused() -> None:
-    with pytest.raises(KartRewardsError, match="no head for the action space Text"):
-        ppo.Agent(IMAGES, gym.spaces.Text(3))
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Text(3),
+        gym.spaces.Discrete(3, start=1),
+        gym.spaces.MultiDiscrete([3, 3], start=[0, 1]),
+        gym.spaces.Box(-1, 1, (2, 2), np.float32),
+        gym.spaces.Box(-1, 1, (), np.float32),
+    ],
+    ids=str,
+)
+def test_an_action_space_without_a_head_is_refused(space: gym.Space) -> None:
+    with pytest.raises(KartRewardsError, match="no head for the action space"):
+        ppo.Agent(IMAGES, space)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(0, 1, (4, 84, 84), np.float32),  # rollouts would keep its numbers as 0
+        gym.spaces.Box(0, 255, (84 * 84,), np.uint8),
+        gym.spaces.Box(0, 255, (4, 84, 84, 1), np.uint8),
+        gym.spaces.Dict({"image": IMAGES}),
+    ],
+    ids=str,
+)
+def test_observations_that_are_not_images_are_refused(space: gym.Space) -> None:
+    with pytest.raises(KartRewardsError, match="observations must be uint8 images, or stacks of them, not "):
+        ppo.Agent(space, TWO_ACTIONS)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fits"), [(36, 36, True), (35, 36, False), (36, 35, False), (7, 99, False)]
+)
+def test_the_smallest_images_are_as_large_as_the_message_says(height: int, width: int, fits: bool) -> None:
+    space = gym.spaces.Box(0, 255, (1, height, width), np.uint8)
+    if fits:
+        ppo.Agent(space, TWO_ACTIONS)
+    else:
+        with pytest.raises(KartRewardsError, match="too small for the network: use 36x36 or more"):
+            ppo.Agent(space, TWO_ACTIONS)
 
 
 @pytest.mark.parametrize("shape", [(4, 84, 84), (1, 84, 84), (84, 84, 3), (4, 84, 84, 3), (224, 256, 3)])
@@ -480,6 +518,13 @@ def test_files_of_a_run_are_found_from_another_folder(tmp_path: Path, monkeypatc
     assert (env.scenario, env.info) == (str(tmp_path / "sprint.json"), "data")
     assert env.state == (str(tmp_path / "mine.state"), "Level1")
     assert env.integrations_path == INTEGRATIONS.resolve()
+    courses = parse("--env-id", GAME, "--eval-states", "mine.state", "Level1").eval.eval_states
+    assert courses == (str(tmp_path / "mine.state"), "Level1")
+
+
+def test_agents_of_a_loader_need_no_game_of_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parse("--evaluate", "agent.zip", "--loader", "mine:load", "--env-id", "Lost-Snes")
+    assert not capsys.readouterr().out, "no word of a missing ROM, or of training"
 
 
 def test_options_for_one_start_are_not_those_of_a_resumed_run(trained: TrainedRun, tmp_path: Path) -> None:
@@ -523,6 +568,13 @@ def test_the_learning_rate_falls_linearly(trained: TrainedRun) -> None:
     assert rates == pytest.approx([5e-4, 5e-4 * 2 / 3, 5e-4 / 3])
 
 
+def test_the_learning_rate_falls_over_the_steps_that_were_asked_for(tmp_path: Path) -> None:
+    finished = train_here("--env-id", GAME, *SMALL, "--total-timesteps", "8e1", "--runs-path", tmp_path)
+    assert [value for _, value in scalars(only_run(tmp_path))["charts/learning_rate"]] == pytest.approx([5e-4, 3e-4])
+    assert "Training ends after 64 steps, not 80: each rollout is complete, with 32 steps." in finished.stdout
+    assert "64/64 steps" in finished.stdout
+
+
 def test_without_annealing_the_learning_rate_stays(tmp_path: Path) -> None:
     train_here("--env-id", GAME, *SMALL, "--total-timesteps", 64, "--no-anneal-lr", "--runs-path", tmp_path)
     assert [value for _, value in scalars(only_run(tmp_path))["charts/learning_rate"]] == pytest.approx([5e-4, 5e-4])
@@ -562,7 +614,7 @@ def test_auto_resumes_the_free_game_that_replaced_the_retail_game(trained: Train
 def test_auto_has_nothing_to_do_if_the_run_is_finished(trained: TrainedRun) -> None:
     runs = trained.folder.parent
     finished = train_here("--env-id", GAME, "--resume", "auto", "--runs-path", runs, "--total-timesteps", 96)
-    assert "the run is finished: 96 of 96 steps are done" in finished.stdout
+    assert f"the run of {trained.folder / 'agent.pt'} is finished: 96 of 96 steps are done. Raise" in finished.stdout
     assert not finished.stderr
 
 
@@ -620,6 +672,11 @@ def test_agents_are_evaluated_against_the_drivers(trained: TrainedRun, tmp_path:
         (["--eval-states", "Level99"], ["Level99.state: no such start state"]),
         (["--eval-episodes", "0"], ["--eval-episodes must be 1 or more, not 0"]),
         (["--size", "20", "20"], ["too small for the network"]),
+        (["--ent-coef", "nan"], ["--ent-coef must be a finite number, not nan"]),
+        (["--loader", "mine:load"], ["--loader mine:load: training loads no agents: use it with --evaluate"]),
+        (["--output", "a.json"], ["--output a.json: training writes no such file: use it with --evaluate"]),
+        (["--evaluate", "a.pt", "--resume", "auto"], ["--resume auto: is for training", "leave out --evaluate"]),
+        (["--exp-name", "../mine"], ["--exp-name ../mine: becomes a part of a folder's name"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )
@@ -632,9 +689,16 @@ def test_mistakes_are_reported(
     assert not list(tmp_path.iterdir()), "and no run is left behind"
 
 
+def test_options_are_checked_before_the_notice_of_the_replaced_game() -> None:
+    finished = train_here("--num-envs", 0, check=False)
+    assert_refused(finished, "--num-envs must be 1 or more, not 0")
+    assert not finished.stdout
+
+
 def test_help_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "120")
     finished = train_here("--help")
+    assert "only in the seed of their training. Prints tables" in finished.stdout, "no line ends in mid-sentence"
     for words in ("env options", "ppo options", "eval options", "run options", "--env-id", "--evaluate", "--resume"):
         assert words in finished.stdout
     assert "(default: MarioKart-Snes)" in " ".join(finished.stdout.replace("│", "").split())

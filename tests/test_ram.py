@@ -45,8 +45,12 @@ def test_masks_are_applied_as_in_the_core(tiny_emulator: Any, tmp_path: Path) ->
     data = tiny_emulator[1]
     generator = random.Random(1)
     types = [type_ for type_ in TYPES if type_[-2] != "s"]
+
+    def mask() -> int:
+        return generator.choice((generator.getrandbits(64), -generator.getrandbits(63), 2**64 - 2, -3)) | 1
+
     info = {
-        f"v{i}": {"address": ADDRESS + generator.randrange(64), "type": type_, "mask": generator.getrandbits(63)}
+        f"v{i}": {"address": ADDRESS + generator.randrange(64), "type": type_, "mask": mask()}
         for i, type_ in enumerate(types)
     }
     data_path, scenario_path = tmp_path / "data.json", write(tmp_path / "scenario.json", {})
@@ -89,6 +93,8 @@ def test_examples_of_types(type_: str, raw: bytes, value: int) -> None:
 
 def test_a_mask_keeps_bits_of_the_decoded_value() -> None:
     assert Variable("value", 0, "|u1", mask=0xF0).decode(b"\x5a") == 0x50
+    assert Variable("value", 0, "|i1", mask=-113).decode(b"\xff") == -113  # Amidar-Atari2600-v0
+    assert Variable("value", 0, "|i1", mask=2**64 - 113).decode(b"\xff") == -113
 
 
 @pytest.mark.parametrize("type_", ["<q2", "u2", "<u9", "<u0", "<u", "", "<<u2", "<u22"])
@@ -129,16 +135,25 @@ def write(path: Path, content: Any) -> Path:
         ({"info": {"speed": {"address": 1}}}, 'variable \'speed\' needs an "address" and a "type"'),
         ({"info": {"speed": {"address": "1", "type": "<u2"}}}, "must be integers"),
         ({"info": {"speed": {"address": True, "type": "<u2"}}}, "must be integers"),
-        ({"info": {"speed": {"address": 1, "type": "<u2", "mask": -1}}}, "must be integers"),
+        (
+            {"info": {"speed": {"address": 1, "type": "<u2", "mask": -(2**63) - 1}}},
+            r"a mask may be negative, -2\*\*63 or",
+        ),
+        ({"info": {"speed": {"address": "0x7E10EA", "type": "<u2"}}}, r"Write 0x7E10EA in decimal: 8261866\."),
         ({"info": {"speed": {"address": 1, "type": "<q2"}}}, "unknown type '<q2' of variable 'speed'"),
         ({"info": {"speed": {"address": 2**64, "type": "<u2"}}}, r"must be integers, 0 to 2\*\*64 - 1"),
         ({"info": {"speed": {"adress": 1, "type": "<u2"}}}, "'speed': unknown key 'adress'. Did you mean 'address'?"),
         ({"info": {"speed": {"address": 1, "type": "<u2", "maks": 3}}}, "unknown key 'maks'. Did you mean 'mask'?"),
+        ({"info": {"speed": {"address": 1, "type": "|u1", "mask": 0}}}, "mask 0 keeps no bit of a value of 1 byte:"),
+        ({"info": {"speed": {"address": 1, "type": "<u2", "mask": 1 << 16}}}, "65536 keeps no bit of a value of 2"),
+        ({"info": {}, "inof": {}}, r"data\.json: unknown key 'inof'\. Did you mean 'info'\?"),
+        ({"infos": {}}, r"data\.json: unknown key 'infos'\. Did you mean 'info'\?"),
         ({"info": {"speed": {"address": 1, "type": "<u2", "unit": 3}}}, "a comment begins with an underscore"),
         ({"info": {"speed": {"address": 1, "type": ["<u2"]}}}, r"unknown type \"\['<u2'\]\" of variable"),
-        ({"info": {"x" * 5000 + " ": {"address": 1, "type": "<u2"}}}, "'xxx.*…x+ ' can't be a variable's name"),
-        ({"info": {"top speed": {"address": 1, "type": "<u2"}}}, "'top speed' can't be a variable's name"),
-        ({"info": {"class": {"address": 1, "type": "<u2"}}}, "'class' can't be a variable's name"),
+        ({"info": {"2" * 5000 + "x": {"address": 1, "type": "<u2"}}}, "'222.*…2+x' can't be a variable's name"),
+        ({"info": {"2nd place": {"address": 1, "type": "<u2"}}}, "'2nd_place' can't be a variable's name"),
+        ({"info": {"": {"address": 1, "type": "<u2"}}}, "'' can't be a variable's name"),
+        ({"info": {"a": {"address": 1, "type": "|u1"}, " a": {"address": 2, "type": "|u1"}}}, "have the same name"),
     ],
 )
 def test_bad_data_files_name_the_file_and_the_fault(tmp_path: Path, content: Any, message: str) -> None:
@@ -146,6 +161,27 @@ def test_bad_data_files_name_the_file_and_the_fault(tmp_path: Path, content: Any
     with pytest.raises(KartRewardsError, match=message) as error:
         RamLayout.from_file(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute"),
+    [
+        ("score", "score"),
+        ("score ", "score"),  # ArdyLightfoot-Snes-v0
+        (" score", "score"),  # BattleMasterKyuukyokuNoSenshiTachi-Snes-v0
+        ("continue", "continue_"),  # KingOfDragons-Snes-v0
+        ("top speed", "top_speed"),
+        ("p1.health-max", "p1_health_max"),
+        ("Größe", "Größe"),
+        ("Gro\u0308ße", "Größe"),
+        ("ﬁsh", "fish"),  # Python's parser reads ram.ﬁsh as ram.fish, too
+        ("点数", "点数"),
+    ],
+)
+def test_each_name_in_a_data_file_has_an_attribute(tmp_path: Path, name: str, attribute: str) -> None:
+    path = write(tmp_path / "data.json", {"info": {name: {"address": ADDRESS, "type": "|u1"}}})
+    ram = RamLayout.from_file(path).decode({ADDRESS: b"\x07"})
+    assert eval(f"ram.{attribute}", {"ram": ram}) == 7  # noqa: S307 - the text is of this file
 
 
 def test_entries_may_have_comments(tmp_path: Path) -> None:
@@ -165,6 +201,16 @@ def test_addresses_outside_memory_are_refused(tiny_emulator: Any, address: int) 
     layout_of(("speed", 0x1FFE, "<u2"), ("laps", SNES_WORK_RAM + SNES_WORK_RAM_SIZE - 1, "|u1")).check_addresses(blocks)
     with pytest.raises(KartRewardsError, match=r"variable 'speed' .* lies outside memory.*0x7E0000-0x7FFFFF"):
         layout_of(("speed", address, "<u2")).check_addresses(blocks)
+
+
+def test_an_address_without_its_0x_has_a_hint() -> None:
+    hint = "Did you mean 0x7010? It is 28688 in decimal, and JSON has only decimal numbers."
+    with pytest.raises(KartRewardsError) as error:
+        layout_of(("speed", 7010, "<u2"), ("gear", 10000, "<u2")).check_addresses({0: bytes(7000), 0x7000: bytes(99)})
+    assert str(error.value).endswith(hint)
+    with pytest.raises(KartRewardsError) as error:
+        layout_of(("gear", 9999, "<u2")).check_addresses({0: bytes(99)})
+    assert "Did you mean" not in str(error.value)
 
 
 def test_a_reader_of_live_memory_refuses_addresses_outside_it(tiny_emulator: Any) -> None:

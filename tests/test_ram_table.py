@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from command_line import run
 
-from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.integrations import FOLDER_VARIABLE, INTEGRATIONS
 
 
 def test_the_ram_command_needs_no_emulator() -> None:
@@ -13,3 +16,18 @@ def test_the_ram_command_needs_no_emulator() -> None:
     assert rows["laps"] == ["0x7E10C1", "|u1", "127"]
     assert rows["speed"] == ["0x7E10EA", "<s2", "0"]
     assert rows["backward"] == ["0x00010B", "|u1", "0"]
+
+
+def test_the_name_of_a_state_is_answered_with_the_files_of_that_name(tmp_path: Path) -> None:
+    game = INTEGRATIONS / "HomebrewKart-Snes"
+    copy = tmp_path / "Another-Snes"
+    copy.mkdir()
+    for name in ("data.json", "Level1.state"):
+        shutil.copy(game / name, copy)
+    environment = {FOLDER_VARIABLE: str(tmp_path)}
+    done = run("ram", "Level2", folder=tmp_path, environment=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: Level2: no such file. Did you mean {game / 'Level2.state'}?\n"
+    done = run("ram", "Level1", folder=tmp_path, environment=environment)
+    both = f"{copy / 'Level1.state'} or {game / 'Level1.state'}"
+    assert done.stderr == f"error: Level1: no such file. Did you mean {both}?\n"

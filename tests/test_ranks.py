@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +220,20 @@ def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
 
 
 def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -> None:
-    with long_run(tmp_path, checkpoint_interval=0) as process:
-        assert process.stdout
-        if not any(re.match(r"[\d,]+/500,000 steps", line) for line in process.stdout):
-            pytest.fail(f"the run ended: {process.communicate()}")
+    ours, theirs = pty.openpty()  # a terminal shows updates at once, a pipe only after ten seconds
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    with long_run(tmp_path, checkpoint_interval=0, stdout=theirs) as process:
+        os.close(theirs)
+        shown, deadline = b"", time.monotonic() + 180
+        while not re.search(rb"[\d,]+/[\d,]+ steps", shown):
+            assert time.monotonic() < deadline, shown
+            shown += os.read(ours, 1000)  # an OSError: the run ended
         process.send_signal(signal.SIGTERM)
+        with suppress(OSError):  # on Linux, when the last process has ended
+            while os.read(ours, 1000):
+                pass
         process.communicate(timeout=180)
+    os.close(ours)
     [folder] = tmp_path.iterdir()
     checkpoint = Checkpoint.load(folder / "agent.pt")
     assert checkpoint.updates >= 1
@@ -228,11 +241,11 @@ def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -
 
 
 @contextmanager
-def long_run(runs: Path, checkpoint_interval: int) -> Iterator[subprocess.Popen[str]]:
+def long_run(runs: Path, checkpoint_interval: int, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     """Starts a run of two ranks, two environments each, that nobody would wait for, and ends it."""
     arguments = ["--env-id", GAME, *SMALL, "--num-envs", "4", "--runs-path", str(runs)]
     command = [*TORCHRUN, str(SCRIPT), *arguments, "--checkpoint-interval", str(checkpoint_interval)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     with process:
         try:
             yield process

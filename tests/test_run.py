@@ -55,6 +55,9 @@ PER_UPDATE = 20
 GAME_FOLDER = INTEGRATIONS / GAME
 SCORING = load_scoring(GAME_FOLDER / "scenario.json")
 REWARDS = RunRewards(SCORING, {"term wall": "code abc"}, {}, [GAME_FOLDER / "scenario.json"])
+STOPPING = (
+    "\nstopping after this update (a second Ctrl-C stops at once, and loses the steps since the last checkpoint)\n"
+)
 LOSSES = {"value_loss": 0.5}
 ALONE = Ranks()
 
@@ -65,6 +68,7 @@ class Envs:
     """Two environments that do nothing, in one process that uses 3 seconds between two calls of ``seconds``."""
 
     num_envs: int = 2
+    drawing: str = "Each frame is drawn"
     resets: list[tuple[int, Any]] = field(default_factory=list)
     calls: int = 0
     fingerprints: dict[str, str] = field(default_factory=SCORING.fingerprints)
@@ -198,7 +202,9 @@ def test_a_run_counts_its_updates_and_ends(tmp_path: Path, capsys: pytest.Captur
     assert counts == [(number, number * PER_UPDATE) for number in range(1, 6)]
     printed = capsys.readouterr().out
     assert printed.startswith(f"a game on cpu, logging to {training.run.folder}\n  wall ")
+    assert "\nEach frame is drawn\n" in printed
     assert f"saved {training.run.folder / 'agent.pt'} after 5 updates" in printed
+    assert "Training ends after" not in printed
     assert "resume with" not in printed
 
 
@@ -208,7 +214,10 @@ def test_steps_that_make_no_complete_update_are_not_done(tmp_path: Path, capsys:
         while not training.run.over:
             training.update()
     assert training.run.updates == 2
-    assert "resume with" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Training ends after 40 steps, not 59: each rollout is complete, with 20 steps.\n" in printed
+    assert "40/40 steps" in printed
+    assert "resume with" not in printed
 
 
 @pytest.mark.parametrize(
@@ -253,7 +262,52 @@ def test_a_stopped_run_says_how_to_resume_it(tmp_path: Path, capsys: pytest.Capt
         training.update()
         assert training.run.over
     assert training.checkpoint().env_states
-    assert f"--resume {training.run.folder / 'agent.pt'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"--resume {training.run.folder / 'agent.pt'}" in printed
+    assert f"no evaluation has ended, so there is no best.pt: {training.run.folder / 'agent.pt'} is" in printed
+
+
+def test_a_second_ctrl_c_names_the_last_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = make(tmp_path, checkpoint_interval=2)
+
+    def interrupt() -> None:
+        with training.start():
+            for _ in range(3):
+                training.update()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    agent = training.run.folder / "agent.pt"
+    stopped, resume = capsys.readouterr().out.splitlines()[-2:]
+    assert stopped == f"stopped at once: {agent} is of the last checkpoint, after 2 updates"
+    assert resume.startswith("resume with: ")
+    assert resume.endswith(f" --resume {agent}")
+    assert training.checkpoint().updates == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "ranks", "command"),
+    [
+        ("train.py", ALONE, "python train.py"),
+        ("kart-rewards train", ALONE, "kart-rewards train"),
+        ("train.py", OneOf(0, 2, 0, 2), "torchrun --nproc-per-node=2 train.py"),
+        ("kart-rewards train", OneOf(0, 2, 0, 2), "torchrun --nproc-per-node=2 -m kart_rewards train"),
+        ("train.py", OneOf(0, 4, 0, 2), "torchrun OPTIONS train.py"),
+    ],
+)
+def test_the_command_that_resumes_begins_like_the_one_that_started_the_run(
+    tmp_path: Path, program: str, ranks: Ranks, command: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [program])
+    training = make(tmp_path, ranks=ranks)
+    with training.start():
+        training.run.stop.set()
+        training.update()
+    printed = capsys.readouterr().out
+    assert f"resume with: {command} --resume {training.run.folder / 'agent.pt'}\n" in printed
+    assert ("OPTIONS are torchrun's" in printed) == ("OPTIONS" in command)
 
 
 def test_the_time_of_each_update_is_logged(tmp_path: Path) -> None:
@@ -273,6 +327,7 @@ def episode(step: int, env: int, episode_return: float) -> EndedEpisode:
     return EndedEpisode(step, env, {"episode": {"r": episode_return, "l": 7}, "episode_rewards": {"sum": {}}})
 
 
+# mworchel/svbrdf-estimation#27: several values of one step were logged, and TensorBoard showed the last one alone.
 def test_an_episode_is_logged_at_the_step_of_the_run_at_which_it_ended(tmp_path: Path) -> None:
     training = make(tmp_path)
     with training.start():
@@ -283,7 +338,7 @@ def test_an_episode_is_logged_at_the_step_of_the_run_at_which_it_ended(tmp_path:
     assert scalars(training.run.folder)["charts/episodic_return"] == [(2, 1.0), (19, 2.0), (20 + 3 * 2 + 2, 3.0)]
 
 
-def test_the_best_agent_is_kept(tmp_path: Path) -> None:
+def test_the_best_agent_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate = Evaluations([[0.0, 1.0], [0.5, 0.0], [0.5, -1.0], [0.0, 9.0], [0.5, 0.0]])
     training = make(tmp_path, evaluate=evaluate)
     best = []
@@ -297,6 +352,11 @@ def test_the_best_agent_is_kept(tmp_path: Path) -> None:
     with pytest.raises(KartRewardsError, match="holds only an agent"):
         Checkpoint.load(training.run.folder / "best.pt", to_resume=True)
     assert training.checkpoint().best_score == [0.5, 0.0]
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("evaluation after")]
+    assert [line.endswith(" -> best.pt") for line in lines] == [True, True, False, False, False]
+    assert printed.count("100/100 steps") == 1, "the last line is not repeated after the evaluation"
+    assert f"the best agent of all evaluations is {training.run.folder / 'best.pt'}\n" in printed
 
 
 def test_an_evaluation_that_fails_or_is_stopped_does_not_end_the_run(
@@ -492,6 +552,7 @@ def test_a_run_is_mirrored_to_the_project_that_was_asked_for(
     assert all(each["name"] == training.run.folder.name and each["sync_tensorboard"] for each in tracked)
 
 
+# twosixlabs/armory#903: folders are named by the second, and runs that start together would write to the same one.
 def test_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1000.5)
     folders = [make_run_folder(tmp_path / "runs", "A-Snes", "mine", 3) for _ in range(3)]
@@ -500,6 +561,7 @@ def test_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pyte
     assert make_run_folder(tmp_path / "runs", "A-Snes", "mine", 4).name == "A-Snes__mine__4__1000"
 
 
+# gbouras13/pharokka#271: an output folder whose name is that of a file gave the traceback of a FileExistsError.
 def test_runs_in_a_folder_that_is_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(KartRewardsError, match="choose another --runs-path"):
@@ -522,7 +584,7 @@ def test_the_first_signal_sets_the_event_and_the_second_one_interrupts(
     assert not stop.is_set()
     signal.raise_signal(number)
     assert stop.is_set()
-    assert capfd.readouterr().err == "\nstopping after this update (press again to stop at once)\n"
+    assert capfd.readouterr().err == STOPPING
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
@@ -570,6 +632,17 @@ def test_a_term_that_fails_in_mid_run_ends_it_with_a_checkpoint(tmp_path: Path) 
     finished = train_here("--env-id", GAME, *arguments, check=False)
     assert_refused(finished, "'moody' (", "moody.py:2", "raised ZeroDivisionError", "moody.py:4", "speed=")
     assert Checkpoint.load(only_run(tmp_path / "runs") / "agent.pt").options["env"]["env_id"] == GAME
+
+
+def test_a_term_that_fails_on_the_first_frame_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term()\ndef wrong(ram):\n    return 1 / ram.speed\n"
+    )
+    arguments = [*SMALL, "--rewards", tmp_path / "wrong.py", "--runs-path", tmp_path / "runs"]
+    finished = train_here("--env-id", GAME, *arguments, check=False)
+    assert_refused(finished, "'wrong' (", "wrong.py:2", "raised ZeroDivisionError", "wrong.py:4")
+    assert "saved" not in finished.stdout
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_disk_that_is_full_from_the_start_is_reported(tmp_path: Path) -> None:
@@ -645,7 +718,7 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(
     os.killpg(process.pid, number)  # as a terminal does: to the trainer and its children alike
     finished = finish(process)
     assert finished.returncode == 0
-    assert finished.stderr == "\nstopping after this update (press again to stop at once)\n"
+    assert finished.stderr == STOPPING
     agent = only_run(tmp_path) / "agent.pt"
     assert f"resume with: python {SCRIPT} --resume {agent}" in finished.stdout
     assert "update" in finished.stdout
@@ -667,7 +740,14 @@ def test_a_second_ctrl_c_ends_a_run_that_is_stuck(tmp_path: Path) -> None:
         time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        finished = finish(process)
+    assert finished.returncode == 130
+    assert "Traceback" not in finished.stdout + finished.stderr
+    agent = only_run(tmp_path / "runs") / "agent.pt"
+    assert finished.stdout.splitlines()[-2:] == [
+        f"stopped at once: {agent} is of the last checkpoint, after 0 updates",
+        f"resume with: python {SCRIPT} --resume {agent}",
+    ]
     wait_until(lambda: not any(map(alive, workers)), 30)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from kart_rewards import done_rule, reward_term
+from kart_rewards.done import REFERENCE_RULES
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.imports import import_source
 from kart_rewards.ram import RamLayout, Variable
-from kart_rewards.rewards import wall
+from kart_rewards.rewards import REFERENCE_TERMS, wall
 from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
 
 OWN = '''
@@ -71,6 +73,11 @@ def test_a_scenario_selects_terms_weights_and_rules(folder: Path) -> None:
     assert names(rules(folder, own)) == ["stopped", "race_finished"]
 
 
+def test_a_module_object_is_added_like_its_file(folder: Path) -> None:
+    own = import_source(folder / "own.py")
+    assert weights(rules(folder, extra=[own])) == weights(rules(folder, extra=[folder / "own.py"]))
+
+
 def test_files_modules_and_functions_are_added_to_the_scenario(folder: Path) -> None:
     @reward_term(weight=7)
     def mine(ram: Any) -> float:
@@ -101,8 +108,9 @@ def test_the_command_line_overrides_the_scenario_which_overrides_the_decorator(f
     [
         ([], 'must be an object with "modules", "rewards", "done" and "checks"'),
         ({"reward": {}}, 'must be an object with "modules", "rewards", "done" and "checks"'),
-        ({"modules": "own.py"}, "must be lists of names"),
-        ({"done": [3]}, "must be lists of names"),
+        ({"modules": "own.py"}, '"modules" under "kart_rewards" must be a list of names, not \'own.py\'$'),
+        ({"done": [3]}, r'json: "done" under "kart_rewards" must be a list of names, not \[3\]$'),
+        ({"done": "stop"}, 'json: "done" under "kart_rewards" must be a list of names, not \'stop\'$'),
         ({"rewards": ["wall"]}, "must be an object of weights by term"),
         ({"rewards": {"wal": 1}}, "there is no reward term 'wal' in this run; there are wall, checkpoint"),
         ({"reward": {}}, r"unknown key 'reward'\. Did you mean 'rewards'\?"),
@@ -110,14 +118,16 @@ def test_the_command_line_overrides_the_scenario_which_overrides_the_decorator(f
         ({"rewards": {"wall": True}}, "the weight of 'wall' must be a finite number, not True"),
         ({"rewards": {"wall": 10**400}}, "line 1: the number 1000.* is too large"),
         ({"done": ["wall_hit"]}, r"there is no done rule 'wall_hit'; there are .*\. Did you mean 'wall_hits'\?"),
-        ({"modules": [""]}, "must be lists of names"),
+        ({"modules": [""]}, "must be a list of names"),
         ({"rewards": {"wall": "much"}}, "the weight of 'wall' must be a finite number, not 'much'"),
         ({"done": ["stop"]}, "there is no done rule 'stop'; there are race_finished, wall_hits"),
         ({"modules": ["lost.py"]}, "lost.py: no such file"),
+        ({"modules": ["empty.py"]}, "empty.py: defines no reward term and no done rule: mark them with @reward_term"),
         ({"modules": ["no_such_module"]}, "no_such_module: no such module"),
     ],
 )
 def test_bad_scenarios_are_reported(folder: Path, own: Any, message: str) -> None:
+    (folder / "empty.py").touch()
     with pytest.raises(KartRewardsError, match=message):
         rules(folder, own)
 
@@ -152,6 +162,87 @@ def test_other_unknown_keys_of_a_scenario_have_one_notice_and_comments_have_none
         assert weights(load_scoring(folder / "scenario.json")) == {"wall": -10}
         assert load_checks(folder / "scenario.json") == [Check("laps == 127")]
     assert capsys.readouterr().out == f"{folder / 'scenario.json'}: the key 'author' has no effect\n"
+
+
+STABLE_RETROS = {
+    "reward": {"variables": {"score": {"reward": 2}, "lives": {"penalty": 5}}},
+    "done": {"variables": {"lives": {"op": "zero"}}},
+}
+
+
+def with_stable_retros(folder: Path, own: Any = None, **options: Any) -> Scoring:
+    content = STABLE_RETROS | ({} if own is None else {"kart_rewards": own})
+    (folder / "scenario.json").write_text(json.dumps(content))
+    return load_scoring(folder / "scenario.json", **options)
+
+
+def test_what_stable_retros_keys_declare_takes_the_place_of_the_reference(folder: Path) -> None:
+    owns: list[Any] = [None, {}, {"checks": []}]
+    for own in owns:
+        scoring = with_stable_retros(folder, own)
+        assert (weights(scoring), names(scoring)) == ({"score": 2, "lives": 5}, ["lives"])
+    own_file = with_stable_retros(folder, {"modules": ["own.py"]})
+    assert (weights(own_file), names(own_file)) == (
+        {"score": 2, "lives": 5, "top_speed": 0.02, "slow": 3},
+        ["lives", "stopped"],
+    )
+    assert weights(with_stable_retros(folder, extra=[wall], weights={"score": 7})) == {
+        "score": 7,
+        "lives": 5,
+        "wall": -10,
+    }
+
+
+def test_the_lists_of_kart_rewards_decide_where_they_are_given(folder: Path) -> None:
+    scoring = with_stable_retros(folder, {"rewards": {"score": None, "wall": -1}})
+    assert (weights(scoring), names(scoring)) == ({"score": 2, "wall": -1}, ["lives"])
+    scoring = with_stable_retros(folder, {"done": ["race_finished", "lives"]})
+    assert (weights(scoring), names(scoring)) == ({"score": 2, "lives": 5}, ["race_finished", "lives"])
+    scoring = with_stable_retros(folder, {"rewards": {}, "done": []})
+    assert (weights(scoring), names(scoring)) == ({}, [])
+    with pytest.raises(KartRewardsError, match=r"no reward term 'scor' .* Did you mean 'score'\?"):
+        with_stable_retros(folder, {"rewards": {"scor": 1}})
+
+
+@pytest.mark.parametrize("game", ["HomebrewKart-Snes", "MarioKart-Snes"])
+def test_the_kart_games_keep_their_rewards_beside_stable_retros(game: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[1] / "integrations" / game / "scenario.json"
+    assert {"reward", "done"} <= json.loads(path.read_text()).keys()
+    scoring = load_scoring(path)
+    assert [term.definition for term in scoring.terms] == list(REFERENCE_TERMS)
+    assert [rule.definition for rule in scoring.done] == list(REFERENCE_RULES)
+    assert weights(scoring) == REFERENCE
+    assert capsys.readouterr().out == ""
+
+
+def test_a_python_term_replaces_the_declared_one_of_its_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @reward_term(weight=9)
+    def score(ram: Any) -> float:
+        return 0.0
+
+    @done_rule()
+    def lives(ram: Any) -> bool:
+        return False
+
+    scoring = with_stable_retros(folder, extra=[score, lives])
+    assert weights(scoring) == {"lives": 5, "score": 9}
+    assert [rule.definition for rule in scoring.done] == [lives]
+    out = capsys.readouterr().out
+    assert f"'score' replaces the one that {folder / 'scenario.json'} declares" in out
+    assert out.count(" replaces the one ") == 2
+
+
+def test_a_function_of_a_script_has_a_notice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"reward": {"script": "lua:pay"}, "done": {"script": "over"}, "scripts": ["script.lua"]}
+    (folder / "scenario.json").write_text(json.dumps(content))
+    scoring = load_scoring(folder / "scenario.json")
+    assert (weights(scoring), names(scoring)) == ({}, [])
+    out = capsys.readouterr().out
+    assert "\"reward\" is the function 'lua:pay' of a script of stable-retro, and has no effect here" in out
+    assert "\"done\" is the function 'over'" in out
+    (folder / "scenario.json").write_text(json.dumps(content | {"kart_rewards": {"rewards": {}, "done": []}}))
+    load_scoring(folder / "scenario.json")
+    assert capsys.readouterr().out == ""
 
 
 def test_checks_are_read_and_do_not_change_the_scoring(folder: Path) -> None:
@@ -257,6 +348,7 @@ def test_the_table_shows_weights_and_summaries(folder: Path) -> None:
     assert "race_finished    ends  All five laps are done." in table
 
 
+# openai/retro#40: every reward was 0 and no episode ended, because another scenario was in use; nothing said so.
 def test_a_scenario_that_pays_nothing_or_ends_no_episode_is_noticed(tmp_path: Path) -> None:
     """A run without a reward or without a curve looks like one that has not learned yet."""
     path = tmp_path / "scenario.json"

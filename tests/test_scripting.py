@@ -14,6 +14,7 @@ from kart_rewards.done import DoneRule, done_rule
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import EpisodeRewards, RewardTerm, as_term, reward_term
+from kart_rewards.scenario import Scoring
 from kart_rewards.scripting import Script, ScriptCalls, from_plain, marked_scripts, snake_case, to_plain
 from kart_rewards.testing import score, snapshot
 
@@ -99,6 +100,34 @@ def test_the_variables_that_a_script_reads_include_those_of_its_helpers() -> Non
     assert Script("term", term).reads() == {"speed", "checkpoint", "surface", "laps"}
 
 
+@pytest.mark.parametrize(
+    ("code", "read"),
+    [
+        ("@reward_term\nclass A:\n    def __call__(self, ram):\n        return self.b(ram)\n"
+         "    def b(self, r):\n        return r.laps\n", {"laps"}),
+        ("@reward_term\nclass A:\n    def __call__(self, ram):\n        before, self.ram = self.ram, ram\n"
+         "        return before.laps\n    def __init__(self):\n        self.ram = None\n", {"laps"}),
+        ("import utils\n@reward_term\ndef a(ram):\n    return utils.laps_of(ram)\n", {"laps"}),
+        ("from kart_rewards import race\n@reward_term\ndef a(ram):\n    return race.lap(ram)\n", {"laps"}),
+        ("@reward_term\ndef a(ram):\n    now = ram\n    return now.laps + getattr(ram, 'speed')\n", {"laps", "speed"}),
+        ("@reward_term\ndef a(ram):\n    return getattr(ram, 'la' + 'ps')\n", {"laps", "speed", "surface"}),
+        ("@reward_term\ndef a(ram):\n    return ram[0]\n", {"laps", "speed", "surface"}),
+        ("@reward_term\ndef a(ram):\n    return sum(ram)\n", {"laps", "speed", "surface"}),
+        ("@reward_term\ndef a(ram):\n    return ram._asdict()['laps']\n", {"laps", "speed", "surface"}),
+        ("@reward_term\ndef a(ram):\n    'Pay for speed.'\n    return 1.0  # not for laps\n", set()),
+    ],
+)  # fmt: skip
+def test_the_variables_that_may_decide_a_value_include_those_of_all_code_that_runs(
+    tmp_path: Path, code: str, read: set[str]
+) -> None:
+    (tmp_path / "utils.py").write_text("def laps_of(ram):\n    return ram.laps\ndef b(ram):\n    return ram.speed\n")
+    (tmp_path / "terms.py").write_text(f"from kart_rewards import reward_term\n{code}")
+    terms = marked_scripts(tmp_path / "terms.py", RewardTerm)
+    assert terms[0].may_read(["laps", "speed", "surface"]) == read
+    layout = RamLayout([Variable(name, 0, "|u1") for name in ("laps", "speed", "surface")])
+    assert {f"variable {name}" for name in read} == Scoring(terms, []).fingerprints(layout).keys() - {"term a"}
+
+
 def test_plain_values_are_converted_back_to_equal_values() -> None:
     value = {"a": [1, 2.5, None, True], (1, 2): {3, 4}, "ram": snapshot(speed=-5), 7: {"snapshot": "text"}, "t": ((),)}
     value |= {"recent": deque([1, 2], maxlen=2), "frozen": frozenset({5})}
@@ -158,7 +187,7 @@ def scaled(factor: float, ram: Any, previous: Any = None) -> float:
     return factor * gained(ram, previous)
 
 
-# ray-project/ray 13009: arguments were counted, so that a callable with defaults or a partial was called wrongly.
+# ray-project/ray#13009: arguments were counted, so that a callable with defaults or a partial was called wrongly.
 @pytest.mark.parametrize(
     "definition",
     [
@@ -248,7 +277,7 @@ def test_callables_that_can_not_be_called_as_they_read_are_refused(definition: A
         RewardTerm("odd", definition)
 
 
-# HypothesisWorks/hypothesis 189 and pytest-dev/pytest 3664: a decorator hid another decorator's mark without a word.
+# HypothesisWorks/hypothesis#189 and pytest-dev/pytest#3664: a decorator hid another decorator's mark without a word.
 @pytest.mark.parametrize(
     ("outer", "inner"),
     [
@@ -305,6 +334,81 @@ def test_wrappers_partials_and_static_methods_of_a_file_are_found(tmp_path: Path
     assert score(GAIN, terms) == {"doubled": 38.0, "fast": 2.0, "inner": 6.0, "outer": 8.0}
 
 
+def test_definitions_that_are_marked_in_loops_lists_and_functions_are_found(tmp_path: Path) -> None:
+    (tmp_path / "utils.py").write_text(
+        "from kart_rewards import reward_term\ndef over(ram, limit):\n    return float(ram.speed > limit)\n"
+        "def mark(limit):\n    @reward_term(name=f'marked_{limit}')\n    def term(ram):\n"
+        "        return over(ram, limit)\n"
+    )
+    (tmp_path / "terms.py").write_text(
+        "import functools\nfrom kart_rewards import done_rule, reward_term\nfrom utils import mark, over\n"
+        "for limit in (5, 6):\n"
+        "    term = reward_term(name=f'over_{limit}')(functools.partial(over, limit=limit))\n"
+        "    reward_term(2, f'twice_{limit}')(lambda ram, limit=limit: over(ram, limit))\n"
+        "    done_rule(f'stop_{limit}')(lambda ram, limit=limit: ram.speed > limit)\n"
+        "    mark(limit)\n"
+        "TERMS = {'a': [reward_term(name='a')(lambda ram: 1.0)]}\n"
+        "class Group:\n    @reward_term\n    class Inner:\n        def __call__(self, ram):\n            return 1.0\n"
+    )
+    terms = marked_scripts(tmp_path / "terms.py", RewardTerm)
+    assert score(GAIN, terms) == {
+        **{"over_5": 2.0, "over_6": 2.0, "twice_5": 4.0, "twice_6": 4.0, "marked_5": 2.0, "marked_6": 2.0},
+        **{"a": 2.0, "inner": 2.0},
+    }
+    assert [rule.name for rule in marked_scripts(tmp_path / "terms.py", DoneRule)] == ["stop_5", "stop_6"]
+    assert marked_scripts(tmp_path / "utils.py", RewardTerm) == []
+
+
+REPLACED = "has a mark, but at the end of the file 'term' is something else: rename one of the two definitions"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("@reward_term\ndef term(ram): return 1\n@reward_term\ndef term(ram): return 2\n", REPLACED),
+        ("@reward_term\ndef term(ram): return 1\ndef term(ram): return 2\n", REPLACED),
+        ("@reward_term\nclass Term: __call__ = lambda self, ram: 1\nTerm = 3\n", REPLACED.replace("'term'", "'Term'")),
+        ("@reward_term\ndef term(ram): return 1\ndel term\n", REPLACED),
+        ("@lambda f: lambda ram: 2 * f(ram)\n@reward_term\ndef term(ram): return 1\n", f"{REPLACED}.* decorator"),
+        ("class Group:\n    @reward_term\n    def term(this, ram): return 1\n", "is a method of a class"),
+        (
+            "class Group:\n    @classmethod\n    @reward_term\n    def term(cls, ram): return 1\n",
+            "is a method of a class",
+        ),
+        ("class Group:\n    @reward_term\n    @classmethod\n    def term(cls, ram): return 1\n", "is a classmethod"),
+        ("class Group:\n    @reward_term\n    @property\n    def term(self): return 1\n", "is a property"),
+        ("@reward_term(name=5)\ndef term(ram): return 1\n", "5 can't be a script's name"),
+        ("@reward_term\ndef term(ram, *previous): return 1\n", r"an argument \*previous that would always be empty"),
+    ],
+)
+def test_a_mark_that_would_have_no_effect_is_refused(tmp_path: Path, code: str, message: str) -> None:
+    path = tmp_path / "terms.py"
+    path.write_text("from kart_rewards import reward_term\n" + code)
+    with pytest.raises(KartRewardsError, match=message):
+        marked_scripts(path, RewardTerm)
+
+
+def test_a_class_that_makes_no_instance_is_refused() -> None:
+    class Leaves:
+        def __init__(self) -> None:
+            raise SystemExit(3)
+
+        def __call__(self, ram: Any) -> float:
+            return 1.0
+
+    class Number:
+        def __new__(cls) -> Any:
+            return 3
+
+        def __call__(self, ram: Any) -> float:
+            return 1.0
+
+    with pytest.raises(KartRewardsError, match="can't be instantiated: it raised SystemExit: 3"):
+        score(GAIN, [Leaves])
+    with pytest.raises(KartRewardsError, match="makes 3, which can't be called"):
+        score(GAIN, [Number])
+
+
 def test_what_can_not_have_a_mark_is_refused() -> None:
     for definition in (Gains().bound, Slotted(3)):
         with pytest.raises(KartRewardsError, match="can't be marked, because it is a"):
@@ -351,7 +455,7 @@ class Frozen:
 HIT = snapshot(collision=1)
 
 
-# DLR-RM/stable-baselines3 1151: one object, passed several times, was silently shared by all environments.
+# DLR-RM/stable-baselines3#1151: one object, passed several times, was silently shared by all environments.
 @pytest.mark.parametrize(
     ("definition", "expected"),
     [
@@ -377,6 +481,51 @@ def test_an_instance_has_its_classs_mark_and_a_new_memory_in_each_episode(
     other.set_state(state)
     assert [other(HIT) for _ in range(3)] == paid
     assert as_term(definition).fingerprint == as_term(definition).fingerprint
+
+
+def test_two_methods_of_one_instance_have_one_memory() -> None:
+    class Best:
+        def __init__(self) -> None:
+            self.best = 0
+
+        def update(self, ram: Any) -> float:
+            self.best = max(self.best, ram.speed)
+            return 0.0
+
+        def pay(self, ram: Any) -> float:
+            return float(self.best)
+
+    best = Best()
+    terms = [as_term(best.update), as_term(best.pay)]
+    for _ in range(2):
+        assert score(GAIN, terms) == {"update": 0.0, "pay": 7.0 + 12.0}
+    whole, other = EpisodeRewards(terms), EpisodeRewards(terms)
+    whole(GAIN[2])
+    other.set_state(whole.get_state())
+    assert [rewards(GAIN[0]) for rewards in (whole, other)] == [12.0, 12.0]
+    assert best.best == 0
+
+
+def test_memory_that_would_change_on_resume_is_refused() -> None:
+    class Longest(list[int]):
+        def __call__(self, ram: Any) -> float:
+            self.append(ram.speed)
+            return float(len(self))
+
+    class Twins:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+            self.also = {"seen": self.seen}
+
+        def __call__(self, ram: Any) -> float:
+            self.seen.append(ram.speed)
+            return float(len(self.also["seen"]))
+
+    for definition, message in ((Longest, "because it is a list, and not in self.x"), (Twins, "the same list in two")):
+        rewards = EpisodeRewards([as_term(definition)])
+        rewards(HIT)
+        with pytest.raises(KartRewardsError, match=rf"test_scripting\.py:\d+\) can't be saved: it holds .*{message}"):
+            rewards.get_state()
 
 
 def test_instances_of_one_class_need_different_names() -> None:

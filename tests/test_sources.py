@@ -85,6 +85,8 @@ def test_an_index_that_leads_out_of_the_folder_is_ignored(tmp_path: Path) -> Non
     assert kept_sources(tmp_path) == {}
 
 
+# pytorch/pytorch#43856, facebookresearch/mmf#355: a process that starts late imports a file as it is then, so that an
+# edit changes, or breaks, a training that is at work.
 def test_a_file_that_is_edited_while_training_runs_changes_no_evaluation(gift: Path, tmp_path: Path) -> None:
     """Evaluation processes start late, and would import the file as it is then."""
     arguments = ["--env-id", GAME, *SMALL, "--rewards", gift, "--total-timesteps", 128, "--max-episode-steps", 10]
@@ -100,6 +102,8 @@ def test_a_file_that_is_edited_while_training_runs_changes_no_evaluation(gift: P
     assert evaluated < 1000
 
 
+# MrNeRF/LichtFeld-Studio#599: files that a saved training refers to were moved, and it could not go on, without a
+# reason.
 def test_the_copies_serve_an_agent_whose_files_are_gone(gift: Path, tmp_path: Path) -> None:
     arguments = ["--env-id", GAME, *SMALL, "--rewards", gift, "--total-timesteps", 32, "--max-episode-steps", 10]
     train_here(*arguments, "--runs-path", tmp_path / "runs")
@@ -115,6 +119,22 @@ def test_the_copies_serve_an_agent_whose_files_are_gone(gift: Path, tmp_path: Pa
     assert_refused(finished, "gift.py: no such file")
 
 
+def test_wrappers_are_kept_too(tmp_path: Path) -> None:
+    wrappers = tmp_path / "mine.py"
+    wrappers.write_text("from names import NAME\ndef same(env):\n    return env\n")
+    (tmp_path / "names.py").write_text("NAME = 'same'\n")
+    arguments = [*SMALL, "--wrappers", f"{wrappers}:same", "--total-timesteps", 32, "--runs-path", tmp_path / "runs"]
+    train_here("--env-id", GAME, *arguments)
+    run = only_run(tmp_path / "runs")
+    assert {wrappers, wrappers.with_name("names.py")} <= set(kept_sources(run))
+    for steps in (64, 96):
+        finished = train_here(*RESUME, run / "agent.pt", "--total-timesteps", steps)
+        assert (f"{wrappers}: has changed since the run began" in finished.stdout) == (steps == 96)
+        wrappers.write_text(wrappers.read_text() + "# edited\n")
+
+
+# joblib/joblib#1621: after a change in a function that the stored one calls, the old results were still taken for
+# right.
 @pytest.mark.parametrize(
     ("file", "old", "new", "named"),
     [

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,27 @@ def test_a_trace_ends_after_its_first_frame_at_the_earliest() -> None:
 
     assert ends_at([snapshot()] * 3, [always]) == (1, "always")
     assert ends_at([snapshot()], [always]) is None
+
+
+def test_one_term_or_rule_needs_no_list() -> None:
+    def fast(ram: Any) -> float:
+        return float(ram.speed > 3)
+
+    trace = [snapshot(), snapshot(speed=4)]
+    assert score(trace, fast) == score(trace, [fast]) == {"fast": 1.0}
+
+    def stop(ram: Any) -> bool:
+        return bool(ram.speed > 3)
+
+    assert ends_at(trace, stop) == ends_at(trace, [stop]) == (1, "stop")
+
+
+@pytest.mark.parametrize("function", [score, ends_at])
+def test_a_trace_is_a_sequence_of_snapshots(function: Any) -> None:
+    with pytest.raises(KartRewardsError, match=r"^a trace must be a sequence of snapshots.* not a single snapshot$"):
+        function(snapshot(), [])
+    with pytest.raises(KartRewardsError, match=r"^a trace must be a sequence of snapshots.* not 3$"):
+        function(3, [])
 
 
 def test_bad_traces_are_reported(tmp_path: Path) -> None:

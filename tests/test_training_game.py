@@ -67,6 +67,8 @@ def test_an_unknown_game_is_not_replaced(games: Path) -> None:
         playable_game("MarioCart-Snes", games, fallback=True)
 
 
+# hydra-ecosystem/hydra#922: relative paths of a configuration lead nowhere, because the program works in another
+# folder.
 def test_paths_are_found_from_every_folder(games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = {

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import gymnasium as gym
@@ -50,15 +50,21 @@ def test_environments_play_as_if_alone_for_all_numbers_of_groups_and_processes(g
     with closing(EnvGroups([driving(random_start_steps=20)] * NUM_ENVS, groups, processes)) as envs:
         observations, rewards = play(envs)
     for i in range(NUM_ENVS):
-        env = make_env(GAME, action_mode="driving", random_start_steps=20)
-        observation, _ = env.reset(seed=1 + i)
-        assert np.array_equal(observation, observations[0][i])
+        for step, (observation, reward) in enumerate(played_alone(i)):
+            assert np.array_equal(observation, observations[step][i])
+            assert step == 0 or reward == rewards[step - 1][i]
+
+
+@cache
+def played_alone(i: int) -> list[tuple[np.ndarray, float]]:
+    """Plays one environment's actions of DRIVES. Returns its observation and reward after the reset and each step."""
+    with closing(make_env(GAME, action_mode="driving", random_start_steps=20)) as env:
+        played = [(env.reset(seed=1 + i)[0], 0.0)]
         for step in range(STEPS):
             observation, reward, terminated, truncated, _ = env.step(int(DRIVES[step, i]))
             assert not (terminated or truncated)
-            assert np.array_equal(observation, observations[step + 1][i])
-            assert reward == rewards[step][i]
-        env.close()
+            played.append((observation, float(reward)))
+    return played
 
 
 @pytest.mark.parametrize(("num_envs", "processes"), [(2, 2), (3, 2), (6, 2), (5, 4)])

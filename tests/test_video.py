@@ -70,6 +70,7 @@ def test_an_exception_leaves_no_file_and_keeps_the_old_video(tmp_path: Path, err
     assert files_in(tmp_path) == ["video.mp4"]
 
 
+# corrscope/corrscope#362: a recording that was cancelled left an MP4 file that nothing plays.
 def test_a_killed_process_leaves_no_file_under_the_name_of_the_video(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, sys, numpy as np\n"
@@ -119,6 +120,7 @@ def test_a_video_of_odd_pictures_gets_another_row_or_column(tmp_path: Path, size
 
 
 # Observed: after a picture of another size, the encoder's command and its 15 lines of messages were the error.
+# TASEmulators/pcejin#5: a game that changes its resolution broke the recording.
 def test_a_video_keeps_the_size_of_its_first_picture(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "video.mp4", 15) as writer:
         for i, size in enumerate([(224, 256), (448, 512), (224, 320), (144, 160), (223, 255), (224, 256)]):

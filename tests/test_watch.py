@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import straight_on
 from xvfb import Display, virtual_display, wait_until
 
+from kart_rewards.defaults import DEFAULT_FRAME_SKIP
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Policy, PolicyMaker
@@ -110,7 +113,6 @@ def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Displa
         (["--output", "pyproject.toml/drive.gif"], "pyproject.toml/drive.gif: can't be written: Not a directory"),
         (["--state", "Level9", "--output", "drive.mp4"], "Level9.state: no such start state"),
         (["--scale", "17", "--output", "drive.mp4"], "--scale must be between 1 and 16, not 17"),
-        (["--seconds", "0", "--output", "drive.mp4"], "--seconds more than 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -121,6 +123,48 @@ def test_mistakes_are_reported(agent: Path, arguments: list[str], words: str) ->
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (ROOT / "drive.mp4").exists()
+
+
+# FOSDEM/video#48: a recording whose process was killed left a broken MP4 file.
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 0}, "--seconds must be a finite number above 0, not 0"),
+        ({"seconds": -1}, "--seconds must be a finite number above 0, not -1"),
+        ({"seconds": math.nan}, "--seconds must be a finite number above 0, not nan"),
+        ({"seconds": math.inf}, "--seconds must be a finite number above 0, not inf"),
+        ({"seed": -1}, "--seed must be 0 or more, not -1"),
+        ({"random_start_frames": -4}, "--random-start-frames must be 0 or more, not -4"),
+    ],
+)
+def test_a_number_out_of_its_range_is_reported_by_its_own_option(
+    agent: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(KartRewardsError, match=f"^{message}$"):
+        look.watch(straight_on.load_agent(agent), output=tmp_path / "drive.mp4", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_says_for_how_long_the_last_picture_stays() -> None:
+    said = f"last picture then stays for {look._SECONDS_AFTER_EPISODE} seconds"
+    assert said in " ".join((look.command.__doc__ or "").split())
+
+
+def test_a_wrapper_that_truncates_the_episode_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "limits.py").write_text(
+        "from gymnasium.wrappers import TimeLimit\n\n\ndef short(env):\n    return TimeLimit(env, 5)\n"
+    )
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json"))
+
+    def make_policy(env: Any, state: str, seed: int) -> Policy:
+        return lambda wrapped, observation: [False] * len(env.unwrapped.buttons)
+
+    options = {**agent.env_options, "wrappers": (f"{tmp_path / 'limits.py'}:short",)}
+    limited = replace(agent, env_options=options, make_policy=lambda deterministic: make_policy)
+    look.watch(limited, output=tmp_path / "drive.mp4", scale=1)
+    assert capsys.readouterr().out.startswith("Level1, seed 1: 0 laps, ended by the time limit, return ")
+    frames = list(imageio.get_reader(tmp_path / "drive.mp4").iter_data())
+    assert len(frames) == 5 * DEFAULT_FRAME_SKIP + 90, "five steps, and the last picture for a second and a half more"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

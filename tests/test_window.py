@@ -14,7 +14,7 @@ import pytest
 from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.env import KartEnv
-from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Lit, Window, compose, key_help
+from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Headings, Lit, Window, compose, key_help
 from kart_rewards.errors import KartRewardsError
 
 SCREEN = np.random.default_rng(1).integers(0, 256, (224, 256, 3), np.uint8)
@@ -76,6 +76,15 @@ def test_numbers_end_and_text_begins_in_columns() -> None:
     text = [inked(picture, line) for line in (2, 3)]
     starts = [columns[columns > 100].min() for columns in text]
     assert abs(starts[0] - starts[1]) <= 1
+
+
+def test_headings_end_where_the_numbers_below_them_end() -> None:
+    row, heading = f"{'wall':<12}{'-7.50':>12}", f"{'reward term':<12}{'paid':>12}"
+    picture = compose(SCREEN, [row, Headings(heading), heading])
+    ends = [inked(picture, line).max() for line in range(3)]
+    assert abs(ends[0] - ends[1]) <= 1
+    assert ends[0] - ends[2] > 4, "other text begins at its position"
+    assert inked(picture, 1).min() <= inked(picture, 0).min() + 3, "the first heading begins where the names do"
 
 
 def test_text_within_the_limits_is_not_cut_off() -> None:
@@ -245,6 +254,7 @@ def test_sigterm_ends_a_program_that_has_a_window(display: Display) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- without one
+# openai/gym#2936: on a server without a screen, rendering raises pygame's own error.
 @pytest.mark.parametrize(("where", "reason"), [("", "neither DISPLAY nor"), (":4242", "DISPLAY is :4242")])
 def test_a_missing_display_is_reported(where: str, reason: str) -> None:
     result = run("import kart_rewards.env.window as window\nwindow.Window('x')", DISPLAY=where)

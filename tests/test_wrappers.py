@@ -175,6 +175,15 @@ def test_evaluation_plays_the_wrapped_environment(mine: Path, tmp_path: Path) ->
     assert twice.length_steps == 60
 
 
+def test_an_episode_that_a_wrapper_truncates_ends(mine: Path) -> None:
+    mine.write_text(
+        "import gymnasium as gym\ndef limited(env):\n    return gym.wrappers.TimeLimit(env, max_episode_steps=5)\n"
+    )
+    with closing(make_wrapped(options(f"{mine}:limited"))) as env:
+        result = play_episode(env, lambda *_: 0, "Level1", 1, max_episode_frames=240)
+    assert (result.length_steps, result.done_rule) == (5, None)
+
+
 def make_straight_on(env: Any, state: str, seed: int) -> Policy:
     assert env.observation_space.shape == (2, 84, 84)
     return straight_on

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -80,8 +81,9 @@ class ContinuousSteering:
 
     def frames(self, action: Any, frame_skip: int) -> Sequence[ButtonMask]:
         try:
-            steering = min(max(float(action[0]), -1.0), 1.0)
-        except (TypeError, IndexError):
+            [steering] = action
+            steering = min(max(float(steering), -1.0), 1.0)
+        except (TypeError, ValueError):
             raise KartRewardsError(
                 f"action {action!r} is not a steering action: pass a list of one number, such as [0.5]"
             ) from None
@@ -125,6 +127,14 @@ class HeldButtons:
         return [buttons] * frame_skip
 
 
+def _index(action: Any) -> int:
+    """Returns the number of an action. Raises TypeError or ValueError if it is not an integer, 0 or more."""
+    number = index(action)
+    if number < 0:  # Python would count from the end
+        raise ValueError
+    return number
+
+
 def make_actions(
     mode: str,
     button_names: Sequence[str | None],
@@ -160,10 +170,10 @@ def make_actions(
     real = np.array([name is not None for name in button_names], np.uint8)
 
     def mask(action: Any) -> ButtonMask:
-        pressed = np.asarray(action, np.uint8)
-        if pressed.shape != real.shape:
+        pressed = np.asarray(action)
+        if pressed.shape != real.shape or not np.isin(pressed, (0, 1)).all():
             raise ValueError
-        return pressed * real
+        return pressed.astype(np.uint8) * real
 
     def bits(action: Any) -> int:
         return sum(int(pressed) << i for i, pressed in enumerate(action))
@@ -172,7 +182,7 @@ def make_actions(
         return ContinuousSteering(press(THROTTLE), press(THROTTLE, LEFT), press(THROTTLE, RIGHT))
     if mode == "driving":
         choices = [press(THROTTLE), press(THROTTLE, LEFT), press(THROTTLE, RIGHT), press(THROTTLE, HOP)]
-        return HeldButtons(gym.spaces.Discrete(len(choices)), lambda action: choices[int(action)])
+        return HeldButtons(gym.spaces.Discrete(len(choices)), lambda action: choices[_index(action)])
     if mode == "all":
         return HeldButtons(gym.spaces.MultiBinary(count), mask)
     if mode == "filtered":

@@ -3,6 +3,7 @@
 * ``start_emulator`` - starts an emulator
 * ``console_of``, ``buttons_of`` - the console of a ROM, and the buttons of a console
 * ``game_runs_on`` - whether a loaded state is one of a running game
+* ``Drawing`` - runs the emulator's frames, and leaves those undrawn that nobody sees
 * ``SharedEmulator`` - the emulator of this process; several environments of one game use it in turns
 * ``Player`` - the interface of such an environment
 * ``SLOW_TURNS``, ``INEXACT_STATES`` - consoles on which each environment should, or must, have a process of its own
@@ -15,12 +16,15 @@ benchmarks/speed.py``).
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 import hashlib
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import stable_retro
@@ -86,9 +90,18 @@ def console_of(rom: Path) -> str:
 
 def fingerprints_of(rom: Path) -> dict[str, str]:
     """Returns hashes of a ROM and of the emulator's core for it: what decides how a game runs, beside the inputs."""
-    library = stable_retro.data.EMU_INFO[console_of(rom)]["lib"]
+    return {name: _sha256(path)[:16] for name, path in (("ROM", rom), ("core", _core_of(console_of(rom))))}
+
+
+def _core_of(console: str) -> Path:
+    """Returns the file of a console's core."""
+    library = stable_retro.data.EMU_INFO[console]["lib"]
     [core, *_] = Path(stable_retro.__file__).parent.glob(f"cores/{library}_libretro.[!j]*")  # not its .json
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in (("ROM", rom), ("core", core))}
+    return core
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def buttons_of(console: str) -> list[str | None]:
@@ -122,13 +135,176 @@ def game_runs_on(
             step()
         numbers = counter.highest - counter.lowest + 1  # after so many frames, it begins again
         if counter.mask is not None:
-            numbers = min(numbers, counter.mask + 1)
+            kept = counter.mask & (2 ** (8 * counter.width) - 1)  # a mask may be negative
+            numbers = min(numbers, kept + 1)
         return 1 <= (read().current_frame - before) % numbers <= _FRAMES_TO_COUNT
     step()  # the screen shows a loaded state only after a frame
     memory, screen = dict(data.memory.blocks), em.get_screen()
     for _ in range(_FRAMES_TO_MOVE):
         step()
     return dict(data.memory.blocks) != memory or not np.array_equal(em.get_screen(), screen)
+
+
+class Structures(NamedTuple):
+    """Where three structures of a snes9x core lie in memory, relative to its function ``retro_run``.
+
+    Args:
+        ippu: ``IPPU``, the state of the renderer.
+        ppu: ``PPU``, the registers of the picture processor.
+        gfx: ``GFX``, the picture.
+    """
+
+    ippu: int
+    ppu: int
+    gfx: int
+
+
+KNOWN_CORES = {
+    # stable-retro 1.0.0 and 1.0.1, Linux on x86-64
+    "c74d8549e4e6d8646ad6e52821f42071e6678181a608808e3317fbdddbcd2f31": Structures(0x201020, 0x202060, 0x1FCC60),
+    "bc024ccb7b67ec0916233227579e718abeaa84eaf23f8cd34c4a0f02edd91419": Structures(0x201020, 0x202060, 0x1FCC60),
+    # The same two versions, macOS. They were read, but never run. The core of 1.0.0 is one for x86-64.
+    "be132430006517279814790ac6f18de5d7ca0b7cb1dfaa6d6564f8afc369a473": Structures(0x3C2C8, 0x3B7DC, 0x3D3F8),
+    "b2799c0919e0b48536881d573b7f34f4f3c4b2cb0c23c63316e58473cd3230d8": Structures(0x362FC, 0x35810, 0x3742C),
+}
+"""SHA-256 of a snes9x core -> where its structures lie. ``scripts/drawing_offsets.py`` reads it from a wheel."""
+STRUCTURE_FIELDS = {
+    "IPPU.Interlace": 0x1FA,  # the next byte is IPPU.InterlaceOBJ
+    "IPPU.RenderThisFrame": 0x1011,
+    "IPPU.TotalEmulatedFrames": 0x1028,
+    "PPU.RangeTimeOver": 0xA7E,
+    "GFX.DoInterlace": 0x70,  # the next byte is GFX.InterlaceFrame
+}
+"""Field -> its offset in its structure, in each of ``KNOWN_CORES``. The same script checks them."""
+
+_DRAW = 2  # snes9x itself writes 1 when it loads a state, and only compares with 0
+_FRAMES_OF_CAUTION = 120
+
+
+class Drawing:
+    """Runs the emulator's frames, and leaves those undrawn that nobody sees. Drawing is a quarter of a frame's time.
+
+    snes9x has no option for this, but one byte of its memory decides whether it draws a frame. Neither the game nor the
+    pictures of the other frames change, with three exceptions. If a line has too many sprites, the flags for it in the
+    register $213E change at another time. In interlaced modes, frames have another length, and a picture consists of
+    two. If a game increases the height of the picture, snes9x runs the end of a frame twice, and draws the second end
+    into the first picture. So ``frame`` says if one of these was the case, and then draws each of the following frames
+    until none was the case for two seconds.
+
+    The position of the byte differs between builds of the core. With a core that is not in ``KNOWN_CORES``, every frame
+    is drawn.
+
+    Args:
+        em: stable-retro's emulator. Do not use this object any more when the emulator has ended: then the core's memory
+            is no longer there.
+        console: stable-retro's name of the console.
+
+    Attributes:
+        obstacle: Why every frame is drawn; an empty text if not.
+        behind: Whether the latest frame was not drawn, so that the screen is an older one's.
+    """
+
+    def __init__(self, em: Any, console: str) -> None:
+        self.behind = False
+        self._caution = 0  # frames to draw in any case
+        self._latest = 0  # the core's count of frames
+        self.obstacle = "only snes9x, the SNES's core, allows it"
+        if console == "Snes":
+            self.obstacle = self._find(em, _core_of(console))
+        self.settle()
+
+    def _find(self, em: Any, core: Path) -> str:
+        """Finds the core's variables. Returns why they can't be used."""
+        structures = KNOWN_CORES.get(_sha256_once(core))
+        if not structures:
+            return f"this version of kart_rewards does not know the core {core}"
+        run = _address(core, b"retro_run")
+        if not run:
+            return f"the core {core} is not the one that runs"
+
+        def variable(kind: Any, name: str) -> Any:
+            structure = getattr(structures, name.partition(".")[0].lower())
+            return kind.from_address(run + structure + STRUCTURE_FIELDS[name])
+
+        self._render = variable(ctypes.c_uint8, "IPPU.RenderThisFrame")
+        self._frame_count = variable(ctypes.c_uint32, "IPPU.TotalEmulatedFrames")
+        self._interlace = variable(ctypes.c_uint16, "IPPU.Interlace")
+        self._overflow = variable(ctypes.c_uint8, "PPU.RangeTimeOver")
+        self._fields = variable(ctypes.c_uint16, "GFX.DoInterlace")
+        if self._render.value == 1:
+            self._render.value = 0
+            em.set_state(em.get_state())
+        if self._render.value != 1:
+            return f"the core {core} does not switch on drawing when it loads a state"
+        return ""
+
+    def frame(self, step: Callable[[], object], seen: bool) -> bool:
+        """Runs an emulated frame.
+
+        Args:
+            step: Runs it: the emulator's ``step``.
+            seen: Whether the frame must be drawn.
+
+        Returns:
+            Whether game and screen are as if all frames had been drawn. If not, ``rewind``, load the state of the last
+            ``settle``, and run the frames since then again, all of them with ``seen``.
+        """
+        if self.obstacle:
+            step()
+            return True
+        drawn = seen or self._caution > 0
+        was_behind, self.behind = self.behind, not drawn
+        render = _DRAW if drawn else 0
+        if self._render.value != render:
+            self._render.value = render
+        step()
+        began, self._latest = self._frame_count.value - self._latest, self._frame_count.value
+        if not drawn and began & 1:
+            self._fields.value ^= 0x100  # the core itself changes InterlaceFrame only on frames that it draws
+        interlaced = self._interlace.value or self._fields.value & 0xFF
+        suspicious = self._overflow.value or interlaced or not began
+        if suspicious:
+            self._caution = _FRAMES_OF_CAUTION
+        elif self._caution:
+            self._caution -= 1
+        return not (suspicious and (was_behind or self.behind))
+
+    def settle(self) -> None:
+        """Notes that a state was saved or loaded just now."""
+        if not self.obstacle:
+            self._render.value = _DRAW
+            self._latest = self._frame_count.value
+            self._lacking = self._fields.value, self._overflow.value
+
+    def rewind(self) -> None:
+        """Sets what the core leaves out of states to what it was at the last ``settle``."""
+        if not self.obstacle:
+            self._fields.value, self._overflow.value = self._lacking
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether someone else ran a frame or loaded a state since the latest frame or ``settle``."""
+        return self._render.value != _DRAW or self._frame_count.value != self._latest
+
+
+_sha256_once = functools.cache(_sha256)
+
+
+def _address(library: Path, symbol: bytes) -> int:
+    """Returns the address of a symbol of a library that this process has loaded already, or 0.
+
+    Each emulator loads its core anew, perhaps to another address. A reference to the library must not remain here: the
+    core would stay loaded when its emulator ends.
+    """
+    process = ctypes.CDLL(None)
+    process.dlopen.restype = process.dlsym.restype = ctypes.c_void_p
+    process.dlsym.argtypes, process.dlclose.argtypes = [ctypes.c_void_p, ctypes.c_char_p], [ctypes.c_void_p]
+    handle = process.dlopen(os.fsencode(library), os.RTLD_NOLOAD | os.RTLD_LAZY)
+    if not handle:
+        return 0
+    address = process.dlsym(handle, symbol)
+    process.dlclose(handle)
+    return address or 0
 
 
 class Player(Protocol):
@@ -152,6 +328,7 @@ class SharedEmulator:
     Attributes:
         em: stable-retro's emulator.
         console: stable-retro's name of the console.
+        drawing: Runs the emulator's frames.
         players: The environments that use this emulator.
 
     Raises:
@@ -167,6 +344,7 @@ class SharedEmulator:
         self.rom = rom
         self.console = console_of(rom)
         self.em = start_emulator(rom)
+        self.drawing = Drawing(self.em, self.console)
         self.players: weakref.WeakSet[Player] = weakref.WeakSet()
         self._player: weakref.ref[Player] | None = None
         self._data: Any = None
@@ -203,7 +381,9 @@ class SharedEmulator:
         if self.console in _KEEPS_BUTTONS:
             self.em.set_button_mask(held, 0)
             self.em.step()
-        return bool(self.em.set_state(snapshot))
+        accepted = bool(self.em.set_state(snapshot))
+        self.drawing.settle()
+        return accepted
 
     def take(self, player: Player) -> None:
         """Begins a player's turn, unless it is that player's turn already. This method runs once per step."""

@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import gc
+import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from kart_rewards.env.core import INEXACT_STATES, SLOW_TURNS, SharedEmulator, bu
 from kart_rewards.env.observations import ObservationConfig, ScreenObserver
 from kart_rewards.env.slow import SlowScripts
 from kart_rewards.env.window import Window
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.files import copy_of
 from kart_rewards.integrations import find_game
 from kart_rewards.notices import notice
@@ -48,6 +49,8 @@ from kart_rewards.rewards import EpisodeRewards, make_transform
 from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, to_plain
 
+_RESET_OPTIONS = ("state", "random_start_frames")
+_FRAMES_BETWEEN_SNAPSHOTS = 32  # saving one takes a tenth of a frame; replaying takes a frame for each frame
 _FRAMES_TO_COMPARE = 15  # with random buttons; incomplete states show within the first few
 
 
@@ -61,6 +64,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     ``step`` holds an action for ``frame_skip`` emulated frames. On each frame, it decodes the RAM, scores it, and
     applies the reward transform to the weighted sum. The reward of the step is the sum over its frames. The step ends
     early on the frame on which a done rule is true.
+
+    Frames that nobody sees are not drawn, where the console's core is known to allow it; see
+    ``kart_rewards.env.core.Drawing``. All results are the same as if they were drawn. The screen is drawn after
+    ``reset`` and ``step``, and on each frame if there is an ``on_frame``.
 
     ``reset`` accepts these options:
 
@@ -85,13 +92,13 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         game: The game's folder name.
         integrations: The only folder to look for the game in. None: the standard lookup of
             ``kart_rewards.integrations``.
-        state: The start state, or several; each reset selects one of them at random. The default is the state in
-            ``metadata.json``.
+        state: The start state, or several; each reset selects one of them at random. None or an empty list: the state
+            in ``metadata.json``.
         scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``. None: no reward
             terms and no done rules beside ``rewards``.
         info: The data file: a name in the game's folder, or a path that ends in ``.json``.
         rewards: Reward terms and done rules to add to the scenario's: functions and classes, paths of Python files, or
-            names of modules.
+            names of modules; one of them or several.
         reward_weights: Term -> weight; replaces the scenario's weights.
         reward_transform: ``scale``, ``sign`` (as in the original) or ``none``. See ``make_transform``.
         reward_scale: The factor of the transform ``scale``.
@@ -104,8 +111,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             the new action takes effect later (Machado et al., 2018, https://arxiv.org/abs/1709.06009). They use 0.25.
         render_mode: ``rgb_array``: ``render`` returns the screen, uint8, shape (height, width, 3). ``human``: a window
             shows each frame at the console's speed, until the user closes it. None: no rendering.
+        draw_all: Whether to draw every frame, also those that nobody sees.
 
     Attributes:
+        draws_all: Why every frame is drawn; an empty text if frames that nobody sees are not drawn.
         ram: The ``RamSnapshot`` of the latest frame.
         race: The ``RaceMetrics`` of the episode; None if the game does not have their variables.
         step_seconds: Part -> wall-clock seconds in ``step`` so far. The parts are ``emulator``, ``scoring`` (decoding,
@@ -126,10 +135,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         game: str,
         *,
         integrations: str | Path | None = None,
-        state: str | Path | Sequence[str | Path] = (),
+        state: str | Path | Sequence[str | Path] | None = (),
         scenario: str | Path | None = "scenario",
         info: str | Path = "data",
-        rewards: str | Path | Iterable[Any] = (),
+        rewards: Any = (),
         reward_weights: Mapping[str, float] | None = None,
         reward_transform: str = "scale",
         reward_scale: float = 0.01,
@@ -139,6 +148,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         random_start_steps: int = 0,
         sticky_actions: float = 0.0,
         render_mode: str | None = None,
+        draw_all: bool = False,
     ) -> None:
         EzPickle.__init__(
             self,
@@ -157,7 +167,12 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             random_start_steps=random_start_steps,
             sticky_actions=sticky_actions,
             render_mode=render_mode,
+            draw_all=draw_all,
         )
+        if not isinstance(observation, ObservationConfig):
+            raise KartRewardsError(f"observation must be an ObservationConfig, not {observation!r}")
+        if not (state is None or isinstance(state, (str, Path, Iterable))):
+            raise KartRewardsError(f"state must be the name or path of a start state, or a list of them, not {state!r}")
         for name, value, least in (("frame_skip", frame_skip, 1), ("random_start_steps", random_start_steps, 0)):
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise KartRewardsError(f"{name} must be an integer, {least} or more, not {value!r}")
@@ -171,7 +186,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         rom, data_path = self.game.rom(), self.game.json_path(info)
         scenario_path = None if scenario is None else self.game.json_path(scenario)
         self.layout = RamLayout.from_file(data_path)
-        added = [rewards] if isinstance(rewards, (str, Path)) else rewards
+        added = rewards if isinstance(rewards, Iterable) and not isinstance(rewards, (str, Path)) else [rewards]
         self.scoring = load_scoring(scenario_path, added, reward_weights)
         self.scoring.check(self.layout)
         self.step_seconds = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
@@ -181,7 +196,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.render_mode = render_mode
         self._transform = make_transform(reward_transform, reward_scale)
         self._slow_scripts = SlowScripts(frame_skip)
-        names = [state] if isinstance(state, (str, Path)) else list(state)
+        names = [state] if isinstance(state, (str, Path)) else list(state or ())
         self.states = [str(name) for name in names] or [self.game.default_state()]
         self._loaded_states = {name: self.game.load_state(name) for name in self.states}
 
@@ -190,6 +205,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._emulator: Any = SharedEmulator.of(rom)
         self.em = self._emulator.em
         self._snapshot: bytes | None = None
+        self._since_snapshot: list[ButtonMask] = []  # one mask per frame; recorded if frames may stay undrawn
+        self.draws_all = "draw_all is set" if draw_all else "with a frame skip of 1, every frame is seen"
         self._screen: np.ndarray | None = None  # the screen while another environment uses the emulator
         try:
             self._emulator.take(self)
@@ -197,6 +214,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self._prepare(rom, action_mode, observation)
             if len(self._emulator.players) > 1:
                 self._check_sharing()
+            if not draw_all and self._first_seen > 1:
+                self._emulator.drawing.settle()
+                self.draws_all = self._emulator.drawing.obstacle or self.sharing_fault()
+                self._emulator.drawing.rewind()
         except BaseException:
             self.close()  # otherwise a reference to the exception keeps the process's only emulator alive
             raise
@@ -224,6 +245,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._actions = make_actions(action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action)
         self._observer = ScreenObserver(observation, self.em.get_screen().shape)
         self._pooled_frame = self.frame_skip if observation.max_pool and self.frame_skip > 1 else None
+        self._first_seen = self.frame_skip - 1 if self._pooled_frame else self.frame_skip  # of a step's frames, from 1
         self.action_space = self._actions.space
         self.observation_space = self._observer.space
         self._has_race = set(self.layout.names) >= METRIC_VARIABLES
@@ -268,15 +290,18 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         super().reset(seed=seed)
         self._emulator.take(self)
         options = options or {}
+        for key in options.keys() - {*_RESET_OPTIONS, "states"}:  # states: see kart_rewards.training.episodes
+            hint = did_you_mean(key, _RESET_OPTIONS)
+            raise KartRewardsError(f"reset: unknown option {key!r}.{hint} The options are {', '.join(_RESET_OPTIONS)}")
         state = options.get("state") or self.states[self.np_random.integers(len(self.states))]
         if state not in self._loaded_states:
             self._loaded_states[state] = self.game.load_state(state)
             self._try_state(state)
-        self._emulator.load(self.data, self._loaded_states[state], self._released)
+        self._load(self._loaded_states[state], self._released)
         self._actions.reset()
         self._held = self._released
         self.em.set_button_mask(self._held, 0)
-        self._advance()
+        self._advance(self._held)
         start_frames = self._drive_at_random(
             options.get("random_start_frames", self.random_start_steps * self.frame_skip)
         )
@@ -313,13 +338,16 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         masks = self._actions.frames(action, self.frame_skip)
         if self.sticky_actions:
             masks = self._delayed(masks)
+        if not self.draws_all:
+            self._keep_snapshot()
+        first_seen = 1 if self.on_frame else self._first_seen
         for frame, buttons in enumerate(masks, start=1):
             if frame == self._pooled_frame:
                 screen_before = self.em.get_screen()
             if buttons is not held:
                 self.em.set_button_mask(buttons, 0)
                 held = buttons
-            self._advance()
+            self._advance(buttons, frame >= first_seen)
             emulated = perf_counter()
             emulator_seconds += emulated - began
             self.ram = ram = self._read()
@@ -332,6 +360,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             if stopped_by:
                 break
         self._held = buttons
+        if stopped_by and self._emulator.drawing.behind:
+            self._draw_again()
         observation = self._observer.observe(self.em.get_screen(), screen_before)
         observed = perf_counter()
         info = self._info()
@@ -353,22 +383,55 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def _drive_at_random(self, most_frames: int) -> int:
         """Drives at random for 0 to ``most_frames`` emulated frames. Returns the number of frames."""
+        if not isinstance(most_frames, (int, np.integer)) or most_frames < 0:
+            raise KartRewardsError(f"random_start_frames must be an integer, 0 or more, not {most_frames!r}")
         if not most_frames:
             return 0
         driver = RandomDriver(int(self.np_random.integers(2**31)))
         frames = int(self.np_random.integers(most_frames + 1))
-        for _ in range(frames):
+        for frame in range(1, frames + 1):
             held = driver(self._read())
             self._held = np.array([button in held for button in self.buttons], np.uint8)
             self.em.set_button_mask(self._held, 0)
-            self._advance()
+            self._advance(self._held, frame == frames)
         return frames
 
-    def _advance(self) -> None:
-        self.em.step()
+    def _advance(self, buttons: ButtonMask, seen: bool = True) -> None:
+        """Runs an emulated frame, with the buttons that the emulator holds already. It is drawn if it is seen."""
+        if self.draws_all:
+            self._emulator.drawing.frame(self.em.step, True)
+        else:
+            self._since_snapshot.append(buttons)
+            if not self._emulator.drawing.frame(self.em.step, seen or self.on_frame is not None):
+                self._draw_again()
         self._screen = None
         if self.on_frame:
             self.on_frame()
+
+    def _load(self, snapshot: bytes, held: np.ndarray) -> bool:
+        """Loads a state. Returns whether the core accepts it."""
+        self._snapshot, self._since_snapshot = snapshot, []
+        return bool(self._emulator.load(self.data, snapshot, held))
+
+    def _save(self) -> None:
+        self._snapshot, self._since_snapshot = self.em.get_state(), []
+
+    def _keep_snapshot(self) -> None:
+        """Sees to it that ``_draw_again`` can run the coming step again."""
+        drawing = self._emulator.drawing
+        if len(self._since_snapshot) >= _FRAMES_BETWEEN_SNAPSHOTS or drawing.disturbed:
+            self._save()
+            drawing.settle()
+
+    def _draw_again(self) -> None:
+        """Runs the frames since the last snapshot again, and draws them."""
+        drawing, frames = self._emulator.drawing, self._since_snapshot
+        drawing.rewind()
+        self._load(self._snapshot, self._released)  # type: ignore[arg-type]
+        for buttons in frames:
+            self.em.set_button_mask(buttons, 0)
+            drawing.frame(self.em.step, True)
+        self._since_snapshot = frames
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {
@@ -417,7 +480,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             raise ValueError("its rewards or race metrics have another form")
         held = np.frombuffer(state.get("held", bytes(len(self.buttons))), np.uint8)  # older versions did not save it
         self._emulator.take(self)
-        if not self._emulator.load(self.data, zlib.decompress(state["emulator"]), held.reshape(len(self.buttons))):
+        if not self._load(zlib.decompress(state["emulator"]), held.reshape(len(self.buttons))):
             raise KartRewardsError(
                 f"the emulator refuses the saved state: it was made with another ROM than {self.game.name}'s"
             )
@@ -444,13 +507,19 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def put_aside(self) -> None:
         """Saves the game. The shared emulator calls this method before the turn of another environment."""
-        self._snapshot = self.em.get_state()
+        self._save()
         self._screen = self.render()  # the emulator's state does not contain the screen
 
     def take_up(self) -> None:
         """Loads the saved game. The shared emulator calls this method at the beginning of this environment's turn."""
         if self._snapshot is not None:
-            self._emulator.load(self.data, self._snapshot, self._held)
+            self._load(self._snapshot, self._held)
+
+    def describe_drawing(self) -> str:
+        """Returns a sentence that says which frames are drawn."""
+        if self.draws_all:
+            return f"Every frame is drawn, because {self.draws_all}"
+        return "Frames that nobody sees are not drawn"
 
     def slow_turns(self) -> str:
         """Returns why turns on a shared emulator are slow on this console; an empty text if they are not."""
@@ -560,14 +629,19 @@ def make_env(
             emulated frames.
         frame_skip: Number of emulated frames per step.
         options: The other arguments of ``KartEnv``: state, scenario, info, rewards, reward_weights, reward_transform,
-            reward_scale, action_mode, observation, random_start_steps, sticky_actions, render_mode.
+            reward_scale, action_mode, observation, random_start_steps, sticky_actions, render_mode, draw_all.
 
     Raises:
-        KartRewardsError: See ``KartEnv``; or the game's name is not valid.
+        KartRewardsError: See ``KartEnv``; or the game's name is not valid, or there is no such argument.
     """
-    steps = max_episode_steps or default_max_episode_steps(frame_skip)
+    known = {**inspect.signature(make_env).parameters, **inspect.signature(KartEnv).parameters}
+    for unknown in options.keys() - known.keys():
+        raise KartRewardsError(f"make_env has no argument {unknown!r}.{did_you_mean(unknown, known)}")
+    steps = default_max_episode_steps(frame_skip) if max_episode_steps is None else max_episode_steps
+    if max_episode_steps is not None and not (isinstance(steps, (int, np.integer)) and steps >= 1):
+        raise KartRewardsError(f"max_episode_steps must be an integer, 1 or more, not {steps!r}")
     try:
         spec = EnvSpec(game, "kart_rewards.env:KartEnv", max_episode_steps=steps, kwargs={"game": game})
-    except gym.error.Error:
+    except (gym.error.Error, TypeError):
         raise KartRewardsError(f"{game!r} can't be a game's name: Gymnasium allows letters, digits, _ and -") from None
     return gym.make(spec, integrations=integrations, frame_skip=frame_skip, **options)

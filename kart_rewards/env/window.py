@@ -2,7 +2,7 @@
 
 * ``Window`` - shows pictures at the console's frame rate, and reads the keyboard and gamepads
 * ``compose`` - returns the window's picture as an array, for videos; needs no display
-* ``Lit`` - a highlighted line of text
+* ``Lit``, ``Headings`` - a highlighted line of text; a line of headings of columns
 * ``PANEL_COLUMNS``, ``PANEL_LINES``, ``LARGEST_SCALE`` - limits
 * ``key_help`` - returns the keys of a console's buttons
 
@@ -54,6 +54,10 @@ _STICK_TILTED = 0.5 * 32767  # the left stick acts as the D-pad if it is tilted 
 
 class Lit(str):
     """A line of text that is highlighted: it is drawn in another colour."""
+
+
+class Headings(str):
+    """A line of headings. The first begins at its position; the others end at theirs, as the numbers below them do."""
 
 
 def _pygame() -> Any:
@@ -231,7 +235,7 @@ def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np
     Args:
         screen: The game's picture, uint8 (height, width, 3).
         lines: The text: ``PANEL_LINES`` lines of ``PANEL_COLUMNS`` characters; more lines fit beside a tall picture.
-            ``Lit`` lines are highlighted. Without lines there is no panel.
+            ``Lit`` lines are highlighted, and ``Headings`` end where numbers do. Without lines there is no panel.
         scale: Width and height, in pixels of the result, of a pixel of the game.
 
     Returns:
@@ -253,7 +257,7 @@ def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np
         for match in re.finditer(r"\S+(?: \S+)*", line):
             phrase = _phrase(match[0], line_height, _LIT if isinstance(line, Lit) else _TEXT)
             at = round(match.start() * column)
-            if _NUMBER.fullmatch(match[0]):
+            if _NUMBER.fullmatch(match[0]) or (isinstance(line, Headings) and match.start()):
                 at = round(match.end() * column) - phrase.shape[1]
             at = max(at, end)
             top = i * line_height + (line_height - text_height) // 2

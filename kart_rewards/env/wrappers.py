@@ -15,14 +15,14 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 
 from kart_rewards.env.kart_env import KartEnv
-from kart_rewards.errors import KartRewardsError, did_you_mean
-from kart_rewards.imports import describe, import_source
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.imports import describe, load_function
 
 
 def make_wrapped(options: Mapping[str, Any]) -> gym.Env[Any, Any]:
@@ -39,7 +39,7 @@ def make_wrapped(options: Mapping[str, Any]) -> gym.Env[Any, Any]:
         KartRewardsError: See ``KartEnv``; or a wrapper can't be imported, fails, or returns no environment.
     """
     own = dict(options)
-    makers = [(name, _load(name)) for name in own.pop("wrappers", ())]
+    makers = [(name, load_function(name, "wrapper")) for name in own.pop("wrappers", ())]
     core = KartEnv(**own)
     env: Any = core
     try:
@@ -71,15 +71,3 @@ def wrapped_observation(env: gym.Env[Any, Any], observation: Any) -> Any:
         return observation
     observation = wrapped_observation(env.env, observation)
     return env.observation(observation) if isinstance(env, gym.ObservationWrapper) else observation
-
-
-def _load(name: str) -> Callable[[Any], Any]:
-    source, _, attribute = name.rpartition(":")
-    if not (source and attribute):
-        raise KartRewardsError(f"{name!r}: is not the name of a wrapper: write MODULE:NAME or FILE.py:NAME")
-    module = import_source(source)
-    maker = getattr(module, attribute, None)
-    if not callable(maker):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise KartRewardsError(f"{source}: has no function or class {attribute!r}.{did_you_mean(attribute, known)}")
-    return maker

@@ -5,10 +5,10 @@
 * ``Evaluator`` - many episodes in worker processes
 * ``summarise``, ``across_seeds``, ``evaluation_score`` - statistics
 * ``table``, ``seeds_table``, ``write_json`` - statistics as text and as JSON
-* ``TrainedAgent``, ``load_agent``, ``load_function``, ``evaluate_agents``, ``EvalOptions`` - trained agents
+* ``TrainedAgent``, ``load_agent``, ``evaluate_agents``, ``EvalOptions`` - trained agents
 """
 
-from kart_rewards.evaluation.agents import EvalOptions, TrainedAgent, evaluate_agents, load_agent, load_function
+from kart_rewards.evaluation.agents import EvalOptions, TrainedAgent, evaluate_agents, load_agent
 from kart_rewards.evaluation.contestants import Contestant, DriverPolicy, drivers, left_out
 from kart_rewards.evaluation.episodes import EpisodeResult, OnStep, Policy, PolicyMaker, play_episode
 from kart_rewards.evaluation.evaluator import Evaluator
@@ -41,7 +41,6 @@ __all__ = [
     "evaluation_score",
     "left_out",
     "load_agent",
-    "load_function",
     "play_episode",
     "seeds_table",
     "summarise",

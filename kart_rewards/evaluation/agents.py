@@ -2,7 +2,6 @@
 
 * ``TrainedAgent`` - an agent from a file, with the environment it was trained in
 * ``load_agent`` - loads one with a loader, ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``
-* ``load_function`` - imports a function by such a name
 * ``evaluate_agents`` - plays agents beside the scripted drivers, prints tables and writes a report
 * ``EvalOptions`` - the options of evaluation in a training script
 * ``command`` - the command line
@@ -13,7 +12,7 @@ A loader is a function ``load(path: Path) -> TrainedAgent``. ``examples/sb3_agen
 from __future__ import annotations
 
 import inspect
-import sys
+import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,14 +25,14 @@ from annotated_types import Ge, Interval
 from tqdm import tqdm
 
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
-from kart_rewards.errors import KartRewardsError, counted, did_you_mean
+from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.evaluation.contestants import Contestant, drivers, left_out
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker
 from kart_rewards.evaluation.evaluator import DEFAULT_RANDOM_START_FRAMES, Evaluator
 from kart_rewards.evaluation.statistics import across_seeds, summarise
 from kart_rewards.evaluation.tables import seeds_table, table, write_json
+from kart_rewards.imports import load_function
 from kart_rewards.integrations import find_game
-from kart_rewards.scripting import import_source
 from kart_rewards.training.options import Names, check_bounds
 
 DEFAULT_LOADER = "ppo_continuous_single_file:load_agent"
@@ -50,6 +49,9 @@ class EvalOptions:
     loader: str | None = None
     """With --evaluate: the function that loads the agents, MODULE:FUNCTION or FILE.py:FUNCTION. By default the agents
     are this program's own."""
+    output: Path | None = None
+    """With --evaluate: the JSON file to write; an existing file is replaced. By default evaluation.json beside the
+    first agent, which does not replace the result of another evaluation."""
     eval_interval: Annotated[int, Ge(0)] = 50
     """Number of updates from one evaluation of training to the next. The last update is evaluated, too. 0: never."""
     eval_episodes: Annotated[int, Ge(1)] = 5
@@ -63,6 +65,15 @@ class EvalOptions:
     shown in TensorBoard."""
     video_gif: bool = False
     """With --capture-video: keep the GIFs that TensorBoard shows, the first 20 seconds, beside the MP4s."""
+
+    def check(self) -> None:
+        """Raises KartRewardsError if the options do not fit together."""
+        for option, value, reason in (
+            ("--loader", self.loader, "training loads no agents"),
+            ("--output", self.output, "training writes no such file"),
+        ):
+            if value and not self.evaluate:
+                raise KartRewardsError(f"{option} {value}: {reason}: use it with --evaluate")
 
     @property
     def final_seed(self) -> int:
@@ -97,14 +108,14 @@ def load_agent(path: Path, loader: str = DEFAULT_LOADER, trust: bool = False) ->
 
     Args:
         path: The agent's file.
-        loader: The loader's name; see ``load_function``.
+        loader: The loader's name; see ``kart_rewards.imports.load_function``.
         trust: Run the code that the file names, even if another user or computer made it. It is passed to loaders with
             an argument of this name.
 
     Raises:
         KartRewardsError: The loader can't be imported, or it failed.
     """
-    load = load_function(loader)
+    load = load_function(loader, "loader", importable=True)  # worker processes unpickle its policies
     if not path.exists():
         raise KartRewardsError(f"{path}: no such file")
     takes_trust = "trust" in inspect.signature(load).parameters
@@ -123,43 +134,6 @@ def load_agent(path: Path, loader: str = DEFAULT_LOADER, trust: bool = False) ->
             f"{loader} returned a {type(agent).__name__}: a loader must return a kart_rewards.evaluation.TrainedAgent"
         )
     return agent
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """Imports a function by its name on the command line.
-
-    Args:
-        name: ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``. Modules are also looked for in the current folder.
-
-    Raises:
-        KartRewardsError: The module or function does not exist, or the module fails to import.
-
-    Example:
-        >>> load_function("kart_rewards.errors:counted")(2, "frame")
-        '2 frames'
-    """
-    source, _, function_name = name.rpartition(":")
-    if not (source and function_name):
-        raise KartRewardsError(f"{name!r}: is not the name of a function: write MODULE:FUNCTION or FILE.py:FUNCTION")
-    if source.endswith(".py"):
-        # Worker processes unpickle policies of this file, and import it by its plain name for that.
-        path = Path(source).resolve()
-        if not path.is_file():
-            raise KartRewardsError(f"{source}: no such file (the loader is {name!r})")
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
-        module = import_source(path.stem)
-        if Path(module.__file__ or "").resolve() != path:
-            raise KartRewardsError(
-                f"{source}: another module has the same name, {path.stem!r} ({module.__file__}): rename the file"
-            )
-    else:
-        module = import_source(source)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise KartRewardsError(f"{source}: has no function {function_name!r}.{did_you_mean(function_name, known)}")
-    return function
 
 
 def evaluate_agents(
@@ -184,21 +158,41 @@ def evaluate_agents(
         seed: The episodes' seeds are derived from it.
         random_start_frames: Each reset first drives 0 to this many emulated frames at random.
         video_folder: Folder for a video of each contestant's first episode on each course. None: no videos.
-        output: The JSON file. By default ``evaluation.json`` beside the first agent.
+        output: The JSON file; an existing file is replaced. None: ``evaluation.json`` beside the first agent, which
+            does not replace the result of another evaluation.
         workers: Number of processes at most. None: as many as there are processor cores.
 
     Returns:
-        The content of the JSON file: ``game``, ``eval_seed``, ``agents``, and for several agents ``across_seeds``. Each
-        agent has ``file``, ``seed``, ``steps``, ``summary`` (see ``summarise``) and ``episodes``.
+        The content of the JSON file: ``game``, ``eval_seed``, ``options``, ``agents``, and for several agents
+        ``across_seeds``. Each agent has ``file``, ``seed``, ``steps``, ``summary`` (see ``summarise``) and
+        ``episodes``.
 
     Raises:
-        KartRewardsError: The agents were trained in different environments, an episode failed, or the file can't be
-            written.
+        KartRewardsError: The agents were trained in different environments, there is no such start state, an episode
+            failed, the file can't be written, or it holds another evaluation.
     """
     first = agents[0]
     check_comparable(agents)
     options, name = first.env_options, first.env_options["game"]
-    states = list(states) or find_game(name, options.get("integrations")).states()
+    game = find_game(name, options.get("integrations"))
+    states = list(states) or game.states()
+    for state in states:
+        game.load_state(state)  # a missing course should be reported before anything is played
+    identity = {
+        "game": name,
+        "eval_seed": seed,
+        "options": {
+            "states": states,
+            "episodes": episodes,
+            "random_start_frames": random_start_frames,
+            "max_episode_frames": first.max_episode_frames,
+            "environment": {option: str(value) for option, value in sorted(options.items())},
+        },
+    }
+    of_agents = [{"file": str(agent.path), "seed": agent.seed, "steps": agent.steps} for agent in agents]
+    if output is None:
+        output = first.path.parent / "evaluation.json"
+        _check_replaceable(output, identity, of_agents)
     scripted = drivers(options)
     if text := left_out(scripted, states):
         print(text)
@@ -221,7 +215,7 @@ def evaluate_agents(
 
         of_drivers = play("drivers", scripted)
         reports, summaries = [], []
-        for agent in agents:
+        for agent, of_agent in zip(agents, of_agents, strict=True):
             contestants = [
                 Contestant("agent, deterministic", agent.make_policy(True), options),
                 Contestant("agent, sampled", agent.make_policy(False), options),
@@ -230,23 +224,30 @@ def evaluate_agents(
             summary = summarise(sorted(results, key=lambda result: states.index(result.state)))
             print(f"{_title(agent)}\n{table(summary)}\n")
             summaries.append(summary)
-            reports.append(
-                {
-                    "file": str(agent.path),
-                    "seed": agent.seed,
-                    "steps": agent.steps,
-                    "summary": summary,
-                    "episodes": [asdict(result) for result in results],
-                }
-            )
-    report: dict[str, Any] = {"game": name, "eval_seed": seed, "agents": reports}
+            reports.append({**of_agent, "summary": summary, "episodes": [asdict(result) for result in results]})
+    report: dict[str, Any] = {**identity, "agents": reports}
     if len(agents) > 1:
         report["across_seeds"] = across_seeds(summaries)
         print(f"the {counted(len(agents), 'agent')}: median and quartiles\n{seeds_table(report['across_seeds'])}\n")
-    output = output or first.path.parent / "evaluation.json"
     write_json(output, report)
     print(f"wrote {output}")
     return report
+
+
+def _check_replaceable(output: Path, identity: Mapping[str, Any], agents: Sequence[Mapping[str, Any]]) -> None:
+    """Raises KartRewardsError if a file is there that is not the result of this evaluation."""
+    if not output.exists():
+        return
+    try:
+        old = json.loads(output.read_text(encoding="utf-8"))
+        same = {name: old[name] for name in identity} == identity
+        same = same and [{name: each[name] for name in agents[0]} for each in old["agents"]] == agents
+    except (OSError, ValueError, LookupError, TypeError):  # it is no result of an evaluation, or of version 0.1
+        same = False
+    if not same:
+        raise KartRewardsError(
+            f"{output}: holds another evaluation, which is not replaced: name a file for this one with --output FILE"
+        )
 
 
 def evaluate_from_options(
@@ -281,6 +282,7 @@ def evaluate_from_options(
         episodes=options.eval_episodes,
         seed=options.final_seed,
         video_folder=paths[0].parent / "videos" / "evaluation" if options.capture_video else None,
+        output=options.output,
     )
 
 
@@ -302,18 +304,23 @@ def _title(agent: TrainedAgent) -> str:
 
 
 def command(
-    agents: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="AGENT…")],
+    agents: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="AGENT…", help_behavior_hint="(required)"),
+    ],
     /,
     loader: str = DEFAULT_LOADER,
     eval_episodes: int = EvalOptions.eval_episodes,
     eval_states: Names = EvalOptions.eval_states,
     eval_seed: int = EvalOptions.eval_seed,
     capture_video: bool = EvalOptions.capture_video,
+    output: Path | None = None,
     trust: bool = False,
 ) -> None:
     """Evaluates trained agents: plays races beside scripted drivers, and prints tables.
 
-    Also writes evaluation.json, with the tables and all episodes, beside the first agent.
+    Also writes a JSON file with the tables and all episodes.
 
     Args:
         agents: The agents' files, such as runs/NAME/best.pt. Several agents must differ only in the seed of their
@@ -325,6 +332,8 @@ def command(
         eval_seed: Seed of training's evaluations. This evaluation uses the next seed, because best.pt was chosen by
             that one.
         capture_video: Write the first episode of each course as MP4, into videos/evaluation/ beside the first agent.
+        output: The JSON file to write; an existing file is replaced. By default evaluation.json beside the first agent,
+            which does not replace the result of another evaluation.
         trust: Run the reward scripts that an agent's file names, even if another user or another computer made it.
     """
     if not agents:
@@ -336,6 +345,7 @@ def command(
         eval_states=eval_states,
         eval_seed=eval_seed,
         capture_video=capture_video,
+        output=output,
     )
     check_bounds(options)
     evaluate_from_options(options, load_agent, trust=trust)

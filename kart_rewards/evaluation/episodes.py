@@ -49,7 +49,7 @@ class EpisodeResult:
         wall_hits: Number of collisions with walls.
         episode_return: Sum of the rewards, after the reward transform.
         length_steps: Number of environment steps.
-        done_rule: The done rule that ended the episode. None if the frame limit ended it.
+        done_rule: The done rule that ended the episode. None if the frame limit or a wrapper ended it.
         reward_sums: Reward term -> sum of its weighted values, before the reward transform.
     """
 
@@ -79,7 +79,7 @@ def play_episode(
     random_start_frames: int = 0,
     on_step: OnStep | None = None,
 ) -> EpisodeResult:
-    """Plays one episode until a done rule or the frame limit ends it.
+    """Plays one episode until a done rule, a wrapper or the frame limit ends it.
 
     Args:
         env: A ``KartEnv``, or a wrapper around one. The policy gets the same.
@@ -109,7 +109,8 @@ def play_episode(
     episode_return, steps, ended = 0.0, 0, False
     while not ended and steps < max(max_episode_frames // core.frame_skip, 1):
         action = policy(env, observation)
-        observation, reward, ended, _, info = env.step(action)
+        observation, reward, terminated, truncated, info = env.step(action)
+        ended = terminated or truncated
         episode_return += reward
         steps += 1
         if on_step:

@@ -31,8 +31,8 @@ class TorchPolicy:
 
     Args:
         agent_class: Makes the agent from an observation space and an action space. The agent is a ``torch.nn.Module``
-            with a method ``act(observations, deterministic)``. The class must be at the top of a module, because it
-            is pickled.
+            with a method ``act(observations, deterministic)``. Its state dict must hold all its tensors. The class must
+            be at the top of a module, because it is pickled.
         weights: The agent's state dict, on the CPU.
         deterministic: Take the most probable action. False: sample actions, as in training, by the episode's seed.
     """
@@ -46,7 +46,8 @@ class TorchPolicy:
     def __call__(self, env: KartEnv, state: str, seed: int) -> Policy:
         if self._agent is None:
             torch.set_num_threads(1)  # several such processes play at the same time
-            self._agent = self.agent_class(env.observation_space, env.action_space)
+            with torch.device("meta"):  # without an initialisation of the weights, which are replaced
+                self._agent = self.agent_class(env.observation_space, env.action_space)
             load_weights(self._agent, self.weights)
         torch.manual_seed(seed)
         return self._act

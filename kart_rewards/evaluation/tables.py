@@ -35,18 +35,13 @@ _COLUMNS = (
     _Column("episodes", "episodes", "{}"),
     _Column("finished", "finish_rate", "{:.0%}"),
     _Column("lap\nbest", "best_lap_time_seconds", "{:.2f}"),
-    _Column("lap\n25%", "lower_quartile_lap_time_seconds", "{:.2f}"),
     _Column("lap\nmedian", "median_lap_time_seconds", "{:.2f}"),
-    _Column("lap\n75%", "upper_quartile_lap_time_seconds", "{:.2f}"),
     _Column("race\nbest", "best_race_time_seconds", "{:.2f}"),
-    _Column("race\n25%", "lower_quartile_race_time_seconds", "{:.2f}"),
     _Column("race\nmedian", "median_race_time_seconds", "{:.2f}"),
-    _Column("race\n75%", "upper_quartile_race_time_seconds", "{:.2f}"),
     _Column("off\nroad", "median_off_road_seconds", "{:.1f}"),
     _Column("wall\nhits", "median_wall_hits", "{:.1f}"),
     _Column("return", "median_return", "{:.1f}"),
 )
-_NOT_OVER_SEEDS = ("episodes", "25%", "75%")  # seeds_table has quartiles over the seeds, in rows
 
 _Row = tuple[str, Mapping[str, str]]
 """A label, and the text of each metric. A heading has no metrics."""
@@ -63,11 +58,11 @@ def table(summary: Summary) -> str:
                 cells["finish_rate"] = f"{round(rate * episodes)}/{episodes}"
                 del cells["episodes"]
             rows.append((f"  {policy}", cells))
-    legend = "Return: the median."
+    legend = "Return: the median, after --reward-scale."
     if any("finish_rate" in cells for _, cells in rows):
         legend = (
             "Times are in seconds. Lap: all completed laps. Race: finished episodes.\n"
-            "Off road, wall hits, return: medians."
+            "Off road, wall hits, return (after --reward-scale): medians."
         )
     return f"{_layout(_COLUMNS, rows)}\n{legend}"
 
@@ -77,7 +72,7 @@ def seeds_table(statistics: SeedStatistics) -> str:
 
     A fourth row has the number of seeds with a value, if it differs between the columns.
     """
-    columns = [column for column in _COLUMNS if not column.header.endswith(_NOT_OVER_SEEDS)]
+    columns = [column for column in _COLUMNS if column.metric != "episodes"]
     rows: list[_Row] = []
     for course, by_policy in statistics.items():
         rows.append((course, {}))
@@ -103,7 +98,7 @@ def _cells(metrics: Metrics) -> dict[str, str]:
 def _layout(columns: Sequence[_Column], rows: Sequence[_Row]) -> str:
     """Returns the rows as text, without the columns that have no values."""
     used = [column for column in columns if any(column.metric in cells for _, cells in rows)]
-    grid = Table(box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1))  # so that the usual tables fit 80 columns
     grid.add_column("")
     for column in used:
         grid.add_column(column.header, justify="right", vertical="bottom")

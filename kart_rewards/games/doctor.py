@@ -51,6 +51,7 @@ from kart_rewards.integrations import command as command_line
 from kart_rewards.ram import RamLayout, Variable, load_json
 from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
 from kart_rewards.scripting import Script
+from kart_rewards.training.options import GamesFolder
 
 LEAST_FREE_MEMORY_GIB = 2.0  # on 2 cores the trainer and its environments take 0.9, with evaluation 1.6 (*measured*)
 LEAST_FREE_DISK_GIB = 1.0  # a run's log and checkpoints take 0.1 (*measured*), and videos take more
@@ -128,7 +129,7 @@ class Findings:
 def command(
     game: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[GAME]")] = None,
     /,
-    integrations_path: Path | None = None,
+    integrations_path: GamesFolder = None,
 ) -> None:
     """Checks a game from its files to an episode of play, and checks this machine.
 
@@ -136,8 +137,6 @@ def command(
 
     Args:
         game: Name of the game's folder. By default every game that has its ROM is checked.
-        integrations_path: Folder of games, in stable-retro's layout. By default games are looked for in ./integrations,
-            in your data folder, and in the package.
     """
     if not diagnose(game, integrations_path):
         sys.exit(1)
@@ -516,11 +515,13 @@ def check_random_play(state: str, options: dict[str, Any], game: Game, findings:
     with findings.check("random play"):
         with closing(make_env(game.name, integrations=game.folder.parent, state=state, **options)) as env:
             played = _play_at_random(env)
-            alone: str = env.unwrapped.slow_turns() or env.unwrapped.sharing_fault()  # type: ignore[attr-defined]
+            core: Any = env.unwrapped
+            drawing, alone = core.describe_drawing(), core.slow_turns() or core.sharing_fault()
         flags = " ".join(flag for option, flag in _FLAGS.items() if option in options)
         fitted = f"with {flags}, because the defaults do not fit this console, " if options else ""
         episode = played.end or f"{played.steps} steps of an episode"
         findings.ok("random play", f"{fitted}from {state}, {episode}, all rewards finite")
+        findings.ok("drawing", drawing)
         if alone:
             remedy = "training does so by itself; in Python use gymnasium.vector.AsyncVectorEnv"
             findings.warn("several environments", f"each needs a process of its own, because {alone}", remedy)

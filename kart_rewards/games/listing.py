@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import Game, MissingRomError, find_game, integration_folders, list_games
+from kart_rewards.training.options import GamesFolder
 
 WITHOUT_TERMINAL = 10_000  # columns: a program that reads the table needs each row on one line
 
 
-def command(integrations_path: Path | None = None) -> None:
-    """Lists all games: the folder of each, whether its ROM is in place, and its start states.
-
-    Args:
-        integrations_path: The only folder of games to list, in stable-retro's layout. By default: ./integrations, the
-            user's data folder and the games that come with the project.
-    """
+def command(integrations_path: GamesFolder = None) -> None:
+    """Lists all games: the folder of each, whether its ROM is in place, and its start states."""
     games = [find_game(name, integrations_path) for name in list_games(integrations_path)]
     folders = ", ".join(map(str, integration_folders(integrations_path)))
     if not games:

@@ -28,6 +28,7 @@ from kart_rewards.games.roms import UNREADABLE, printable, readings
 from kart_rewards.integrations import command as command_line
 from kart_rewards.integrations import find_folder, is_file, rom_sha1, system_of, writable, writable_folder
 from kart_rewards.scenario import KEY
+from kart_rewards.training.options import GamesFolder
 
 _ARCADE = "FBNeo"  # its ROMs are zip files, and the core identifies them by their names
 _COPIERS = {".smc": "Snes", ".smd": "Genesis"}
@@ -45,6 +46,9 @@ _OTHER_FILES = {
     b"PK\x03\x04": "a zip file",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a RAR archive",
+    b"BZh91AY&SY": "a bzip2 file",
+    b"\xfd7zXZ\x00": "an xz file",
+    b"SQLite format 3\x00": "a database",
 }
 """How files begin that are not ROMs."""
 
@@ -118,18 +122,19 @@ def command(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
     rom: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROM")],
     /,
-    complete: bool = False,
-    integrations_path: Path | None = None,
+    complete: tyro.conf.FlagCreatePairsOff[bool] = False,
+    integrations_path: GamesFolder = None,
 ) -> None:
     """Begins the integration of another game: makes its folder, with a first reward term and its unit test.
+
+    The game's folder is made inside the folder of --integrations-path. By default it is made inside ./integrations if
+    that folder exists and may be written to, else inside your data folder.
 
     Args:
         name: Name of the game, with its console: MyGame-Snes. If the console is missing, it follows from the suffix of
             the ROM.
         rom: The ROM, for any console that stable-retro emulates, or a zip file with one ROM in it.
         complete: The game's folder exists already, but lacks files, such as rom.sha: add them. Existing files stay.
-        integrations_path: Folder of games in which to make the game's folder. By default the first of these folders
-            that may be written to: ./integrations, if it exists, and your data folder.
     """
     print((complete_folder if complete else scaffold)(name, rom, integrations_path))
 

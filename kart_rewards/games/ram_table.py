@@ -10,6 +10,8 @@ from typing import Annotated
 
 import tyro
 
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.integrations import find_game, is_file, list_games
 from kart_rewards.ram import RamLayout, read_state_file
 
 
@@ -21,9 +23,13 @@ def command(
     """Prints the variables inside a start state: name, address, type and value. Needs no emulator.
 
     Args:
-        state: A SNES .state file.
+        state: A SNES .state file, such as integrations/HomebrewKart-Snes/Level1.state.
         data: The data.json that describes the variables. By default the one beside the state.
     """
+    if not is_file(state):
+        named = [game.state_path(state.name) for game in map(find_game, list_games()) if state.name in game.states()]
+        if named:
+            raise KartRewardsError(f"{state}: no such file. Did you mean {' or '.join(map(str, named))}?")
     work_ram = read_state_file(state)
     layout = RamLayout.from_file(data or state.parent / "data.json")
     snapshot = layout.decode(work_ram)

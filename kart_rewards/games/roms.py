@@ -34,6 +34,7 @@ from kart_rewards.integrations import (
     rom_sha1,
     writable,
 )
+from kart_rewards.training.options import GamesFolder
 
 _COPIER_HEADER_BYTES = 512  # old dumping devices put such a header before the ROM of a SNES or Genesis
 _INTERLEAVED_BYTES = 2**14  # in a .smd dump of a Genesis, each such block has its odd bytes first, then its even ones
@@ -58,19 +59,21 @@ class Imported(NamedTuple):
 
 
 def command(
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    paths: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
+    ],
     /,
-    integrations_path: Path | None = None,
+    integrations_path: GamesFolder = None,
 ) -> None:
     """Copies your own ROM dumps into the folders of their games. Recognises each by its SHA-1.
 
     Args:
         paths: Files, folders and zip files to search.
-        integrations_path: The only folder of games to use, in stable-retro's layout. By default: ./integrations, the
-            user's data folder and the games that come with the project.
     """
     if not paths:
-        raise KartRewardsError("no path is given: kart-rewards import PATH")
+        raise KartRewardsError("no path is given: kart-rewards import PATH [PATH ...]")
     files: set[str] = set()
     games: set[str] = set()
     for file, message, game in import_roms(list(paths), integrations_path):

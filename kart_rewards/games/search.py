@@ -31,6 +31,7 @@ from kart_rewards.games.data_file import add_variable, read_entries
 from kart_rewards.games.inputs import Held, button_masks, movie_start, parse_inputs, read_inputs
 from kart_rewards.games.ram_search import COMPARISONS, RamSearch, Reading
 from kart_rewards.integrations import Game, find_game, writable
+from kart_rewards.training.options import GamesFolder
 
 FEW_ADDRESSES = 100  # are listed after each 'keep', and shown in the window
 PLACES_SHOWN = 10
@@ -45,7 +46,7 @@ def command(
     state: str | None = None,
     name: str | None = None,
     script: Path | None = None,
-    integrations_path: Path | None = None,
+    integrations_path: GamesFolder = None,
 ) -> None:
     """Finds the address at which a game keeps a value, and adds it to data.json.
 
@@ -68,8 +69,6 @@ def command(
             metadata.json, or power-on if the game has no state yet.
         name: Name of the variable. With it, "add 1" needs no name.
         script: File of commands, one per line. "#" starts a comment. The first command that fails ends the search.
-        integrations_path: Folder of games, in stable-retro's layout. The default is ./integrations, then the user's
-            data folder, then the games of the package.
     """
     found = find_game(game, integrations_path)
     if state is None and found.states():

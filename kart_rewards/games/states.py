@@ -26,6 +26,7 @@ from kart_rewards.games.session import NOTHING, Session
 from kart_rewards.games.state_window import StateWindow
 from kart_rewards.integrations import Game, find_folder, find_game, writable
 from kart_rewards.ram import load_json
+from kart_rewards.training.options import GamesFolder
 
 _NAME = re.compile(r"\w[\w .+-]*")
 
@@ -42,7 +43,7 @@ def command(
     record: Path | None = None,
     overwrite: bool = False,
     default: bool = False,
-    integrations_path: Path | None = None,
+    integrations_path: GamesFolder = None,
 ) -> None:
     """Makes a start state: plays the game by script, by hand or both, checks the state, and keeps it.
 
@@ -63,8 +64,6 @@ def command(
         record: Write the buttons that were pressed up to the state to this file, as a script for --inputs.
         overwrite: Replace existing files.
         default: Make this state the default for training, in metadata.json.
-        integrations_path: Folder of games, in stable-retro's layout. By default the game is looked for in
-            ./integrations, in your data folder, and in the package.
     """
     if not (play or inputs or until):
         raise KartRewardsError("say how to reach the state: --play, --inputs FILE or --until CONDITION")

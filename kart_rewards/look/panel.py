@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 from kart_rewards.env import KartEnv
-from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Lit
+from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Headings, Lit
 
 _LIT_SECONDS = 0.5  # for which a payment stays highlighted; a single frame would be too short to see
 _MAX_VARIABLES = 8  # shown for a game without race metrics
@@ -58,7 +58,7 @@ class Panel:
 
     def _term_lines(self) -> list[str]:
         totals = self._info["episode_rewards"]["sum"]
-        lines = [_row("reward term", "paid", "total")]
+        lines: list[str] = [Headings(_row("reward term", "paid", "total"))]
         for name, total in totals.items():
             frame, paid = self._last_paid.get(name, (0, 0.0))
             if paid and self._frames - frame < _LIT_SECONDS * self._env.frames_per_second:

@@ -29,19 +29,19 @@ from kart_rewards.integrations import state_labels
 from kart_rewards.look.panel import Panel, fitting
 from kart_rewards.rewards import parse_weights
 from kart_rewards.testing import save_trace
-from kart_rewards.training.options import Names
+from kart_rewards.training.options import GamesFolder, Names
 
 _TRACE, _MOVIE = ".csv.gz", ".bk2"
 
 
 def command(
-    game: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GAME")] = "HomebrewKart-Snes",
+    game: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[GAME]")] = "HomebrewKart-Snes",
     /,
     state: str | None = None,
     scenario: str = "scenario",
     rewards: Names = (),
     reward_weights: Names = (),
-    integrations_path: Path | None = None,
+    integrations_path: GamesFolder = None,
     output: Path = Path("recordings"),
     scale: int = 3,
 ) -> None:
@@ -53,7 +53,6 @@ def command(
         scenario: Reward terms and done rules: the name of a file in the game's folder, or a .json path.
         rewards: Python files or modules with reward terms and done rules to add.
         reward_weights: Weights that override the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02.
-        integrations_path: Folder of games, in stable-retro's layout. By default the standard lookup.
         output: Folder for the recordings. Each episode has two files: NAME.csv.gz for load_trace, NAME.bk2 for
             stable-retro.
         scale: Width and height, in pixels of the window, of a pixel of the game. Smaller if the window would not fit

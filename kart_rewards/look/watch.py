@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import tempfile
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -51,7 +52,8 @@ def watch(
         agent: The agent.
         state: The course, by its start state. None: the first course of the agent's training.
         output: Video file to write, .mp4 or .gif. None: open a window.
-        seconds: Length of an episode at most, in seconds of the console. None: the agent's frame limit.
+        seconds: Length of an episode at most, in seconds of the console. None: the agent's frame limit. The last
+            picture stays for 1.5 seconds more.
         sampled: Sample the actions, as in training. False: take the most probable action.
         seed: Seed of the first episode. Each further episode has the next seed.
         random_start_frames: Each reset first drives 0 to this many emulated frames at random.
@@ -65,8 +67,11 @@ def watch(
         raise KartRewardsError(f"{output}: must end in .mp4 or .gif")
     if not 1 <= scale <= LARGEST_SCALE:
         raise KartRewardsError(f"--scale must be between 1 and {LARGEST_SCALE}, not {scale}")
-    if seed < 0 or random_start_frames < 0 or (seconds is not None and seconds <= 0):
-        raise KartRewardsError("--seed and --random-start-frames must be 0 or more, --seconds more than 0")
+    for option, number in (("--seed", seed), ("--random-start-frames", random_start_frames)):
+        if number < 0:
+            raise KartRewardsError(f"{option} must be 0 or more, not {number}")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise KartRewardsError(f"--seconds must be a finite number above 0, not {seconds:g}")
     with closing(make_wrapped(agent.env_options)) as env:
         core: Any = env.unwrapped
         frames = agent.max_episode_frames
@@ -108,11 +113,9 @@ def _play(
     course: str,
     seed: int,
     show: Callable[[np.ndarray, list[str]], object],
-    *,
-    max_episode_frames: int,
-    random_start_frames: int,
+    **limits: Any,
 ) -> None:
-    """Plays an episode, shows each emulated frame of it, and prints its result."""
+    """Plays an episode, shows each emulated frame of it, and prints its result. ``limits`` are of ``play_episode``."""
     core: KartEnv = env.unwrapped
     panel: Panel | None = None
 
@@ -128,15 +131,7 @@ def _play(
             panel = Panel(core, info)
 
     core.on_frame = on_frame
-    result = play_episode(
-        env,
-        make_policy(env, course, seed),
-        course,
-        seed,
-        on_step=on_step,
-        max_episode_frames=max_episode_frames,
-        random_start_frames=random_start_frames,
-    )
+    result = play_episode(env, make_policy(env, course, seed), course, seed, on_step=on_step, **limits)
     for _ in range(round(_SECONDS_AFTER_EPISODE * core.frames_per_second)):
         on_frame()
     print(_in_words(result))
@@ -174,7 +169,8 @@ def command(
             ppo_continuous_single_file.py.
         state: The course, by its start state. By default the first course of the agent's training.
         output: Video file to write instead of opening a window: .mp4, or a smaller .gif with 10 pictures per second.
-        seconds: Length of an episode at most. By default the limit of training.
+        seconds: Length of an episode at most. By default the limit of training. Its last picture then stays for 1.5
+            seconds, also in a video.
         sampled: Sample the actions, as in training, instead of taking the most probable one.
         seed: Seed of the first episode. Each further episode has the next seed.
         random_start_frames: Drive 0 to this many emulated frames at random before each episode.

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -24,7 +26,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from kart_rewards.errors import KartRewardsError, NothingToDo
 from kart_rewards.files import atomic_write
-from kart_rewards.training.sources import RunRewards
+from kart_rewards.training.sources import RunRewards, changed_sources, changed_wrappers
 
 _AGENT_KEYS = {"agent", "updates", "steps", "options", "scoring"}
 _RESUME_KEYS = {"optimizer", "rng_states", "env_states", "best_score"}
@@ -164,33 +166,37 @@ class Resumption:
         of_0_1 = any("source " in value for value in checkpoint.scoring.values())
         changed = _changes(checkpoint.scoring, rewards.fingerprints_of_0_1 if of_0_1 else rewards.fingerprints)
         if changed and not allow_changed_rewards:
+            copies = changed_sources(checkpoint.path.parent)
+            old = "".join(f"\n  {file}: the run's own text of it is {copy}" for file, copy in copies.items())
             raise KartRewardsError(
-                f"{checkpoint.path}: was trained with other reward terms, done rules, variables, ROM or core:\n"
-                f"{changed}\nResume with the old ones, or add --allow-changed-rewards"
+                f"{checkpoint.path}: was trained with {_kinds(changed)}:\n{changed}\nResume with the old ones, or add "
+                f"--allow-changed-rewards{old}"
             )
         if changed:
             notices.append(f"Resuming although this has changed:\n{changed}")
+        for file in changed_wrappers(checkpoint.path.parent, options["env"]["wrappers"]):
+            notices.append(f"{file}: has changed since the run began: its wrappers are used as they are now.")
         total = options["ppo"]["total_timesteps"]
         if checkpoint.steps + steps_per_update > total:
             finished = (
-                f"{checkpoint.path}: the run is finished: {checkpoint.steps} of {total} steps are done: raise "
+                f"the run of {checkpoint.path} is finished: {checkpoint.steps:,} of {total:,} steps are done. Raise "
                 "--total-timesteps to train further"
             )
             raise NothingToDo(finished) if auto else KartRewardsError(finished)
         planned = then["ppo"]["total_timesteps"]
-        if options["ppo"]["anneal_lr"] and total != planned:
-            before, now = (options["ppo"]["learning_rate"] * (1 - checkpoint.steps / end) for end in (planned, total))
+        if options["ppo"]["anneal_lr"] and then["ppo"]["anneal_lr"] and total != planned:
+            before = then["ppo"]["learning_rate"] * (1 - checkpoint.steps / planned)
+            now = options["ppo"]["learning_rate"] * (1 - checkpoint.steps / total)
             notices.append(
                 f"The learning rate goes on at {now:.2g} instead of {before:.2g}: it falls to 0 over {total:,} steps, "
                 f"no longer over {planned:,}."
             )
 
         folder: Path | None = checkpoint.path.parent
-        assert folder is not None
         if then["env"]["env_id"] != options["env"]["env_id"]:
             folder = None
-        elif _steps_of(folder / "agent.pt") > checkpoint.steps:
-            notices.append(f"{folder / 'agent.pt'} is ahead of {checkpoint.path}: this run gets a folder of its own.")
+        elif _steps_of(newest := checkpoint.path.parent / "agent.pt") > checkpoint.steps:
+            notices.append(f"{newest} is ahead of {checkpoint.path}: this run gets a folder of its own.")
             folder = None
 
         new_episodes = ""
@@ -264,6 +270,8 @@ def _check_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -
         if not groups_fit or saved["state"].keys() - set(range(len(parameters))):
             raise damaged
         for i, moments in saved["state"].items():
+            if not isinstance(moments, dict):  # a tensor would take the names below as indices
+                raise damaged
             shapes = {"step": torch.Size([]), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
             for name, shape in shapes.items():
                 if moments[name].shape != shape or moments[name].dtype != torch.float32:
@@ -297,6 +305,13 @@ def _changes(saved: Mapping[str, str], current: Mapping[str, str]) -> str:
     )
 
 
+def _kinds(changes: str) -> str:
+    """What the lines of ``_changes`` are about, in words."""
+    words = {"term ": "reward terms", "rule ": "done rules", "variable ": "variables", "ROM:": "ROM", "core:": "core"}
+    found = [word for kind, word in words.items() if f"\n  {kind}" in f"\n{changes}"] or ["rewards"]
+    return "other " + " and ".join(filter(None, [", ".join(found[:-1]), found[-1]]))
+
+
 def _steps_of(path: Path) -> int:
     try:
         return Checkpoint.load(path).steps
@@ -305,14 +320,16 @@ def _steps_of(path: Path) -> int:
 
 
 def load_weights(agent: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Gives an agent its weights.
+    """Gives an agent its weights. An agent on PyTorch's meta device, without memory, takes over these tensors.
 
     Raises:
         KartRewardsError: The weights are for other observations or actions.
     """
+    own = agent.state_dict()
     try:
-        agent.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError):
+        fitting = {name: value.to(own[name].dtype) for name, value in weights.items()}
+        agent.load_state_dict(fitting, assign=any(tensor.is_meta for tensor in own.values()))
+    except (LookupError, RuntimeError, TypeError, AttributeError):
         raise KartRewardsError(
             "the checkpoint's agent is for other observations or actions than these options make"
         ) from None
@@ -331,12 +348,13 @@ def find_checkpoint(resume: str, runs_path: Path, games: Iterable[str], exp_name
     Raises:
         KartRewardsError: See ``Checkpoint.load``.
     """
-    path = newest_checkpoint(runs_path, games, exp_name, seed) if resume == "auto" else Path(resume)
-    return Checkpoint.load(path, to_resume=True) if path else None
+    if resume == "auto":
+        return newest_checkpoint(runs_path, games, exp_name, seed)
+    return Checkpoint.load(Path(resume), to_resume=True)
 
 
-def newest_checkpoint(runs_path: Path, games: Iterable[str], exp_name: str, seed: int) -> Path | None:
-    """Returns the newest complete checkpoint of a run with this game, name and seed; None if there is none.
+def newest_checkpoint(runs_path: Path, games: Iterable[str], exp_name: str, seed: int) -> Checkpoint | None:
+    """Loads the newest complete checkpoint of a run with this game, name and seed; None if there is none.
 
     Prints the damaged checkpoints that it skips.
 
@@ -346,11 +364,10 @@ def newest_checkpoint(runs_path: Path, games: Iterable[str], exp_name: str, seed
         exp_name: The run's name.
         seed: The run's seed.
     """
-    found = [path for game in games for path in runs_path.glob(f"{game}__{exp_name}__{seed}__*/agent*.pt")]
+    found = [path for game in games for path in runs_path.glob(f"{escape(f'{game}__{exp_name}')}__{seed}__*/agent*.pt")]
     for path in _newest_first(found):
         try:
-            Checkpoint.load(path, to_resume=True)
-            return path
+            return Checkpoint.load(path, to_resume=True)
         except KartRewardsError as error:
             print(f"skipped: {error}")
     return None
@@ -386,4 +403,8 @@ def save_atomically(content: Mapping[str, Any], *paths: Path) -> None:
 
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    ages = []
+    for path in paths:
+        with suppress(FileNotFoundError):  # another run of this name has just removed it
+            ages.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(ages, key=lambda age: age[0], reverse=True)]

@@ -3,12 +3,12 @@
 * ``playable_game`` - the game that was asked for, or the free one where the retail game's ROM is missing
 * ``RETAIL_GAME``, ``FREE_GAME`` - their names
 * ``names_of_run`` - the games whose runs may be the one that is asked for
-* ``resolved_options`` - options with a playable game and absolute paths
+* ``resolved_options``, ``absolute_states`` - options with a playable game and absolute paths
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,25 @@ def resolved_options(options: Mapping[str, Any]) -> dict[str, Any]:
         "integrations_path": integrations,
         "scenario": None if scenario is None else _absolute(scenario, ".json", folder),
         "info": _absolute(options["info"], ".json", folder),
-        "state": tuple(_absolute(state, ".state", folder) for state in options["state"]),
+        "state": absolute_states(options["state"], name, integrations),
         "rewards": tuple(_absolute(source, ".py") for source in options["rewards"]),
         "wrappers": tuple(_absolute_file_of(wrapper) for wrapper in options["wrappers"]),
     }
+
+
+def absolute_states(states: Iterable[str], game: str, integrations: Path | None) -> tuple[str, ...]:
+    """Returns start states with absolute paths; names in the game's folder stay as they are.
+
+    Args:
+        states: Names of states, and paths that end in ``.state``.
+        game: The game.
+        integrations: The folder of games. None: the standard folders.
+
+    Raises:
+        KartRewardsError: There is no such game.
+    """
+    folder = find_game(game, integrations).folder
+    return tuple(_absolute(state, ".state", folder) for state in states)
 
 
 def _absolute_file_of(wrapper: str) -> str:

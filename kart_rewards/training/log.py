@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from kart_rewards.env.video import to_gif
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.scenario import Scoring
 from kart_rewards.scripting import Script
 
@@ -50,19 +50,34 @@ class Evaluation:
     videos: list[Path] = field(default_factory=list)
     keep_gifs: bool = False
 
+    def text(self) -> str:
+        """Returns the result in a few words: races and laps; without a race, the return."""
+
+        def known(metric: str) -> list[float]:
+            return [course[metric] for course in self.metrics.values() if metric in course]
+
+        where = f" on {len(self.metrics)} courses" if len(self.metrics) > 1 else ""
+        returns, laps = known("median_return"), known("median_lap_time_seconds")
+        if not known("finish_rate"):
+            return f"median return {sum(returns) / max(len(returns), 1):.1f}{where}"
+        finished = sum(course.get("finish_rate", 0) * course.get("episodes", 0) for course in self.metrics.values())
+        text = f"{finished:.0f} of {counted(int(sum(known('episodes'))), 'race')} finished{where}"
+        return f"{text}, median lap {laps[0]:.2f} s" if laps and not where else text
+
 
 class Progress:
     """One line on the terminal, renewed in place. Where the output is not a terminal, a new line every 10 seconds.
 
     Args:
-        total_steps: Agent steps of the whole run.
+        total_steps: Agent steps that the whole run will have done at its end.
         steps: Agent steps done before this process started.
     """
 
     def __init__(self, total_steps: int, steps: int) -> None:
         tqdm.set_lock(threading.RLock())  # its default is shared between processes, of which one alone prints here
         tqdm.monitor_interval = 0  # without a thread that watches the line
-        terminal = sys.stdout.isatty()
+        self._terminal = terminal = sys.stdout.isatty()
+        self._ended_at: float = steps  # tqdm's numbers may be floats
         self._returns: deque[float] = deque(maxlen=20)
         self._best_lap_seconds = math.inf
         self._line: tqdm[Any] = tqdm(
@@ -82,6 +97,11 @@ class Progress:
         self._returns.append(episode_return)
         self._best_lap_seconds = min(self._best_lap_seconds, best_lap_seconds)
 
+    def print(self, text: str) -> None:
+        """Prints a message below the line, which goes on in a new line."""
+        self.end_line()
+        _Lines().write(text)
+
     def update(self, steps: int) -> None:
         """Shows how many agent steps are done, if the last line is old enough."""
         parts = ["", f"return {sum(self._returns) / len(self._returns):.1f}"] if self._returns else []
@@ -95,8 +115,21 @@ class Progress:
         numbers = self._line.format_dict
         return float(numbers["n"] - numbers["initial"]) / max(float(numbers["elapsed"]), 1e-9)
 
+    def end_line(self) -> None:
+        """Shows the latest numbers, unless a line has them already. On a terminal, what follows is in a new line."""
+        line = self._line
+        if line.n == self._ended_at:
+            return
+        if line.n > line.last_print_n:
+            line.refresh()
+        if self._terminal:
+            print(flush=True)
+        self._ended_at = line.n
+
     def close(self) -> None:
-        """Shows the line a last time and ends it."""
+        """Shows the latest numbers and ends the line."""
+        self.end_line()
+        self._line.delay = math.inf  # so that tqdm does not show it a second time
         self._line.close()
 
 
@@ -123,7 +156,7 @@ class Log:
         folder: The run's folder.
         options: Option -> value, of all groups.
         scoring: The run's reward terms and done rules.
-        total_steps: Agent steps of the whole run.
+        total_steps: Agent steps that the whole run will have done at its end.
         steps: Agent steps done so far. Later entries of an earlier process are dropped from the curves.
         wandb_options: Arguments of ``wandb.init``, to mirror the log to Weights & Biases. None: do not.
 
@@ -207,8 +240,17 @@ class Log:
             self.scalars("rewards" if kind == "sum" else f"rewards_{kind}", by_term, steps)
         self.scalars("race", race, steps)
 
-    def evaluation(self, evaluation: Evaluation, steps: int) -> None:
-        """Writes an evaluation as ``eval/COURSE/METRIC``, and its videos as GIFs. Prints why a GIF can't be made."""
+    def evaluation(self, evaluation: Evaluation, steps: int, is_best: bool = False) -> None:
+        """Prints an evaluation in one line, and writes it as ``eval/COURSE/METRIC``, and its videos as GIFs.
+
+        Prints why a GIF can't be made.
+
+        Args:
+            evaluation: The evaluation.
+            steps: Agent steps done so far.
+            is_best: Whether it is the best one so far, so that the run keeps its agent.
+        """
+        self.progress.print(f"evaluation after {counted(steps, 'step')}: {evaluation.text()}{' -> best.pt' * is_best}")
         for course, metrics in evaluation.metrics.items():
             self.scalars(f"eval/{course}", metrics, steps)
         for video in evaluation.videos:

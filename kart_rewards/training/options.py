@@ -1,17 +1,28 @@
 """Options of a command line: bounds, and a form that a checkpoint can hold.
 
 * ``check_bounds`` - compares each option with the bounds that its annotation names
+* ``check_given_once`` - refuses an option with several values that is given twice
+* ``flow_help`` - joins the lines of help texts
+* ``GamesFolder`` - the type of the option ``--integrations-path``
+* ``INTEGERS`` - rules for tyro: integers may be written as 1e5, too
 * ``Names`` - the type of an option with one or more values
 * ``to_plain_options`` - option dataclasses as plain values
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import math
-from collections.abc import Iterable
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import tyro
 from annotated_types import Ge, Interval
@@ -34,8 +45,47 @@ Names = Annotated[
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=list,
     ),
+    tyro.conf.arg(help_behavior_hint=lambda default: f"(default: {default})" if default else ""),
 ]
 """An option with one or more values. Without a value the command line refuses it."""
+
+GamesFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="PATH",
+        help="Folder of games, in stable-retro's layout. By default ./integrations, then your data folder, then the "
+        "package.",
+        help_behavior_hint="",
+    ),
+]
+"""The option ``--integrations-path`` of all commands."""
+
+
+INTEGERS = tyro.constructors.ConstructorRegistry()
+"""Rules for ``tyro.cli``: integers may be written as 1e5, too."""
+
+
+@INTEGERS.primitive_rule
+def _integers(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: _integer(words[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _integer(text: str) -> int:
+    """Returns the integer that a text such as 100000, 100_000 or 1e5 means."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ArithmeticError):
+        if (number := Decimal(text)) == number.to_integral_value() and number.adjusted() < 20:
+            return int(number)
+    raise ValueError(f"{text!r} is not an integer")
 
 
 def check_given_once(arguments: Iterable[str], *options: str) -> None:
@@ -54,14 +104,15 @@ def check_given_once(arguments: Iterable[str], *options: str) -> None:
             raise KartRewardsError(f"{option} is given more than once: write all its values after one {option}")
 
 
-def check_bounds(options: Any) -> None:
-    """Checks the fields of a dataclass against the bounds in their annotations. A value of None is not checked.
+def check_bounds(*groups: Any) -> None:
+    """Checks the fields of dataclasses against the bounds in their annotations. None and ``auto`` are not checked.
 
     Args:
-        options: An instance of a dataclass with fields such as ``gamma: Annotated[float, Interval(ge=0, le=1)]``.
+        groups: Instances of dataclasses with fields such as ``gamma: Annotated[float, Interval(ge=0, le=1)]``.
 
     Raises:
-        KartRewardsError: A value is outside its bounds. The message names the option as the command line spells it.
+        KartRewardsError: A value is outside its bounds, or is not a finite number. The message names the option as the
+            command line spells it.
 
     Example:
         >>> from kart_rewards.training.run import RunOptions
@@ -69,16 +120,41 @@ def check_bounds(options: Any) -> None:
         Traceback (most recent call last):
         kart_rewards.errors.KartRewardsError: --checkpoints-kept must be 1 or more, not 0
     """
-    for name, hint in get_type_hints(type(options), include_extras=True).items():
-        value = getattr(options, name)
-        for bound in getattr(hint, "__metadata__", ()):
-            if value is None or not isinstance(bound, (Ge, Interval)):
-                continue
-            low: Any = bound.ge
-            high: Any = math.inf if isinstance(bound, Ge) else bound.le
-            if not low <= value <= high or math.isinf(value):
-                wanted = f"{low} or more" if high == math.inf else f"between {low} and {high}"
-                raise KartRewardsError(f"--{name.replace('_', '-')} must be {wanted}, not {value}")
+    for group in groups:
+        for name, hint in get_type_hints(type(group), include_extras=True).items():
+            value, option = getattr(group, name), f"--{name.replace('_', '-')}"
+            for bound in getattr(hint, "__metadata__", ()):
+                if value in (None, "auto") or not isinstance(bound, (Ge, Interval)):
+                    continue
+                low: Any = bound.ge
+                most: Any = getattr(bound, "le", None)
+                less_than: Any = getattr(bound, "lt", None) or math.inf
+                if not (low <= value < less_than if most is None else low <= value <= most):
+                    wanted = f"{low} or more" if most is None else f"between {low} and {most}"
+                    wanted += f" and less than {less_than}" if less_than < math.inf else ""
+                    raise KartRewardsError(f"{option} must be {wanted}, not {value}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise KartRewardsError(f"{option} must be a finite number, not {value}")
+
+
+def flow_help(*described: Callable[..., Any]) -> None:
+    """Joins the lines of each option's help text, which tyro would break where the source code does.
+
+    Args:
+        described: Functions whose docstrings have ``Args``, and dataclasses whose fields have docstrings. Their own
+            docstrings are changed.
+    """
+    for each in described:
+        text = inspect.getdoc(each) or ""
+        if not inspect.isclass(each):
+            each.__doc__ = re.sub(r"\n {8,}", " ", text)
+            continue
+        lines = [text.partition("\n\nArgs:")[0], "", "Args:"]  # which tyro prefers to the docstrings of the fields
+        [definition] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        for option, its_help in itertools.pairwise(cast(ast.ClassDef, definition).body):
+            if isinstance(option, ast.AnnAssign) and isinstance(its_help, ast.Expr):
+                lines.append(f"    {ast.unparse(option.target)}: {' '.join(ast.literal_eval(its_help.value).split())}")
+        each.__doc__ = "\n".join(lines)
 
 
 def to_plain_options(options: Any) -> dict[str, Any]:

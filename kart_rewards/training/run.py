@@ -29,6 +29,7 @@ from torch import nn
 
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import UnwritableError, copies_in_use, use_copies
+from kart_rewards.imports import source_files
 from kart_rewards.training.checkpoints import Resumption, save_atomically, save_checkpoint
 from kart_rewards.training.log import Evaluation, Log, check_wandb
 from kart_rewards.training.ranks import Ranks
@@ -51,10 +52,13 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the agent runs. auto: cuda if there is one, else cpu."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the network computes with while it trains; weights, heads and losses are float32. auto: bfloat16 where the
-    device has instructions for it."""
-    compile: bool = False
-    """Compile the network with torch.compile. Without a compiler on this machine, training goes on uncompiled."""
+    """What the network computes with while it trains; weights, heads and losses are float32. auto: what is faster on
+    this machine, measured at the start."""
+    compile: Literal["off", "on", "auto"] = "off"
+    """Compile the network with torch.compile, which takes up to a minute at the start. Without a compiler on this
+    machine, training goes on uncompiled. auto: measure whether it is faster."""
+    threads: Annotated[Literal["auto"] | int, Ge(1)] = "auto"
+    """Processor threads that compute an update. auto: one per core."""
     torch_deterministic: bool = True
     """Use only deterministic algorithms in cuDNN."""
     resume: str | None = None
@@ -65,7 +69,7 @@ class RunOptions:
     allow_changed_rewards: bool = False
     """Resume although the reward terms or done rules differ from those of the checkpoint."""
     checkpoint_interval: Annotated[int, Ge(0)] = 20
-    """Save a checkpoint after this many updates, again and again, and at the end. 0: at the end only."""
+    """Number of updates from one checkpoint to the next. The last update is saved, too. 0: only the last."""
     checkpoints_kept: Annotated[int, Ge(1)] = 3
     """Keep this many of the last checkpoints, as agent-STEPS.pt. agent.pt is the newest."""
     track: bool = False
@@ -74,6 +78,10 @@ class RunOptions:
     """The Weights & Biases project."""
     wandb_entity: str | None = None
     """The Weights & Biases team."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compile, bool):  # from a checkpoint of version 0.1
+            self.compile = "on" if self.compile else "off"
 
 
 class EndedEpisode(NamedTuple):
@@ -179,6 +187,7 @@ class Run:
         self._best_score: list[float] = []
         self._log: Log | None = None
         self._episodes = 0
+        self._saved: tuple[int, int] | None = None  # updates and steps of the last checkpoint
         self._seconds_before: list[dict[str, float]] = []
 
     @contextmanager
@@ -198,17 +207,22 @@ class Run:
         """
         self._agent, self._optimizer = agent, optimizer
         self._take_over()
+        observations, rank_states = self._first_frames()  # a term that fails there leaves no folder behind
         if self.ranks.rank == 0:
             self.folder = (self.resumption and self.resumption.folder) or make_run_folder(
                 self.options.runs_path, self.settings["env"]["env_id"], self.options.exp_name, self.options.seed
             )
         print(f"{title}, logging to {self.folder}\n{self.rewards.scoring.table()}\n")
-        for text in self.rewards.scoring.notices():
+        for text in self._notices():
             print(f"{text}\n")
         failure: Exception | None = None
         copies_before = copies_in_use()
         try:
-            yield self._start()
+            self._start(rank_states)
+            yield observations
+        except KeyboardInterrupt:
+            self._end_at_once()
+            raise
         except (OSError, UnwritableError) as error:
             failure = _unwritable(self.folder, error)
         except Exception as error:  # an internal error must not lose what was learned either
@@ -224,35 +238,48 @@ class Run:
             self.resumption.restore(self._agent, self._optimizer)
             self.steps, self.updates = self.resumption.checkpoint.steps, self.resumption.checkpoint.updates
             self._best_score = self.resumption.best_score
+        self._last_step = self.total_steps - (self.total_steps - self.steps) % self.steps_per_update
         self.ranks.agree(self._agent, self.steps)
         # Each rank samples other actions, and a resumed run other ones than at its beginning.
         torch.manual_seed((self.options.seed + self.ranks.rank + self.steps) % 2**63)
         if self.resumption:
             self.resumption.restore_random_numbers(self.ranks.rank, self.ranks.world_size, self.device)
 
-    def _start(self) -> np.ndarray:
+    def _notices(self) -> Iterator[str]:
+        if self.envs.drawing:
+            yield self.envs.drawing
+        yield from self.rewards.scoring.notices()
+        if self._last_step < self.total_steps:
+            yield (
+                f"Training ends after {self._last_step:,} steps, not {self.total_steps:,}: each rollout is complete, "
+                f"with {counted(self.steps_per_update, 'step')}."
+            )
+
+    def _first_frames(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Resets the environments. Returns their observations, and the state of each rank."""
         if any(each != self.rewards.scoring.fingerprints() for each in self.envs.call("fingerprints")):
             raise KartRewardsError("a file of reward terms has changed while the run started: start the run again")
-        if self.ranks.rank == 0:
-            keep_sources(self.folder, self.rewards.files)
-            use_copies(kept_sources(self.folder))
         states = self.resumption.env_states if self.resumption else None
         seed = self.options.seed + self.steps + self.ranks.rank * self.envs.num_envs
         observations = self.envs.reset(seed=seed, options=None if states is None else {"states": states})
+        return observations, self.ranks.gather(self._rank_state())
+
+    def _start(self, rank_states: Sequence[Mapping[str, Any]]) -> None:
         if self.ranks.rank == 0:
+            keep_sources(self.folder, [*self.rewards.files, *source_files()])
+            use_copies(kept_sources(self.folder))
             wandb = {"project": self.options.wandb_project_name, "entity": self.options.wandb_entity}
             self._log = Log(
                 self.folder,
                 {name: value for group in self.settings.values() for name, value in group.items()},
                 self.rewards.scoring,
-                self.total_steps,
+                self._last_step,
                 self.steps,
                 wandb if self.options.track else None,
             )
-        # A disk that is full, or a term whose memory can't be saved, should be reported before the first step.
-        self._save(self.ranks.gather(self._rank_state()))
+            self._log.writer.add_text("drawing", self.envs.drawing, self.steps)
+        self._save(rank_states)  # a disk that is full should be reported before the first step
         self._seconds_before = self.envs.seconds()
-        return observations
 
     def after_update(self, losses: Mapping[str, float], episodes: Sequence[EndedEpisode]) -> None:
         """Counts the update's steps; logs, evaluates and saves; and sets ``over`` when the run is to end.
@@ -274,7 +301,7 @@ class Run:
         self._episodes += len(of_all_ranks)
         self.steps += self.steps_per_update
         self.updates += 1
-        last = self.steps + self.steps_per_update > self.total_steps
+        last = self.steps >= self._last_step
         if self._log:
             self._log.update(
                 self.steps,
@@ -302,14 +329,16 @@ class Run:
     def _evaluate(self, log: Log) -> None:
         """Evaluates the agent, and writes the best so far to best.pt. A failed evaluation does not end the training."""
         try:
+            log.progress.end_line()
             evaluation = self.evaluate(self._agent, self.folder, self.steps, self.stop)
             if evaluation is None:
                 return
-            log.evaluation(evaluation, self.steps)
+            is_best = evaluation.score > self._best_score
+            log.evaluation(evaluation, self.steps, is_best)
         except KartRewardsError as error:
-            print(f"\nthis evaluation is skipped: {error}")
+            log.progress.print(f"this evaluation is skipped: {error}")
             return
-        if evaluation.score > self._best_score:
+        if is_best:
             self._best_score = evaluation.score
             save_atomically(self._agent_content(), self.folder / "best.pt")
 
@@ -340,6 +369,7 @@ class Run:
                 "best_score": self._best_score,
             }
             save_checkpoint(self.folder, content, self.options.checkpoints_kept)
+            self._saved = (self.updates, self.steps)
 
     def _end(self, failure: Exception | None) -> None:
         if self._log:
@@ -351,20 +381,44 @@ class Run:
                 self._save([])
             except (OSError, UnwritableError):
                 raise failure from None
-        path = self.folder / "agent.pt"
-        if not isinstance(failure, DivergedError) and path.exists():
+        path, best = self.folder / "agent.pt", self.folder / "best.pt"
+        if self.updates and not isinstance(failure, DivergedError) and path.exists():
             print(f"saved {path} after {counted(self.updates, 'update')}")
         if failure:
             raise failure
+        if best.exists():
+            print(f"the best agent of all evaluations is {best}")
+        else:
+            print(f"no evaluation has ended, so there is no best.pt: {path} is the agent to watch")
         if not self._episodes:
             print("no episode ended, so there are no curves of episodes: train longer, or lower --max-episode-steps")
-        if self.steps + self.steps_per_update <= self.total_steps:
-            print(f"resume with: {shlex.join([*_this_command(), '--resume', str(path)])}")
+        if self.steps < self._last_step:
+            self._say_how_to_resume(path)
+
+    def _end_at_once(self) -> None:
+        """Prints what is left after a second Ctrl-C."""
+        if self._log:
+            self._log.close()
+        if self._saved:
+            path, (updates, steps) = self.folder / "agent.pt", self._saved
+            print(f"stopped at once: {path} is of the last checkpoint, after {counted(updates, 'update')}")
+            if steps < self._last_step:
+                self._say_how_to_resume(path)
+
+    def _say_how_to_resume(self, path: Path) -> None:
+        print(f"resume with: {shlex.join([*_this_command(self.ranks), '--resume', str(path)])}")
+        if self.ranks.world_size > self.ranks.local_world_size:
+            print("OPTIONS are torchrun's, as at this start, on each machine")
 
 
-def _this_command() -> list[str]:
+def _this_command(ranks: Ranks) -> list[str]:
     """The words that started this program."""
     script = Path(sys.argv[0])
+    if ranks.world_size > 1:
+        one_machine = ranks.world_size == ranks.local_world_size
+        options = f"--nproc-per-node={ranks.local_world_size}" if one_machine else "OPTIONS"
+        program = [str(script)] if script.suffix == ".py" else ["-m", "kart_rewards", "train"]
+        return ["torchrun", options, *program]
     return ["python", str(script)] if script.suffix == ".py" else sys.argv[0].split(" ")
 
 
@@ -375,6 +429,8 @@ def make_run_folder(runs_path: Path, game: str, exp_name: str, seed: int) -> Pat
         KartRewardsError: It can't be made.
     """
     name = f"{game}__{exp_name}__{seed}__{int(time.time())}"
+    if Path(name).name != name:
+        raise KartRewardsError(f"--exp-name {exp_name}: becomes a part of a folder's name: write it without /")
     if runs_path.exists() and not runs_path.is_dir():
         raise KartRewardsError(f"{runs_path}: is a file, not a folder: choose another --runs-path")
     try:
@@ -395,6 +451,11 @@ def _unwritable(folder: Path, error: OSError | UnwritableError) -> KartRewardsEr
     return KartRewardsError(f"{folder}: can't be written: {error.strerror or error}: {remedy}")
 
 
+_STOPPING = """
+stopping after this update (a second Ctrl-C stops at once, and loses the steps since the last checkpoint)
+"""
+
+
 def stop_on_signals(announce: bool = True) -> threading.Event:
     """Returns an event that Ctrl-C or SIGTERM sets. A second signal raises KeyboardInterrupt.
 
@@ -411,7 +472,7 @@ def stop_on_signals(announce: bool = True) -> threading.Event:
         stop.set()
         if announce:
             with suppress(OSError):  # print is not safe in a signal handler
-                os.write(sys.stderr.fileno(), b"\nstopping after this update (press again to stop at once)\n")
+                os.write(sys.stderr.fileno(), _STOPPING.encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)

@@ -1,9 +1,11 @@
 """The files that decide a run's rewards, kept in the run's folder.
 
 * ``RunRewards`` - a run's reward terms and done rules, with everything that decides them
-* ``keep_sources`` - copies reward scripts, scenario and data file into a run's folder
+* ``keep_sources`` - copies scripts, scenario and data file into a run's folder
 * ``kept_sources`` - original file -> its copy
+* ``changed_sources`` - those whose original is missing or differs today
 * ``use_changed_sources`` - reads the copies where the originals are missing or differ today
+* ``changed_wrappers`` - the files of wrappers that differ from their copies
 
 A run has one text of each file: evaluations during training read the copies. An agent is watched and evaluated with
 the rewards that it was trained with, even if a file is changed or gone.
@@ -20,7 +22,6 @@ from typing import Any
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write, copies_in_use, copy_of, use_copies
-from kart_rewards.imports import source_files
 from kart_rewards.integrations import Game
 from kart_rewards.notices import notice
 from kart_rewards.ram import RamLayout, load_json
@@ -37,7 +38,7 @@ class RunRewards:
         scoring: The terms and rules.
         fingerprints: Terms, rules, variables, ROM and core -> what identifies each; checkpoints hold it.
         fingerprints_of_0_1: The same as checkpoints of version 0.1 hold it.
-        files: The data file, the scenario and the reward scripts with their neighbours.
+        files: The data file and the scenario.
     """
 
     scoring: Scoring
@@ -57,7 +58,7 @@ class RunRewards:
         data_path, scenario_path = game.json_path(info), None if scenario is None else game.json_path(scenario)
         scoring = load_scoring(scenario_path, rewards, weights)
         fingerprints = scoring.fingerprints(RamLayout.from_file(data_path)) | fingerprints_of(game.rom())
-        files = [*([scenario_path] if scenario_path else []), data_path, *source_files()]
+        files = [*([scenario_path] if scenario_path else []), data_path]
         return cls(scoring, fingerprints, scoring.fingerprints_of_0_1(), files)
 
 
@@ -95,15 +96,32 @@ def kept_sources(run_folder: Path) -> dict[Path, Path]:
     return {file: copy for file, copy in copies.items() if copy.is_file() and copy.resolve().is_relative_to(inside)}
 
 
+def changed_sources(run_folder: Path) -> dict[Path, Path]:
+    """Returns original file -> its copy, for the files that are missing or differ from their copy today."""
+    return {file: copy for file, copy in kept_sources(run_folder).items() if not _equal(file, copy)}
+
+
 def use_changed_sources(run_folder: Path) -> None:
     """Makes this process read the copies of sources whose original is missing or differs; prints a notice of each.
 
     Copies that are in use already stay in use.
     """
-    changed = {file: copy for file, copy in kept_sources(run_folder).items() if not _equal(file, copy)}
+    changed = changed_sources(run_folder)
     for file in changed:
         notice(f"{file}: {'has changed' if file.exists() else 'is missing'}: the run's copy in {run_folder} is used")
     use_copies({**changed, **copies_in_use()})
+
+
+def changed_wrappers(run_folder: Path, wrappers: Iterable[str]) -> list[Path]:
+    """Returns the files of wrappers that differ from their copies in the run's folder.
+
+    Args:
+        run_folder: The run's folder.
+        wrappers: The names of the wrappers, see ``kart_rewards.env.wrappers``.
+    """
+    copies = kept_sources(run_folder)
+    files = dict.fromkeys(Path(name.rpartition(":")[0]) for name in wrappers)
+    return [file for file in files if file in copies and not _equal(file, copies[file])]
 
 
 def _equal(file: Path, copy: Path) -> bool:

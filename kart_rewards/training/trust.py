@@ -18,6 +18,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import platformdirs
@@ -78,7 +79,8 @@ def _named_code(env_options: Mapping[str, Any]) -> list[str]:
     """The files, folders and modules that options name; none if they use only the games that are installed here."""
     named = [str(env_options[name]) for name in ("integrations_path",) if env_options.get(name) is not None]
     scenario = str(env_options.get("scenario"))
-    named += [scenario] if scenario.endswith(".json") else []
+    # A path also leads out of the game's folder without the suffix: the scenario ../x is ../x.json.
+    named += [scenario] if scenario.endswith(".json") or Path(scenario).name != scenario else []
     return named + [str(item) for name in ("rewards", "wrappers") for item in env_options.get(name) or ()]
 
 
@@ -91,8 +93,12 @@ def _key() -> bytes:
             path.parent.mkdir(parents=True, exist_ok=True)
             new.touch(mode=0o600)
             new.write_bytes(secrets.token_bytes(32))
-            with suppress(FileExistsError):  # another process was faster
+            try:
                 os.link(new, path)
-            new.unlink()
+            except FileExistsError:  # another process was faster
+                pass
+            except OSError:  # a file system without links
+                new.replace(path)
+            new.unlink(missing_ok=True)
         return path.read_bytes()
     return b""

@@ -81,6 +81,7 @@ class EnvGroups:
         groups: The environments of each group, as slices of the range of all environments.
         single_observation_space: The observation space of one environment.
         single_action_space: The action space of one environment.
+        drawing: A sentence that says which frames are drawn; an empty text if the environments are no ``KartEnv``.
 
     Raises:
         KartRewardsError: An environment raised this error, or a process ended unexpectedly. All methods raise it, too.
@@ -91,6 +92,7 @@ class EnvGroups:
     def __init__(self, makers: Sequence[Callable[[], gym.Env]], groups: int = 1, processes: int = 1) -> None:
         env = makers[0]()
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.drawing: str = getattr(env.unwrapped, "describe_drawing", str)()
         env.close()
         observation, action = self.single_observation_space, self.single_action_space
         row = np.dtype(
