@@ -23,8 +23,8 @@ from kart_rewards.integrations import INTEGRATIONS
 GAME = "HomebrewKart-Snes"
 SNES_SHAPE = (224, 256, 3)
 
-# Several test processes share the processor cores. PyTorch reads this in each process: with more threads, they would wait
-# for each other most of the time.
+# Several test processes share the processor cores. PyTorch reads this in each process: with more threads, they would
+# wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The user's own games must not change the results.
@@ -37,7 +37,7 @@ if threading.current_thread() is threading.main_thread():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Lets three processes run the complete suite. Tests that are named run in this process, as -s and --pdb need it."""
+    """Lets three processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
     options, tests = config.option, Path(__file__).parent
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
         return
