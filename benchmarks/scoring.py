@@ -1,5 +1,7 @@
 """Measures the time of scoring, relative to an emulated frame: decoding, terms, rules, the screen, a change of turns.
 
+The rows of arrays and pointers decode the same variables, and others in addition.
+
     python benchmarks/scoring.py
 
 All parts are measured in one run, in turns, with the RAM of a running race. It prints medians over the rounds.
@@ -12,12 +14,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import stable_retro
+
 from kart_rewards.done import EpisodeDone
 from kart_rewards.env import KartEnv
+from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import EpisodeRewards, as_term
 
 ROUNDS = 15
 CALLS = 400
+
+TILES = Variable("tiles", 0x7F0000, "|u1", count=320)
+POINTER = Variable("pointer", 0x7E0088, "<u2")  # any bytes: kart_x
+POINTED = [Variable(f"pointed_{i}", 0x7E0000 + i, "<s2", pointer="pointer") for i in range(5)]
+POINTED_TILES = Variable("pointed_tiles", 0x7F0000, "|u1", count=320, pointer="pointer")
 
 
 def top_speed(ram: Any) -> float:
@@ -57,6 +67,13 @@ class LeftTheRoad:
         return float(left)
 
 
+def reader_of(env: KartEnv, *others: Variable) -> Callable[[], Any]:
+    """Returns a reader of the game's variables and others. It has its own ``GameData``."""
+    data = stable_retro.data.GameData()
+    env.em.configure_data(data)
+    return RamLayout([*env.layout.variables, *others]).reader(data)
+
+
 def main() -> None:
     """Runs the measurements, and prints a table."""
     env = KartEnv("HomebrewKart-Snes", action_mode="driving")
@@ -75,6 +92,9 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "the emulated frame": env.em.step,
         f"decoding {len(env.layout.names)} variables": read,
+        "and an array of 320 bytes": reader_of(env, TILES),
+        "and 5 behind a pointer": reader_of(env, POINTER, *POINTED),
+        "and such an array": reader_of(env, POINTER, POINTED_TILES),
         "the five reference terms": lambda: reference(ram),
         "the same if one of them pays": lambda: reference(at_a_wall),
         "ten user terms": lambda: users(ram),

@@ -2,6 +2,7 @@
 
 * ``reward_term``, ``done_rule`` - mark a function or class as a reward term or a done rule
 * ``make_env``, ``KartEnv`` - Gymnasium environments that score with reward terms and done rules
+* ``ScriptRewards`` - a wrapper that scores an environment of stable-retro's in the same way
 * ``ObservationConfig`` - the options of an environment's observations
 * ``RamLayout``, ``RamSnapshot`` - typed RAM
 * ``KartRewardsError`` - the exception for bad input
@@ -31,7 +32,7 @@ from kart_rewards.ram import RamLayout, RamSnapshot
 from kart_rewards.rewards import reward_term
 
 if TYPE_CHECKING:
-    from kart_rewards.env import KartEnv, make_env
+    from kart_rewards.env import KartEnv, ScriptRewards, make_env
     from kart_rewards.env.observations import ObservationConfig
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ObservationConfig",
     "RamLayout",
     "RamSnapshot",
+    "ScriptRewards",
     "done_rule",
     "make_env",
     "reward_term",
@@ -59,7 +61,7 @@ for _name in list_games():
 def __getattr__(name: str) -> Any:
     """Imports the names that need the emulator only when they are used."""
     try:
-        if name in ("KartEnv", "make_env"):
+        if name in ("KartEnv", "ScriptRewards", "make_env"):
             from kart_rewards import env
 
             return getattr(env, name)

@@ -53,7 +53,7 @@ from typing import Any
 from kart_rewards.done import DoneRule
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.notices import notice
-from kart_rewards.ram import attribute_name, check_keys, int_64, is_comment, shown
+from kart_rewards.ram import RamLayout, attribute_name, check_keys, int_64, is_comment, shown
 from kart_rewards.rewards import RewardTerm
 from kart_rewards.scripting import Script
 
@@ -227,6 +227,20 @@ class _DeclaredScript(Script):
     def reads(self) -> set[str]:
         """Returns the names of the RAM variables that the script reads."""
         return set(self.declaration.reads())
+
+    def check_reads(self, layout: RamLayout) -> None:
+        """Checks that the layout has all variables that the script reads, and that each is a number.
+
+        Raises:
+            KartRewardsError: The game's ``data.json`` does not define one of them, or it is an array.
+        """
+        super().check_reads(layout)
+        for variable in layout.variables:
+            if variable.count is not None and variable.name in self.reads():
+                raise KartRewardsError(
+                    f"{self.where}: {self.name!r} reads {variable.name!r}, which is an array: write a term or rule in "
+                    "Python that reads its elements"
+                )
 
     def may_read(self, names: Iterable[str]) -> set[str]:
         """Returns those of the names of variables that decide the script's values."""

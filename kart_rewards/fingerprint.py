@@ -192,7 +192,7 @@ def _content_of(value: Any) -> Any:
 
 
 _OF_EVERY_CLASS = {
-    *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__kart_script__"),
+    *("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__kart_scripts__"),
     *("__firstlineno__", "__static_attributes__", "__annotate_func__", "__annotations_cache__", "__orig_bases__"),
 }
 

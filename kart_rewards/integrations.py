@@ -118,8 +118,8 @@ def _of_stable_retro(name: str) -> str:
         for folder in (Path(retro_data.path()) / kind / each for each in (name, f"{name}-v0")):
             if is_file(folder / "data.json"):
                 return (
-                    f" stable-retro has an integration of it, without rewards of this project: {folder}. To use it, "
-                    "copy this folder into a folder of games, and name reward terms in its scenario.json."
+                    f" stable-retro has an integration of it: {folder}. To use it with the rewards that its "
+                    "scenario.json declares, copy this folder into a folder of games."
                 )
     return ""
 

@@ -8,7 +8,9 @@
 * ``read_snapshot`` - returns the content of any core's ``.state`` file
 * ``load_json`` - returns the object in a JSON file
 * ``check_keys``, ``check_outer_keys``, ``is_comment`` - the keys of such an object
+* ``find_block`` - the block of memory that contains a variable
 * ``shown`` - a value in a message
+* ``value_text`` - the value of a variable in a table
 
 A type is a byte order, a representation and a width in bytes, as in stable-retro:
 
@@ -22,6 +24,19 @@ A type is a byte order, a representation and a width in bytes, as in stable-retr
 Values are signed 64-bit integers, as in stable-retro: an unsigned 8-byte value of 2**63 or more reads as negative. A
 ``mask`` is applied to the decoded value. A mask may be negative: -113 keeps the same bits as 2**64 - 113.
 
+Two keys of a variable are for this project only; stable-retro ignores them::
+
+    "tiles": {"address": 8323072, "type": "|u1", "count": 320},
+    "kart": {"address": 8257800, "type": "<u2"},
+    "fuel": {"address": 8257570, "type": "<s2", "pointer": "kart"}
+
+* ``count`` is the number of elements of an array: ``ram.tiles`` is a tuple of 320 integers, which lie one after the
+  other. A mask is applied to each element
+* ``pointer`` is the name of a variable further up. The variable lies at ``address`` plus the value of this variable.
+  Here, ``kart`` is the 16-bit address of an object in the SNES's bank 0x7E, and ``fuel`` lies 34 bytes behind the
+  object's start: 8257570 is 0x7E0000 + 34. A sum outside memory is no error, because a game may set a pointer only
+  later: the variable then reads as 0, and each element of an array as 0
+
 This module imports no emulator. Its callers pass memory as bytes, or as a ``GameData`` object.
 """
 
@@ -31,13 +46,15 @@ import gzip
 import json
 import keyword
 import math
+import operator
 import re
+import struct
 import unicodedata
 import zlib
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -52,7 +69,9 @@ SNES_LOW_PAGE_SIZE = 0x2000  # addresses below this one are a mirror of the star
 
 _LONGEST_SHOWN = 120  # characters of a value in a message
 _JSON_RULES = "JSON allows no comments, no comma after the last item and no 0x numbers; it must be UTF-8 without BOM"
-_ENTRY_KEYS = ("address", "type", "mask")  # of data.json; stable-retro reads these
+_ENTRY_KEYS = ("address", "type", "mask", "count", "pointer")  # of data.json; stable-retro reads the first three
+_MOST_ELEMENTS = 0x10000
+_CHUNK = 8  # bytes of the widest type: an array is read in pieces of this width
 _TYPE = re.compile(r"(?P<order>\||<|>|=|><|<>|>=|<=)(?P<representation>[uisdn])(?P<width>[1-8])")
 
 
@@ -65,19 +84,25 @@ class Variable:
         address: The address of the first byte in the core's memory map (SNES work RAM starts at 0x7E0000).
         type: Byte order, representation and width, such as ``<s2``. See the module's docstring.
         mask: The bits of the decoded value to keep, -2**63 to 2**64 - 1. None keeps all.
+        count: The number of elements of an array. None: a single value.
+        pointer: The name of the variable whose value is added to the address. None: the address is fixed.
 
     Raises:
-        KartRewardsError: The type is not valid.
+        KartRewardsError: The type or the count is not valid.
 
     Example:
         >>> Variable("speed", 0x7E10EA, "<s2").decode(b"\\xfb\\xff")
         -5
+        >>> Variable("tiles", 0x7F0000, "|u1", count=3).decode(b"\\x01\\x01\\x05")
+        (1, 1, 5)
     """
 
     name: str
     address: int
     type: str
     mask: int | None = None
+    count: int | None = None
+    pointer: str | None = None
 
     def __post_init__(self) -> None:
         if not _TYPE.fullmatch(self.type):
@@ -86,11 +111,33 @@ class Variable:
                 "(| < > = >< <> >= <=), a representation (u unsigned, i or s signed, d BCD, n low-nibble BCD) and a "
                 "width (1-8), such as '<s2'"
             )
+        if self.count is not None and not (type(self.count) is int and 1 <= self.count <= _MOST_ELEMENTS):
+            raise KartRewardsError(
+                f"the count of variable {shown(self.name)} must be an integer, 1 to {_MOST_ELEMENTS}, not "
+                f"{shown(self.count)}"
+            )
 
     @property
     def width(self) -> int:
-        """The size of the value, in bytes."""
+        """The size of the value, or of one element, in bytes."""
         return int(self.type[-1])
+
+    @property
+    def size(self) -> int:
+        """The size of the value, or of all elements, in bytes."""
+        return self.width * (self.count or 1)
+
+    @property
+    def zero(self) -> int | tuple[int, ...]:
+        """The value where all bytes are 0."""
+        return 0 if self.count is None else (0,) * self.count
+
+    @property
+    def description(self) -> str:
+        """What decides the value, as text."""
+        array = "" if self.count is None else f", count {self.count}"
+        through = "" if self.pointer is None else f", pointer {self.pointer}"
+        return f"address {self.address}, type {self.type}, mask {self.mask}{array}{through}"
 
     @property
     def lowest(self) -> int:
@@ -114,15 +161,33 @@ class Variable:
         """The type with which stable-retro's own decoder returns the same value."""
         return self.type.replace("s", "i")
 
-    def decode(self, raw: bytes) -> int:
+    @cached_property
+    def _format(self) -> str:
+        """The elements of an array, as a format of Python's module ``struct``; empty if it does not know the type."""
+        order = {"|": "<", "<": "<", "=": "<", "<=": "<", ">": ">"}.get("<" if self.width == 1 else self.type[:-2])
+        letter = {1: "b", 2: "h", 4: "i", 8: "q"}.get(self.width)
+        if not (order and letter) or self.type[-2] in "dn":
+            return ""
+        is_signed = self.type[-2] in "is" or self.width == 8  # as below
+        return f"{order}{self.count}{letter if is_signed else letter.upper()}"
+
+    def decode(self, raw: bytes) -> Any:
         """Decodes the value.
 
         Args:
-            raw: The ``width`` bytes that start at ``address``.
+            raw: The ``size`` bytes that start at ``address``.
 
         Returns:
-            The value, with the mask applied.
+            The value, with the mask applied: an integer, or a tuple of ``count`` integers.
         """
+        if self.count is None:
+            return self._decode(raw)
+        if not self._format:
+            return tuple(self._decode(raw[at : at + self.width]) for at in range(0, len(raw), self.width))
+        values = struct.unpack(self._format, raw)
+        return values if self.mask is None else tuple(value & self.core_mask for value in values)
+
+    def _decode(self, raw: bytes) -> int:
         ordered = _little_endian(raw, self.type[:-2])
         representation = self.type[-2]
         if representation == "n":
@@ -134,6 +199,36 @@ class Variable:
             signed = representation in "is" or len(raw) == 8
             value = int.from_bytes(ordered, "little", signed=signed)
         return value if self.mask is None else value & self.core_mask
+
+    def check_value(self, value: Any) -> Any:
+        """Returns a value as Python's own integer, or as a tuple of such.
+
+        Args:
+            value: An integer, also one of NumPy's; for an array, a sequence of ``count`` integers.
+
+        Raises:
+            KartRewardsError: The value is not an integer in the range of the type, or not such a sequence.
+        """
+        if self.count is None:
+            return self._check_number(value)
+        try:
+            values = tuple(value)
+        except TypeError:
+            values = ()
+        if len(values) != self.count:
+            raise KartRewardsError(f"{self.name}={shown(value)} is not a sequence of {self.count} integers")
+        return tuple(map(self._check_number, values))
+
+    def _check_number(self, value: Any) -> int:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise KartRewardsError(f"{self.name}={shown(value)} is not an integer") from None
+        if not self.lowest <= number <= self.highest:
+            raise KartRewardsError(
+                f"{self.name}={shown(number)} does not fit its type {self.type}, {self.lowest} to {self.highest}"
+            )
+        return number
 
 
 def _little_endian(raw: bytes, order: str) -> bytes:
@@ -172,7 +267,7 @@ def unknown_variable(name: str, known: Iterable[str]) -> str:
 def snapshot_class(names: tuple[str, ...]) -> Any:
     """Returns the subclass of ``RamSnapshot`` with these variables.
 
-    Its constructor takes one int per variable: ``cls(*values)`` or ``cls(**values)``.
+    Its constructor takes one value per variable: ``cls(*values)`` or ``cls(**values)``.
     """
     namespace = {"__slots__": (), "__reduce__": lambda self: (_rebuild_snapshot, (names, tuple(self)))}
     return type("RamSnapshot", (namedtuple("RamSnapshot", names), RamSnapshot), namespace)
@@ -193,7 +288,8 @@ class RamLayout:
         snapshot_class: The subclass of ``RamSnapshot`` with these variables.
 
     Raises:
-        KartRewardsError: Two variables have the same name, or a name can't be a Python attribute.
+        KartRewardsError: Two variables have the same name, a name can't be a Python attribute, or a variable's pointer
+            is not a variable further up.
     """
 
     def __init__(self, variables: list[Variable], source: str = "data.json") -> None:
@@ -207,6 +303,16 @@ class RamLayout:
                 )
         if len(set(self.names)) != len(self.names):
             raise KartRewardsError(f"{source}: two variables have the same name: rename one of them")
+        pointers: list[str] = []
+        for variable in self.variables:
+            if variable.pointer is not None and variable.pointer not in pointers:
+                hint = did_you_mean(variable.pointer, pointers)
+                raise KartRewardsError(
+                    f'{source}: variable {shown(variable.name)}: its "pointer" {shown(variable.pointer)} is not the '
+                    f'name of a variable further up, without "count".{hint}'
+                )
+            if variable.count is None:
+                pointers.append(variable.name)
         self.snapshot_class = snapshot_class(self.names)
         self._build = partial(tuple.__new__, self.snapshot_class)
 
@@ -217,7 +323,9 @@ class RamLayout:
 
     @classmethod
     def from_file(cls, path: str | Path) -> RamLayout:
-        """Reads a ``data.json``: ``{"info": {name: {"address": int, "type": str, "mask": int}}}``; mask is optional.
+        """Reads a ``data.json``: ``{"info": {name: {"address": int, "type": str}}}``.
+
+        Optional keys of a variable are ``mask``, ``count`` and ``pointer``. See the module's docstring.
 
         The name of each variable is the ``attribute_name`` of the name in the file.
 
@@ -246,8 +354,18 @@ class RamLayout:
                         f"{where}: address and mask must be integers, 0 to 2**64 - 1; a mask may be negative, "
                         f"-2**63 or more.{_decimal(number)}"
                     )
+            pointer = entry.get("pointer")
+            if not (pointer is None or isinstance(pointer, str)):
+                raise KartRewardsError(f'{where}: "pointer" must be the name of a variable, not {shown(pointer)}')
             try:
-                variable = Variable(attribute_name(name), entry["address"], str(entry["type"]), entry.get("mask"))
+                variable = Variable(
+                    attribute_name(name),
+                    entry["address"],
+                    str(entry["type"]),
+                    entry.get("mask"),
+                    entry.get("count"),
+                    None if pointer is None else attribute_name(pointer),
+                )
             except KartRewardsError as error:
                 raise KartRewardsError(f"{path}: {error}") from None
             if variable.mask is not None and not variable.mask & (2 ** (8 * variable.width) - 1):
@@ -258,8 +376,30 @@ class RamLayout:
             variables.append(variable)
         return cls(variables, source=str(path))
 
+    def snapshot(self, **values: Any) -> Any:
+        """Returns a ``RamSnapshot`` with some values; all others are 0.
+
+        Args:
+            values: Variable -> value; for an array, a sequence of integers.
+
+        Raises:
+            KartRewardsError: A variable is unknown, or a value does not fit its type.
+
+        Example:
+            >>> layout = RamLayout([Variable("lives", 0, "|u1"), Variable("items", 1, "|u1", count=3)])
+            >>> layout.snapshot(lives=2)
+            RamSnapshot(lives=2, items=(0, 0, 0))
+        """
+        variables = {variable.name: variable for variable in self.variables}
+        content = {name: variable.zero for name, variable in variables.items()}
+        for name, value in values.items():
+            if name not in variables:
+                raise KartRewardsError(unknown_variable(name, variables))
+            content[name] = variables[name].check_value(value)
+        return self._build(content.values())
+
     def check_addresses(self, blocks: Mapping[int, bytes]) -> None:
-        """Checks that each variable lies inside one memory block.
+        """Checks that each variable lies inside one memory block. Those with a pointer may lie anywhere.
 
         Args:
             blocks: Start address -> content of each memory block, in the format of stable-retro's
@@ -269,15 +409,17 @@ class RamLayout:
             KartRewardsError: A variable does not lie inside one block.
         """
         for variable in self.variables:
-            if _find_block(variable, blocks) is None:
-                known = ", ".join(
-                    f"0x{start:X}-0x{start + len(block) - 1:X}" for start, block in sorted(blocks.items())
-                )
-                raise KartRewardsError(
-                    f"{self.source}: variable {variable.name!r} at address {variable.address} (0x{variable.address:X}, "
-                    f"{variable.width} bytes) lies outside memory; this console's memory is {known}."
-                    f"{_hexadecimal(variable, blocks)}"
-                )
+            self.check_address(variable, blocks)
+
+    def check_address(self, variable: Variable, blocks: Mapping[int, bytes]) -> None:
+        """Checks one variable; see ``check_addresses``."""
+        if variable.pointer is None and find_block(variable, blocks) is None:
+            known = ", ".join(f"0x{start:X}-0x{start + len(block) - 1:X}" for start, block in sorted(blocks.items()))
+            raise KartRewardsError(
+                f"{self.source}: variable {variable.name!r} at address {variable.address} (0x{variable.address:X}, "
+                f"{variable.size} bytes) lies outside memory; this console's memory is {known}."
+                f"{_hexadecimal(variable, blocks)}"
+            )
 
     def reader(self, data: Any) -> Callable[[], Any]:
         """Returns a function without arguments that reads a ``RamSnapshot`` from live memory.
@@ -285,7 +427,8 @@ class RamLayout:
         The function runs once per emulated frame. It therefore decodes all variables in one call of stable-retro,
         which is faster than one call per variable. To make that possible, this method defines the variables in
         ``data`` and replaces those of the same names. It defines ``s`` as signed and leaves masks out: the function
-        applies them to the decoded values.
+        applies them to the decoded values. An array is read in the same call, in pieces of 8 bytes. A variable with a
+        pointer needs a further call.
 
         Args:
             data: A ``stable_retro.data.GameData`` that is bound to an emulator. One layout at a time can read it.
@@ -293,12 +436,18 @@ class RamLayout:
         Raises:
             KartRewardsError: A variable does not lie inside one memory block.
         """
-        self.check_addresses(data.memory.blocks)
-        for variable in self.variables:
+        blocks = data.memory.blocks
+        self.check_addresses(blocks)
+        plain = [variable for variable in self.variables if variable.count is None and variable.pointer is None]
+        for variable in plain:
             data.set_variable(variable.name, {"address": variable.address, "type": variable.core_type})
-        build, lookup_all, names = self._build, data.lookup_all, self.names
-        values_of = itemgetter(*names) if len(names) > 1 else lambda values: map(values.__getitem__, names)
-        masks = [(variable.name, variable.core_mask) for variable in self.variables if variable.mask is not None]
+        build, lookup_all, values_of = self._build, data.lookup_all, _getter(self.names)
+        masks = [(variable.name, variable.core_mask) for variable in plain if variable.mask is not None]
+        others = [
+            (each.name, _array_reader(each, data) if each.pointer is None else _pointed_reader(each, data, blocks))
+            for each in self.variables
+            if each not in plain
+        ]
 
         def read() -> Any:
             values = lookup_all()
@@ -306,7 +455,15 @@ class RamLayout:
                 values[name] &= mask
             return build(values_of(values))
 
-        return read
+        def read_others_too() -> Any:
+            values = lookup_all()
+            for name, mask in masks:
+                values[name] &= mask
+            for name, value_of in others:
+                values[name] = value_of(values)
+            return build(values_of(values))
+
+        return read_others_too if others else read
 
     def decode(self, blocks: Mapping[int, bytes]) -> Any:
         """Returns a ``RamSnapshot`` of recorded memory, without an emulator.
@@ -318,13 +475,56 @@ class RamLayout:
             KartRewardsError: A variable does not lie inside one block.
         """
         self.check_addresses(blocks)
-        values = []
+        values: dict[str, Any] = {}
         for variable in self.variables:
-            start = _find_block(variable, blocks)
-            assert start is not None
-            offset = variable.address - start
-            values.append(variable.decode(blocks[start][offset : offset + variable.width]))
-        return self._build(values)
+            address = variable.address + (0 if variable.pointer is None else values[variable.pointer])
+            start = find_block(replace(variable, address=address), blocks)
+            if start is None:
+                values[variable.name] = variable.zero
+            else:
+                offset = address - start
+                values[variable.name] = variable.decode(blocks[start][offset : offset + variable.size])
+        return self._build(values.values())
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Iterable[Any]]:
+    """Returns a function that returns the values of these names, in this order."""
+    return itemgetter(*names) if len(names) > 1 else lambda values: map(values.__getitem__, names)
+
+
+_ValueOf = Callable[[dict[str, Any]], Any]
+"""Returns the value of a variable on a frame, from the values that ``lookup_all`` returned."""
+
+
+def _array_reader(variable: Variable, data: Any) -> _ValueOf:
+    """Defines the pieces of an array in ``data``. See ``RamLayout.reader``."""
+    names = []
+    for offset in range(0, variable.size, _CHUNK):
+        names.append(f"{variable.name}[{offset}]")
+        width = min(_CHUNK, variable.size - offset)
+        data.set_variable(names[-1], {"address": variable.address + offset, "type": f"<u{width}"})
+    pieces_of, decode, size = _getter(names), variable.decode, variable.size
+    pack = struct.Struct(f"<{len(names)}q").pack
+    return lambda values: decode(pack(*pieces_of(values))[:size])
+
+
+def _pointed_reader(variable: Variable, data: Any, blocks: Mapping[int, bytes]) -> _ValueOf:
+    """Returns the reader of a variable with a pointer. See ``RamLayout.reader``."""
+    ranges = [(start, start + len(block) - variable.size) for start, block in blocks.items()]
+    extract, zero, pointer, base = data.memory.extract, variable.zero, variable.pointer, variable.address
+    type_, mask, size = variable.core_type, variable.core_mask, variable.size
+    pieces = [(offset, f"<u{min(_CHUNK, size - offset)}") for offset in range(0, size, _CHUNK)]
+    pack, decode = struct.Struct(f"<{len(pieces)}q").pack, variable.decode
+
+    def value_of(values: dict[str, Any]) -> Any:
+        address = base + values[pointer]  # type: ignore[index]
+        if not any(first <= address <= last for first, last in ranges):
+            return zero
+        if variable.count is None:
+            return extract(address, type_) & mask
+        return decode(pack(*[extract(address + offset, piece) for offset, piece in pieces])[:size])
+
+    return value_of
 
 
 def attribute_name(name: str) -> str:
@@ -357,14 +557,15 @@ def _decimal(number: Any) -> str:
 def _hexadecimal(variable: Variable, blocks: Mapping[int, bytes]) -> str:
     """Returns a hint if the digits of an address are a hexadecimal number that lies inside a memory block."""
     address = int(str(variable.address), 16)
-    if _find_block(replace(variable, address=address), blocks) is None:
+    if find_block(replace(variable, address=address), blocks) is None:
         return ""
     return f" Did you mean 0x{variable.address}? It is {address} in decimal, and JSON has only decimal numbers."
 
 
-def _find_block(variable: Variable, blocks: Mapping[int, bytes]) -> int | None:
+def find_block(variable: Variable, blocks: Mapping[int, bytes]) -> int | None:
+    """Returns the start of the memory block that contains all bytes of a variable, without its pointer; or None."""
     for start, block in blocks.items():
-        if start <= variable.address and variable.address + variable.width <= start + len(block):
+        if start <= variable.address and variable.address + variable.size <= start + len(block):
             return start
     return None
 
@@ -494,6 +695,23 @@ def shown(value: Any) -> str:
     except ValueError:  # Python refuses to write an integer of more than 4,300 digits
         text = hex(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 20]}…{text[-19:]}"
+
+
+def value_text(value: int | tuple[int, ...], width: int) -> str:
+    """Returns the value of a variable as text for a table: an integer, or the first elements of an array.
+
+    Args:
+        value: The value.
+        width: The maximum number of characters for an array.
+
+    Example:
+        >>> value_text(-5, 9), value_text((1, 2, 3, 4), 9), value_text((1, 2, 3, 4, 5, 6), 9)
+        ('-5', '1 2 3 4', '1 2 3 4 …')
+    """
+    if not isinstance(value, tuple):
+        return str(value)
+    text = " ".join(map(str, value))
+    return text if len(text) <= width else f"{text[: width - 1].rpartition(' ')[0]} …"
 
 
 def read_snapshot(path: str | Path) -> bytes:

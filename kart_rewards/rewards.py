@@ -28,7 +28,7 @@ from typing import Any
 from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.race import FACING_BACKWARD, ROAD, finished, progress
 from kart_rewards.ram import shown
-from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of
+from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of, pair_hint
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -294,7 +294,7 @@ class EpisodeRewards:
             except (TypeError, ValueError, OverflowError):
                 finite = False
             if not finite:
-                return self.calls.failure(i, ram, f"returned {value!r}, not a finite number")
+                return self.calls.failure(i, ram, f"returned {value!r}, not a finite number{pair_hint(value)}")
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
     def get_state(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ A ``scenario.json`` has keys that stable-retro reads, and the key ``kart_rewards
 
 ``modules`` lists files (relative to the scenario's folder) or importable modules. Their terms and rules are available
 in addition to the reference terms and rules. ``rewards`` lists the terms to use, with their weights; null keeps the
-weight of the decorator. ``done`` lists the rules to use. Without ``rewards`` or ``done``, the reference terms or rules
+weight of the decorator. ``done`` lists the rules to use. A class that is a term and a rule can be in both lists; if it
+is in one of them, its other value has no effect. Without ``rewards`` or ``done``, the reference terms or rules
 and those of ``modules`` are used. Keys that begin with an underscore are comments.
 
 If the file has ``reward``, ``rewards`` or ``done`` of stable-retro's own, the terms and rules that these declare (see
@@ -89,15 +90,15 @@ class Scoring:
             layout: The game's variables. Those that a term or rule may read are included.
 
         Returns:
-            Term or rule -> its weight and the hash of its code; variable -> its address, type and mask.
+            Term or rule -> its weight and the hash of its code; variable -> its address, type, mask, count and pointer.
         """
-        names = layout.names if layout else ()
+        all_variables = layout.variables if layout else ()
+        names = [each.name for each in all_variables]
         read = set().union(*(script.may_read(names) for script in (*self.terms, *self.done)))
-        variables = {
-            f"variable {each.name}": f"address {each.address}, type {each.type}, mask {each.mask}"
-            for each in (layout.variables if layout else ())
-            if each.name in read
-        }
+        for each in reversed(all_variables):
+            if each.pointer and each.name in read:
+                read.add(each.pointer)  # a variable further up
+        variables = {f"variable {each.name}": each.description for each in all_variables if each.name in read}
         return self._described(lambda script: f"code {script.fingerprint}") | variables
 
     def fingerprints_of_0_1(self) -> dict[str, str]:
@@ -110,7 +111,7 @@ class Scoring:
 
     def _described(self, describe: Callable[[Script], str]) -> dict[str, str]:
         terms = {f"term {term.name}": f"weight {term.weight!r}, {describe(term)}" for term in self.terms}
-        return terms | {f"rule {rule.name}": describe(rule) for rule in self.done}
+        return terms | {f"rule {rule.name}": f"{'truncates, ' * rule.truncates}{describe(rule)}" for rule in self.done}
 
     def notices(self) -> list[str]:
         """Returns what a user should know before training: that nothing is paid, or that no rule ends an episode."""
@@ -127,12 +128,13 @@ class Scoring:
     def table(self) -> str:
         """Returns the terms, weights and rules as a text table for a person."""
         rows = [(term.name, f"{term.weight:g}", term.summary) for term in self.terms]
-        rows += [(rule.name, "ends", rule.summary) for rule in self.done]
+        rows += [(rule.name, "truncates" if rule.truncates else "ends", rule.summary) for rule in self.done]
         width = max((len(name) for name, _, _ in rows), default=0)
-        return "\n".join(f"  {name:<{width}}  {weight:>6}  {summary}" for name, weight, summary in rows)
+        numbers = max((len(weight) for _, weight, _ in rows), default=0)
+        return "\n".join(f"  {name:<{width}}  {weight:>{max(numbers, 6)}}  {summary}" for name, weight, summary in rows)
 
 
-def load_scoring(path: Path | None, extra: Iterable[Any] = (), weights: Mapping[str, float] | None = None) -> Scoring:
+def load_scoring(path: Path | None, extra: Any = (), weights: Mapping[str, float] | None = None) -> Scoring:
     """Returns the terms and rules of a scenario file, with additions.
 
     The weight of a term comes from ``weights``, else from the scenario, else from the term's decorator.
@@ -174,7 +176,8 @@ def load_scoring(path: Path | None, extra: Iterable[Any] = (), weights: Mapping[
         terms = [term for name in chosen_terms for term in weighted if term.name == name]
     if chosen_rules is not None:
         rules = _named(unique_by_name(rules), chosen_rules, str(path))
-    for source in extra:
+    several = isinstance(extra, Iterable) and not isinstance(extra, (str, Path))
+    for source in extra if several else [extra]:
         added_terms, added_rules = _from(source)
         terms = _joined(terms, added_terms)
         rules = _joined(rules, added_rules)
@@ -280,7 +283,7 @@ def _named(scripts: Mapping[str, SomeScript], names: Iterable[str], path: str) -
 
 
 def _from(source: Any) -> tuple[list[RewardTerm], list[DoneRule]]:
-    """Returns the terms and rules of a file or module, or the term or rule of a function or class."""
+    """Returns the terms and rules of a file or module, or of a function or class."""
     if isinstance(source, (str, Path, ModuleType)):
         terms, rules = marked_scripts(source, RewardTerm), marked_scripts(source, DoneRule)
         if not terms and not rules:
@@ -289,6 +292,6 @@ def _from(source: Any) -> tuple[list[RewardTerm], list[DoneRule]]:
                 "@reward_term or @done_rule. Imported ones belong to the file that defines them: name that file"
             )
         return terms, rules
-    if isinstance(source, DoneRule) or script_of(source, DoneRule):
-        return [], [as_rule(source)]
-    return [as_term(source)], []
+    is_rule = isinstance(source, DoneRule) or script_of(source, DoneRule)
+    is_term = not is_rule or script_of(source, RewardTerm)
+    return [as_term(source)] if is_term else [], [as_rule(source)] if is_rule else []

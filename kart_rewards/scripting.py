@@ -3,6 +3,7 @@
 * ``Script`` - a named function or class, with its source
 * ``ScriptCalls`` - calls a list of scripts on each frame of one episode; saves and restores their memory
 * ``mark``, ``script_of``, ``as_script``, ``name_of`` - the scripts of functions and classes
+* ``pair_hint`` - what to say about a value that is a pair and should not be one
 * ``marked_scripts``, ``unique_by_name`` - the scripts of files and modules; ``import_source`` is of
   ``kart_rewards.imports``
 * ``to_plain``, ``from_plain`` - values in a form that any file format can store
@@ -10,6 +11,9 @@
 A script is a function that takes the frame's snapshot, or a class whose instances are such functions. A class has a
 memory: each episode has its own instance. An instance, a bound method and a ``functools.partial`` are scripts, too:
 each episode has its own copy.
+
+A class may be a reward term and a done rule: it has both marks. Its instances return a pair, the term's value and
+whether the episode is over. An episode then has one instance for both, which is called once per frame.
 
 The first positional argument is the frame's snapshot. An argument ``previous`` gets the snapshot of the previous frame,
 wherever it stands, with or without a default; so does a second positional argument without a default, whatever its
@@ -34,7 +38,7 @@ from functools import cached_property
 from inspect import Parameter
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.fingerprint import NO_SOURCE, attributes_of, code_text, file_fingerprint, hash_of
@@ -44,13 +48,13 @@ from kart_rewards.ram import RamLayout, RamSnapshot, shown, snapshot_class
 
 __all__ = [
     *("Script", "ScriptCalls", "SomeScript", "as_script", "from_plain", "import_source", "mark", "marked_scripts"),
-    *("name_of", "script_of", "snake_case", "to_plain", "unique_by_name"),
+    *("name_of", "pair_hint", "script_of", "snake_case", "to_plain", "unique_by_name"),
 ]
 
 SomeScript = TypeVar("SomeScript", bound="Script")
 
 _COMPLETE_SNAPSHOT = (
-    r"\b(?:_asdict|_fields|itemgetter)\b|\bgetattr\((?![^,()]*, '\w*'[,)])|\b{0}\[|\bin {0}\b|\*{0}\b|"
+    r"\b(?:_asdict|_fields|itemgetter)\b|\bgetattr\((?![^,()]*, '\w*'[,)])|\b{0}\[|\bin {0}\b(?!\.)|\*{0}\b(?!\.)|"
     r"\b(?:sum|list|tuple|set|zip|enumerate|sorted|max|min|hash)\((?:[^()]*, )?{0}[,)]"
 )
 """Code that reads all variables of a snapshot, or variables whose names are not in the code; {0} is the snapshot."""
@@ -81,6 +85,9 @@ class Script:
     Raises:
         KartRewardsError: The name is not valid, or the definition can't be called with one or two snapshots.
     """
+
+    place_in_pair: ClassVar[int] = 0
+    """Which value of a pair is this kind's: a term's is the first, a rule's the second."""
 
     name: str
     definition: Callable[..., Any]
@@ -122,6 +129,11 @@ class Script:
         return _class_of(self.definition) is not None
 
     @property
+    def returns_pair(self) -> bool:
+        """Whether a call returns two values: the definition is a reward term and a done rule."""
+        return any(len(_own_marks(holder)) > 1 for holder in _markable(self.definition))
+
+    @property
     def summary(self) -> str:
         """The first line of the docstring."""
         return (inspect.getdoc(_origin(self.definition)) or "").partition("\n")[0]
@@ -153,6 +165,10 @@ class Script:
                 f"it defines {', '.join(layout.names)}.{did_you_mean(name, layout.names)} Add the variable to that "
                 f"file, or leave {self.name!r} out"
             )
+
+
+class _NotAPairError(Exception):
+    """A class that is a term and a rule did not return a pair. The message follows the script's name."""
 
 
 class _SignatureError(Exception):
@@ -343,6 +359,8 @@ class ScriptCalls:
 
     Args:
         scripts: The scripts, in the order of the list that ``values`` returns. Each class is instantiated.
+        after: The calls of other scripts, which run first on each frame. A definition that returns pairs and is among
+            them has its instance there: it is not called again.
 
     Attributes:
         previous: The snapshot of the previous frame; None before the first frame.
@@ -351,11 +369,16 @@ class ScriptCalls:
         KartRewardsError: A class can't be instantiated.
     """
 
-    def __init__(self, scripts: Sequence[Script]) -> None:
+    def __init__(self, scripts: Sequence[Script], after: ScriptCalls | None = None) -> None:
         self.scripts = scripts
         self.previous: Any = None
+        self._pairs: dict[int, list[Any]] = {}  # id of the definition -> the pair of the latest frame
+        self._pairs_before = after._pairs if after else {}
         copies: dict[int, Any] = {}  # id -> copy: two methods of one instance get the same copy of it
-        self._instances = [self._instance(script, copies) for script in scripts]
+        self._instances = [
+            None if id(script.definition) in self._pairs_before else self._instance(script, copies)
+            for script in scripts
+        ]
         self._calls = [self._call(*pair) for pair in zip(scripts, self._instances, strict=True)]
 
     def _instance(self, script: Script, copies: dict[int, Any]) -> Any:
@@ -369,9 +392,9 @@ class ScriptCalls:
             if not callable(instance):
                 raise KartRewardsError(f"{script.name!r} ({script.where}) makes {instance!r}, which can't be called")
             return instance
-        own_mark = getattr(script.definition, "__dict__", {}).get("__kart_script__")
+        own_marks = getattr(script.definition, "__dict__", {}).get("__kart_scripts__")
         try:
-            copies[id(own_mark)] = own_mark
+            copies[id(own_marks)] = own_marks
             return copy.deepcopy(script.definition, copies)  # a function is its own copy
         except Exception as error:
             raise KartRewardsError(
@@ -380,6 +403,29 @@ class ScriptCalls:
             ) from error
 
     def _call(self, script: Script, instance: Any) -> Callable[[Any], Any]:
+        place = script.place_in_pair
+        pair = self._pairs_before.get(id(script.definition))
+        if pair is not None:
+            return lambda ram: pair[place]
+        call = self._plain_call(script, instance)
+        if not script.returns_pair:
+            return call
+        latest = [0.0, False]
+        self._pairs.setdefault(id(script.definition), latest)
+
+        def value_of_pair(ram: Any) -> Any:
+            returned = call(ram)
+            if type(returned) is not tuple or len(returned) != 2:
+                raise _NotAPairError(
+                    f"returned {shown(returned)}. It is a reward term and a done rule, so each call must return two "
+                    "values: return value, done"
+                )
+            latest[:] = returned
+            return returned[place]
+
+        return value_of_pair
+
+    def _plain_call(self, script: Script, instance: Any) -> Callable[[Any], Any]:
         is_itself = _is_function(instance) or isinstance(instance, functools.partial)
         call = instance if is_itself else instance.__call__  # a bound method is faster than an instance
         if script._signature.has_second:
@@ -437,6 +483,8 @@ class ScriptCalls:
         try:
             for call in self._calls:
                 values.append(call(ram))  # one by one: the length below is the index of the script that raised
+        except _NotAPairError as error:
+            raise self.failure(len(values), ram, str(error)) from None
         except (Exception, SystemExit) as error:
             raise self.failure(len(values), ram, describe(error)) from error
         self.previous = ram
@@ -486,7 +534,8 @@ def _to_plain(value: Any, seen: set[int]) -> Any:
         if isinstance(value, plain):
             return plain(value)  # also for a subclass, such as NumPy's float64
     if isinstance(value, RamSnapshot):
-        return {"snapshot": list(value._fields), "values": list(value)}  # type: ignore[call-overload]
+        items: tuple[Any, ...] = tuple(value)  # type: ignore[arg-type]
+        return {"snapshot": list(value._fields), "values": [_to_plain(item, seen) for item in items]}
     if type(value) in (list, dict, set, deque):
         if id(value) in seen:  # after a resume, it would be two
             raise TypeError(f"the same {type(value).__name__} in two places, {shown(value)}")
@@ -508,7 +557,7 @@ def from_plain(plain: Any) -> Any:
     if not isinstance(plain, dict):
         return plain
     if "snapshot" in plain:
-        return snapshot_class(tuple(plain["snapshot"]))(*plain["values"])
+        return snapshot_class(tuple(plain["snapshot"]))(*map(from_plain, plain["values"]))
     if "deque" in plain:
         return deque(map(from_plain, plain["deque"]), plain["maxlen"])
     [(kind, items)] = plain.items()
@@ -528,18 +577,21 @@ def mark(definition: Any, script: Script) -> Any:
     The module whose code runs gets a list of its marks, so that ``marked_scripts`` finds all of them.
 
     Raises:
-        KartRewardsError: The function or class has a mark, or it can't have one.
+        KartRewardsError: It has a mark already, and is not a class with marks of two kinds; or it can't have a mark.
     """
     target = definition.__func__ if isinstance(definition, staticmethod) else definition
-    other = _own_mark(target)
-    if other:
-        kinds = " and ".join(f"@{snake_case(type(item).__name__)}" for item in (script, other))
+    others = _own_marks(target)
+    has_instances = script.is_class or _holder(target) is not None
+    if others and not (has_instances and all(type(other) is not type(script) for other in others)):
+        kinds = " and ".join(f"@{snake_case(type(item).__name__)}" for item in (script, others[0]))
+        differ = not has_instances and type(others[0]) is not type(script)
+        both = ", or write a class, which can be a term and a rule: its calls return both values" if differ else ""
         raise KartRewardsError(
             f"{script.where}: {script.name!r} has two marks, {kinds}, and only one would count: remove one, or write "
-            "two functions of which one calls the other"
+            f"two functions of which one calls the other{both}"
         )
     try:
-        setattr(target, "__kart_script__", script)  # noqa: B010 - no type has this attribute
+        setattr(target, "__kart_scripts__", (*others, script))  # noqa: B010 - no type has this attribute
     except (AttributeError, TypeError):
         raise KartRewardsError(
             f"{script.where}: {script.name!r} can't be marked, because it is a {type(target).__name__}: write a "
@@ -552,9 +604,25 @@ def mark(definition: Any, script: Script) -> Any:
     return definition
 
 
-def _own_mark(definition: Any) -> Script | None:
-    mark = getattr(definition, "__dict__", {}).get("__kart_script__")
-    return mark if isinstance(mark, Script) else None
+def _own_marks(definition: Any) -> tuple[Script, ...]:
+    marks = getattr(definition, "__dict__", {}).get("__kart_scripts__")
+    return marks if isinstance(marks, tuple) else ()
+
+
+def _markable(definition: Any) -> list[Any]:
+    """Returns the objects whose marks may have effect on a definition, the nearest first."""
+    holders = [definition]
+    while isinstance(holders[-1], functools.partial):
+        holders.append(holders[-1].func)
+    if not _is_function(holders[-1]) and not inspect.isclass(holders[-1]):
+        holders.append(type(holders[-1]))
+    return holders
+
+
+def pair_hint(value: Any) -> str:
+    """Returns the end of a message about a script's value: an explanation, if the value is a pair."""
+    is_pair = type(value) is tuple and len(value) == 2
+    return ". Only a class with both marks, @reward_term and @done_rule, returns a pair" if is_pair else ""
 
 
 def script_of(definition: Any, kind: type[SomeScript]) -> SomeScript | None:
@@ -563,12 +631,8 @@ def script_of(definition: Any, kind: type[SomeScript]) -> SomeScript | None:
     A mark has effect on what is made of the marked definition: an instance of the class, a partial or a wrapper of the
     function (``functools.wraps`` copies the mark). The result's ``definition`` is always the argument.
     """
-    marked = [definition]
-    while isinstance(marked[-1], functools.partial):
-        marked.append(marked[-1].func)
-    if not _is_function(marked[-1]) and not inspect.isclass(marked[-1]):
-        marked.append(type(marked[-1]))
-    for script in map(_own_mark, marked):
+    nearest = next(filter(None, map(_own_marks, _markable(definition))), ())
+    for script in nearest:
         if isinstance(script, kind):
             return script if script.definition is definition else replaced(script, definition=definition)
     return None
@@ -630,9 +694,9 @@ def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> l
         KartRewardsError: The file or module does not exist, its import fails, or a script is not valid.
     """
     module = source if isinstance(source, ModuleType) else import_source(source)
-    marked = [value for value in _definitions(module) if isinstance(_own_mark(value), kind)]
+    marked = [value for value in _definitions(module) if any(isinstance(mark, kind) for mark in _own_marks(value))]
     found = [value for value in marked if _is_defined_in(module, value)]
-    named = [_own_mark(value) for value in found]
+    named = [mark for value in found for mark in _own_marks(value)]
     for target, script in vars(module).get(_MARKS, ()):
         if isinstance(script, kind) and all(script is not other for other in named):
             _check_without_name(module, target, script)

@@ -3,6 +3,7 @@
 * ``snapshot`` - returns the RAM of one frame, with the values that a test sets
 * ``score`` - returns the sum of each reward term over a trace
 * ``ends_at`` - returns the frame on which done rules end a trace
+* ``score_episode`` - returns both, of the part of a trace that is one episode
 * ``load_trace``, ``save_trace`` - read and write recorded traces; some are part of the package
 * ``drive`` and the drivers of ``kart_rewards.drivers``
 
@@ -21,13 +22,12 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import operator
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kart_rewards.done import EpisodeDone, as_rule
+from kart_rewards.done import EpisodeDone, as_rule, episode_calls
 from kart_rewards.drivers import (  # noqa: F401 - public here, too
     CentrelineDriver,
     RandomDriver,
@@ -40,8 +40,9 @@ from kart_rewards.drivers import (  # noqa: F401 - public here, too
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
 from kart_rewards.integrations import INTEGRATIONS
-from kart_rewards.ram import RamLayout, shown, snapshot_class, unknown_variable
+from kart_rewards.ram import RamLayout, shown, snapshot_class
 from kart_rewards.rewards import EpisodeRewards, as_term
+from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import unique_by_name
 
 TRACES = Path(__file__).parent / "traces"
@@ -60,14 +61,12 @@ START_OF_RACE = {
 """Values in the retail game at the start of a time trial on Mario Circuit 1. ``snapshot`` sets other variables to 0."""
 
 _LAYOUT = RamLayout.from_file(INTEGRATIONS / "HomebrewKart-Snes" / "data.json")
-_VARIABLES = {variable.name: variable for variable in _LAYOUT.variables}
-_NOTHING = dict.fromkeys(_VARIABLES, 0)
 
 
 def snapshot(**values: int) -> Any:
     """Returns a ``RamSnapshot`` of the start of a race, with some values replaced.
 
-    It has the variables of HomebrewKart. For another game, use ``RamLayout.from_file(…).snapshot_class``.
+    It has the variables of HomebrewKart. For another game, use ``RamLayout.from_file(…).snapshot``.
 
     Args:
         values: Variable -> value.
@@ -75,19 +74,7 @@ def snapshot(**values: int) -> Any:
     Raises:
         KartRewardsError: A variable is unknown, or a value is not an integer in the range of its type.
     """
-    for name, value in values.items():
-        variable = _VARIABLES.get(name)
-        if variable is None:
-            raise KartRewardsError(unknown_variable(name, _VARIABLES))
-        try:
-            values[name] = operator.index(value)  # also NumPy's integers
-        except TypeError:
-            raise KartRewardsError(f"{name}={shown(value)} is not an integer") from None
-        if not variable.lowest <= value <= variable.highest:
-            raise KartRewardsError(
-                f"{name}={shown(value)} does not fit its type {variable.type}, {variable.lowest} to {variable.highest}"
-            )
-    return _LAYOUT.snapshot_class(**(_NOTHING | START_OF_RACE | values))
+    return _LAYOUT.snapshot(**(START_OF_RACE | values))
 
 
 def score(trace: Iterable[Any], terms: Any) -> dict[str, float]:
@@ -130,10 +117,50 @@ def ends_at(trace: Iterable[Any], rules: Any) -> tuple[int, str] | None:
     """
     done = EpisodeDone([as_rule(rule) for rule in _several(rules)])
     for frame, ram in enumerate(_frames(trace)):
-        name = done(ram)
-        if name and frame:
-            return frame, name
+        rule = done(ram)
+        if rule and frame:
+            return frame, rule.name
     return None
+
+
+def score_episode(
+    trace: Iterable[Any], scripts: Any, weights: Mapping[str, float] | None = None
+) -> tuple[dict[str, float], tuple[int, str] | None]:
+    """Scores a trace up to the frame on which a rule ends the episode, as the environment does.
+
+    A class that is a term and a rule has one instance for both.
+
+    Args:
+        trace: One snapshot per frame. The first is from an episode's reset: it is not paid, and does not end the
+            episode.
+        scripts: Terms and rules: functions and classes with marks; one of them or several. A function or class without
+            a mark is a term.
+        weights: Term -> weight; replaces the term's own.
+
+    Returns:
+        Term -> weighted sum; and what ``ends_at`` returns.
+
+    Raises:
+        KartRewardsError: See ``score`` and ``ends_at``.
+
+    Example:
+        >>> from kart_rewards.done import race_finished
+        >>> from kart_rewards.rewards import wall
+        >>> score_episode([snapshot(), snapshot(collision=1), snapshot(laps=133)], [wall, race_finished])
+        ({'wall': -10.0}, (2, 'race_finished'))
+    """
+    scoring = load_scoring(None, _several(scripts), weights)
+    rewards, done = episode_calls(scoring.terms, scoring.done)
+    end = None
+    for frame, ram in enumerate(_frames(trace)):
+        rewards(ram)
+        rule = done(ram)
+        if frame == 0:
+            rewards.discard()
+        elif rule:
+            end = frame, rule.name
+            break
+    return rewards.episode_summary()["sum"], end
 
 
 def _several(scripts: Any) -> Iterable[Any]:
@@ -163,7 +190,7 @@ def load_trace(name: str | Path) -> list[Any]:
     try:
         rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
         make = snapshot_class(tuple(next(rows)))
-        return [make(*map(int, row)) for row in rows]
+        return [make(*map(_value, row)) for row in rows]
     except FileNotFoundError:
         shipped = ", ".join(sorted(file.name.removesuffix(".csv.gz") for file in TRACES.glob("*.csv.gz")))
         raise KartRewardsError(f"{path}: no such trace; the package has {shipped}") from None
@@ -186,6 +213,15 @@ def save_trace(path: str | Path, trace: Iterable[Any]) -> None:
     for frame, ram in enumerate(trace):
         if frame == 0:
             rows.writerow(ram._fields)
-        rows.writerow(ram)
+        rows.writerow(map(_cell, ram))
     with atomic_write(path) as file:
         file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))  # equal traces give equal bytes
+
+
+def _cell(value: int | tuple[int, ...]) -> str:
+    """Returns a value in the form of a file of traces. An array is ``[1 2 3]``."""
+    return f"[{' '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def _value(cell: str) -> int | tuple[int, ...]:
+    return tuple(map(int, cell[1:-1].split())) if cell[:1] == "[" else int(cell)

@@ -44,7 +44,7 @@ def test_before_is_an_earlier_snapshot() -> None:
     assert condition(snapshot(speed=10), snapshot())
     assert not condition(snapshot(), snapshot())
     assert condition.values(snapshot(speed=10), snapshot()) == "speed 10, before.speed 0, laps 127, before.laps 127"
-    with pytest.raises(KartRewardsError, match=r"'before.speed' is none of these"):
+    with pytest.raises(KartRewardsError, match="can't use 'before.speed': there is no earlier snapshot here"):
         Condition("speed > before.speed", NAMES)
 
 
@@ -95,3 +95,22 @@ def test_a_text_that_is_not_a_condition_is_reported(text: str, message: str) -> 
 def test_a_condition_without_a_value_is_reported(text: str, message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         Condition(text, NAMES)(snapshot())
+
+
+def test_a_number_of_an_array_is_compared() -> None:
+    ram, before = {"tiles": (3, 5), "at": 1}, {"tiles": (9, 7), "at": 0}
+    assert Condition("tiles[1] == 5 and tiles[at] == 5", ["tiles", "at"])(ram)
+    assert Condition("before.tiles[0] > tiles[0]", ["tiles"], with_before=True)(ram, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("tiles == 5", r"can't be worked out: an array has several numbers: write NAME\[0\] for the first one"),
+        ("tiles[2] == 5", r"can't be worked out: tuple index out of range \(tiles \(3, 5\)\)"),
+        ("at[0] == 5", "can't be worked out: 'int' object is not subscriptable"),
+    ],
+)
+def test_an_array_is_not_a_number(text: str, why: str) -> None:
+    with pytest.raises(KartRewardsError, match=why):
+        Condition(text, ["tiles", "at"])({"tiles": (3, 5), "at": 1})

@@ -145,6 +145,20 @@ def test_what_cannot_be_added_is_reported_and_the_file_stays(
     assert [file.name for file in tmp_path.iterdir()] == ["data.json"]
 
 
+def test_a_file_with_arrays_and_pointers_gets_a_variable_like_others(tmp_path: Path) -> None:
+    """stable-retro, which checks the new file, ignores the keys of this project."""
+    info = {
+        "tiles": {"address": 8323072, "type": "|u1", "count": 320},
+        "kart": {"address": 8257800, "type": "<u2"},
+        "fuel": {"address": 8257570, "type": "<s2", "pointer": "kart"},
+    }
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"info": info}))
+    add_variable(path, "speed", ENTRY)
+    assert json.loads(path.read_text()) == {"info": info | {"speed": ENTRY}}
+    assert read_entries(path).keys() == {"tiles", "kart", "fuel", "speed"}
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a read-only folder")
 def test_a_read_only_folder_is_reported_with_the_entry(tmp_path: Path) -> None:
     folder = tmp_path / "folder"

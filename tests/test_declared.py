@@ -304,11 +304,21 @@ def test_declared_scripts_have_no_memory_and_a_fingerprint_of_their_declaration(
     assert copied.terms[0].where == "scenario.json"
     rewards, done = EpisodeRewards(copied.terms), EpisodeDone(copy.deepcopy(copied.done))
     ram = layout.snapshot_class
-    assert [rewards(ram(3, 3, 0)), done(ram(3, 3, 0))] == [0, "b"]
+    assert [rewards(ram(3, 3, 0)), done(ram(3, 3, 0))] == [0, done.calls.scripts[0]]
     assert rewards(ram(6, 3, 0)) == 1
     assert rewards.get_state()["calls"]["memories"] == {}
     with pytest.raises(KartRewardsError, match=r"'a' \(scenario\.json\) reads 'a', which data\.json does not define"):
         copied.check(RamLayout([Variable("aa", 0, "|u1")]))
+
+
+def test_a_declared_script_that_reads_an_array_is_refused() -> None:
+    """stable-retro would read its first element."""
+    rules = declared_in({"done": {"variables": {"a": {"op": "zero"}}}}, Path("scenario.json")).rules
+    with pytest.raises(
+        KartRewardsError, match=r"^scenario\.json: 'a' reads 'a', which is an array: write a term or rule"
+    ):
+        Scoring([], list(rules)).check(RamLayout([Variable("a", 0, "|u1", count=3)]))
+    Scoring([], list(rules)).check(RamLayout([Variable("p", 0, "|u1"), Variable("a", 0, "|u1", pointer="p")]))
 
 
 @pytest.fixture

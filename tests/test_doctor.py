@@ -201,6 +201,29 @@ def test_the_high_half_of_a_byte_with_one_digit_may_be_anything(examine: Diagnos
     assert "variable surface" not in failures(lines)
 
 
+def test_arrays_and_variables_behind_pointers_are_checked_like_others(examine: Diagnose, games: Path) -> None:
+    info = {
+        "tens": {"address": 256, "type": "<d2", "count": 3},  # the race clock
+        "odd": {"address": 138, "type": "|d1", "count": 4},  # its fourth element is the high byte of kart_y, 0x0C
+        "lap_pointer": {"address": 8261824, "type": "|u1"},  # checkpoint, 23
+        "pointed": {"address": 117, "type": "<d2", "pointer": "lap_pointer"},  # at 140: kart_y
+        "null": {"address": 9_000_000, "type": "<d2", "pointer": "lap_pointer"},
+        "large": {"address": 0x7FFFF0, "type": "<u2", "count": 9},
+        "far": {"address": 99_999_999, "type": "<u2"},
+        "farther": {"address": 1, "type": "<u2", "pointer": "far"},
+    }
+    edit(games / GAME / "data.json", lambda data: data["info"].update(info))
+    _, lines = examine()
+    assert failures(lines)[:5] == [f"variable {name}" for name in ("large", "far", "farther", "odd", "pointed")]
+    assert "at address 8388592 (0x7FFFF0, 18 bytes) lies outside memory" in the(lines, "FAIL  variable large")
+    assert "its pointer far can't be read" in the(lines, "FAIL  variable farther")
+    assert "0x0C at 0x8D is not binary-coded decimal (|d1)" in the(lines, "FAIL  variable odd")
+    assert "at 0x8C is not binary-coded decimal (<d2)" in the(lines, "FAIL  variable pointed")
+    assert the(lines, "warn  variable null").startswith(
+        "warn  variable null: it reads as 0, because its pointer lap_pointer points outside memory in this state -> "
+    )
+
+
 def test_a_frame_counter_that_does_not_count(examine: Diagnose, games: Path) -> None:
     edit(games / GAME / "data.json", lambda data: data["info"]["current_frame"].update(address=0x7E1F38))
     passed, lines = examine()

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from kart_rewards.done import EpisodeDone, WallHits, as_rule, done_rule, race_finished
+from kart_rewards.done import EpisodeDone, WallHits, as_rule, done_rule, episode_calls, race_finished
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.rewards import as_term, reward_term
+from kart_rewards.scenario import Scoring
 from kart_rewards.testing import snapshot
 
 HIT = snapshot(collision=1, speed=100)
@@ -51,7 +53,7 @@ def test_a_new_window_needs_seven_hits_again() -> None:
 def test_the_first_true_rule_is_named() -> None:
     done = EpisodeDone([as_rule(race_finished), as_rule(WallHits)])
     assert done(CLEAR) is None
-    assert done(snapshot(laps=133)) == "race_finished"
+    assert done(snapshot(laps=133)) == as_rule(race_finished)
 
 
 def test_a_user_can_define_a_rule_with_a_memory() -> None:
@@ -67,7 +69,7 @@ def test_a_user_can_define_a_rule_with_a_memory() -> None:
             return self.frames >= 10
 
     done = EpisodeDone([as_rule(Stopped)])
-    assert [done(CLEAR) for _ in range(10)] == [None] * 9 + ["stopped"]
+    assert [done(CLEAR) for _ in range(10)] == [None] * 9 + [as_rule(Stopped)]
 
 
 @pytest.mark.parametrize("value", [None, "no", float("nan"), [True]], ids=repr)
@@ -94,7 +96,7 @@ def test_the_decorator_works_without_parentheses() -> None:
     def bare(ram: Any) -> bool:
         return True
 
-    assert EpisodeDone([as_rule(bare)])(CLEAR) == "bare"
+    assert EpisodeDone([as_rule(bare)])(CLEAR) == as_rule(bare)
 
 
 def test_a_rule_that_raises_is_named() -> None:
@@ -103,3 +105,129 @@ def test_a_rule_that_raises_is_named() -> None:
 
     with pytest.raises(KartRewardsError, match=r"'broken' .*test_done.py:\d+.* no RAM variable 'altitude'"):
         EpisodeDone([as_rule(broken)])(CLEAR)
+
+
+@done_rule(truncates=True)
+def slow(ram: Any) -> bool:
+    return bool(ram.speed < 100)
+
+
+@done_rule(name="turned", truncates=True)
+def backward(ram: Any) -> bool:
+    return bool(ram.backward)
+
+
+def test_a_rule_that_terminates_comes_before_one_that_truncates() -> None:
+    for order in ((slow, backward, race_finished), (race_finished, slow, backward), (slow, race_finished, backward)):
+        done = EpisodeDone([as_rule(rule) for rule in order])
+
+        def ended(done: EpisodeDone = done, **values: int) -> tuple[str, bool] | None:
+            rule = done(snapshot(**values))
+            return (rule.name, rule.truncates) if rule else None
+
+        assert ended(speed=500) is None
+        assert ended(speed=500, backward=16) == ("turned", True)
+        assert ended(speed=0, backward=16) == ("slow", True), "the first of several that truncate"
+        assert ended(speed=0, laps=133) == ("race_finished", False)
+
+
+def test_whether_a_rule_truncates_is_checked_shown_and_part_of_the_fingerprint() -> None:
+    def of(definition: Any, truncates: bool) -> Scoring:
+        return Scoring([], [as_rule(done_rule(name="rule", truncates=truncates)(definition))])
+
+    cut, end = of(lambda ram: ram.speed > 3, True), of(lambda ram: ram.speed > 3, False)
+    assert cut.fingerprints() != end.fingerprints()
+    assert cut.fingerprints()["rule rule"].startswith("truncates, code ")
+    assert end.fingerprints()["rule rule"].startswith("code "), "as in checkpoints of earlier versions"
+    assert (cut.table().split(), end.table().split()) == (["rule", "truncates"], ["rule", "ends"])
+    with pytest.raises(
+        KartRewardsError, match=r"test_done\.py:\d+: truncates of 'odd' must be True or False, not 'no'"
+    ):
+        done_rule(name="odd", truncates="no")(lambda ram: True)  # type: ignore[arg-type]
+
+
+@reward_term(weight=-2)
+@done_rule(truncates=True)
+class Stuck:
+    """Charge standing still; the third frame of it in sequence is the last one."""
+
+    def __init__(self) -> None:
+        self.calls = self.frames = 0
+
+    def __call__(self, ram: Any, previous: Any) -> tuple[float, bool]:
+        self.calls += 1
+        self.frames = self.frames + 1 if ram.speed == previous.speed == 0 else 0
+        return float(self.frames > 0), self.frames >= 3
+
+
+def test_a_class_that_is_a_term_and_a_rule_is_called_once_per_frame_and_resumes_bit_for_bit() -> None:
+    def fresh() -> Any:
+        return episode_calls([as_term(Stuck)], [as_rule(race_finished), as_rule(Stuck)])
+
+    def frame(calls: Any, speed: int) -> tuple[float, str | None]:
+        reward, rule = calls[0](snapshot(speed=speed)), calls[1](snapshot(speed=speed))
+        return reward, rule.name if rule else None
+
+    speeds, expected = [9, 0, 0, 9, 0, 0, 0, 0], [0, 0, -2, 0, 0, -2, -2, -2]
+    ends = [None] * 7 + ["stuck"]
+    calls = fresh()
+    for i, speed in enumerate(speeds):
+        state = [part.get_state() for part in calls]
+        assert state[0]["calls"]["memories"]["stuck"]["dict"][0] == ["calls", i], "once per frame"
+        assert "stuck" not in state[1]["memories"], "the instance is saved once"
+        calls = fresh()  # as after a resume
+        for part, saved in zip(calls, state, strict=True):
+            part.set_state(saved)
+        assert frame(calls, speed) == (expected[i], ends[i])
+
+
+def test_a_class_that_is_a_term_and_a_rule_can_be_one_of_them() -> None:
+    trace = [snapshot(speed=0)] * 4
+    rewards, done = episode_calls([as_term(Stuck)], [as_rule(race_finished)])
+    assert [(rewards(ram), done(ram)) for ram in trace] == [(-2, None)] * 4
+    rewards, done = episode_calls([], [as_rule(Stuck)])
+    assert [(rewards(ram), done(ram)) for ram in trace] == [(0, None)] * 2 + [(0, as_rule(Stuck))] * 2
+    assert done.get_state()["memories"].keys() == {"stuck"}
+    rewards, done = episode_calls([as_term(Stuck).with_weight(0)], [as_rule(Stuck)])
+    assert [(rewards(ram), done(ram)) for ram in trace] == [(0, None)] * 2 + [(0, as_rule(Stuck))] * 2
+
+
+@pytest.mark.parametrize("value", [1.0, None, [1.0, False], (1.0,), (1.0, False, 3)], ids=repr)
+def test_a_class_that_is_a_term_and_a_rule_must_return_a_pair(value: Any) -> None:
+    @reward_term
+    @done_rule
+    class Both:
+        def __call__(self, ram: Any) -> Any:
+            return value
+
+    message = (
+        r"'both' \(.*test_done\.py:\d+\) returned .*It is a reward term and a done rule, so .*: return value, done"
+    )
+    for calls in (episode_calls([as_term(Both)], [as_rule(Both)])[0], episode_calls([], [as_rule(Both)])[1]):
+        with pytest.raises(KartRewardsError, match=message):
+            calls(CLEAR)
+
+
+def test_the_values_of_a_pair_are_checked_like_others() -> None:
+    @reward_term
+    @done_rule
+    class Both:
+        def __call__(self, ram: Any) -> Any:
+            return (None, "no") if ram.speed else (1.0, "no")
+
+    rewards, done = episode_calls([as_term(Both)], [as_rule(Both)])
+    assert rewards(CLEAR) == 1
+    with pytest.raises(KartRewardsError, match=r"'both' .* returned 'no', neither True nor False"):
+        done(CLEAR)
+    with pytest.raises(KartRewardsError, match=r"'both' .* returned None, not a finite number"):
+        rewards(snapshot(speed=1))
+
+
+def test_a_class_with_one_mark_that_returns_a_pair_gets_a_hint() -> None:
+    class Pair:
+        def __call__(self, ram: Any) -> Any:
+            return 1.0, True
+
+    for calls in (EpisodeDone([as_rule(Pair)]), episode_calls([as_term(Pair)], [])[0]):
+        with pytest.raises(KartRewardsError, match=r"returned \(1\.0, True\), .*\. Only a class with both marks, @rew"):
+            calls(CLEAR)

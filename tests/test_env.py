@@ -18,10 +18,11 @@ from conftest import GAME, play, tiny_rom
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv
 
-from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, make_env, reward_term
+from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, done_rule, make_env, reward_term
 from kart_rewards.env.actions import ACTION_MODES
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError
 
+REFERENCE = ("wall", "checkpoint", "terrain", "time", "backwards")
 STRAIGHT = np.array([0.0], np.float32)
 
 
@@ -238,6 +239,120 @@ def test_the_step_limit_truncates(make: Any) -> None:
     env = make(max_episode_steps=5)
     env.reset(seed=1)
     assert [env.step(STRAIGHT)[2:4] for _ in range(5)] == [(False, False)] * 4 + [(False, True)]
+
+
+@pytest.mark.parametrize("frame", [441, 442, 443, 444])
+def test_a_rule_that_truncates_ends_the_step_on_its_frame_with_the_screen_of_this_frame(make: Any, frame: int) -> None:
+    """Frames within a step are not drawn, but the final observation is."""
+
+    @done_rule(truncates=True)
+    def watchdog(ram: Any) -> bool:
+        return bool(ram.current_frame >= frame)
+
+    @done_rule(truncates=True)
+    def later(ram: Any) -> bool:
+        return bool(ram.current_frame >= frame)
+
+    ends = []
+    for draw_all in (False, True):
+        env = make(rewards=[watchdog, later], draw_all=draw_all, observation=ObservationConfig(max_pool=False))
+        env.reset(seed=1)
+        terminated = truncated = False
+        while not (terminated or truncated):
+            observation, _, terminated, truncated, info = env.step(STRAIGHT)
+        assert (terminated, truncated, info["done_rule"]) == (False, True, "watchdog")
+        assert env.unwrapped.ram.current_frame == frame
+        ends.append(observation.tobytes())
+    assert ends[0] == ends[1]
+
+
+def test_a_rule_that_terminates_on_the_same_frame_is_the_end(make: Any) -> None:
+    @done_rule(truncates=True)
+    def watchdog(ram: Any) -> bool:
+        return bool(ram.current_frame >= 400)
+
+    @done_rule
+    def over(ram: Any) -> bool:
+        return bool(ram.current_frame >= 400)
+
+    env = make(rewards=[watchdog, over])
+    env.reset(seed=1)
+    terminated = truncated = False
+    while not (terminated or truncated):
+        _, _, terminated, truncated, info = env.step(STRAIGHT)
+    assert (terminated, truncated, info["done_rule"]) == (True, False, "over")
+
+
+class Standing:
+    """A term and a rule, with the marks of the class that derives from it."""
+
+    def __init__(self) -> None:
+        self.calls = self.slow_frames = 0
+
+    def __call__(self, ram: Any, previous: Any) -> tuple[float, bool]:
+        self.calls += 1
+        self.slow_frames += ram.speed < 300 and previous.speed < 300
+        return self.calls / 1024 + self.slow_frames, self.slow_frames >= 150
+
+
+def test_a_class_that_is_a_term_and_a_rule_is_called_once_per_frame_and_resumes_bit_for_bit(make: Any) -> None:
+    both = reward_term(weight=0.5)(done_rule(truncates=True)(type("Standing", (Standing,), {})))
+
+    def drive_on(env: Any) -> list[Any]:
+        env.action_space.seed(9)
+        log: list[Any] = []
+        while not (log and (log[-1][2] or log[-1][3])):
+            observation, *step = env.step(env.action_space.sample())
+            log.append((observation.tobytes(), *step))
+        return log
+
+    options = {"rewards": [both], "reward_weights": dict.fromkeys(REFERENCE, 0), "reward_transform": "none"}
+    env = make(**options)
+    env.reset(seed=3)
+    for _ in range(25):
+        latest = env.step(STRAIGHT)[0]
+    state = env.unwrapped.get_state()
+    assert state["rewards"]["calls"]["memories"]["standing"]["dict"][0] == ["calls", 1 + 25 * 4]
+    assert "standing" not in state["done"]["memories"]
+    expected = drive_on(env)
+    assert expected[-1][2:4] == (False, True)
+    assert expected[-1][4]["done_rule"] == "standing"
+    env = make(**options)
+    env.reset(seed=77)
+    assert np.array_equal(env.unwrapped.set_state(state), latest)
+    assert drive_on(env) == expected
+    env = make(**options | {"reward_weights": dict.fromkeys([*REFERENCE, "standing"], 0)})
+    env.reset(seed=77)
+    env.unwrapped.set_state(state)
+    silent = drive_on(env)
+    assert len(silent) == len(expected), "with weight 0, the rule is the same"
+    assert {step[1] for step in silent} == {0.0}
+
+
+def test_arrays_and_variables_behind_pointers_reach_terms_and_info(make: Any, own_game: Path) -> None:
+    def second_digit(ram: Any, previous: Any) -> float:
+        return ram.clock[1] - previous.clock[1] + (ram.through - ram.laps)
+
+    path = own_game / GAME / "data.json"
+    info = json.loads(path.read_text())["info"] | {
+        "clock": {"address": 256, "type": "<d2", "count": 3},
+        "zero": {"address": 8257536 + 0x1F0, "type": "|u1"},
+        "through": {"address": 8261825, "type": "|u1", "pointer": "zero"},
+    }
+    edit(path, info=info)
+    env = make(integrations=own_game, rewards=[second_digit], reward_transform="none", frame_skip=4)
+    env.reset(seed=1)
+    assert env.unwrapped.ram.zero == 0
+    for _ in range(70):
+        info = env.step(STRAIGHT)[4]
+    ram = info["ram"]
+    assert ram["clock"] == (ram["race_centiseconds"], ram["race_seconds"], ram["race_minutes"])
+    assert info["episode_rewards"]["sum"]["second_digit"] == ram["race_seconds"] > 2
+    state, expected = env.unwrapped.get_state(), env.step(STRAIGHT)
+    env.reset(seed=5)
+    env.unwrapped.set_state(state)
+    assert env.unwrapped.ram._asdict() == ram
+    assert env.step(STRAIGHT)[1:] == expected[1:]
 
 
 def test_the_same_seed_and_actions_give_the_same_trajectory(make: Any) -> None:

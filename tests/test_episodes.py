@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import stable_retro
 
+from kart_rewards import done_rule
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.env import KartEnv
 from kart_rewards.env.observations import ObservationConfig
@@ -129,3 +130,14 @@ def test_a_game_without_a_race_has_returns(tmp_path: Path) -> None:
     summary = summarise([episode])
     assert summary["Level1"][""]["finish_rate"] is None
     assert table(summary).splitlines()[0].split() == ["episodes", "return"]
+
+
+def test_an_episode_that_a_rule_truncates_is_not_finished(make: Make) -> None:
+    @done_rule(truncates=True)
+    def standing(ram: Any) -> bool:
+        return bool(ram.speed == 0 and ram.current_frame >= 480)
+
+    env = make(rewards=[standing], action_mode="all")
+    episode = play_episode(env, lambda env, _: [0] * len(env.buttons), "Level1", 1)
+    assert (episode.done_rule, episode.finished, episode.race_time_seconds) == ("standing", False, None)
+    assert episode.length_steps == 60

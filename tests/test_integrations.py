@@ -291,9 +291,9 @@ def test_a_game_that_only_stable_retro_knows_is_explained(games: Path, name: str
     with pytest.raises(KartRewardsError, match=f"^unknown game '{name}'\\. stable-retro has an integration") as error:
         find_game(name, games)
     text = str(error.value)
-    folder = Path(text.partition("of this project: ")[2].partition(". To use it")[0])
+    folder = Path(text.partition("an integration of it: ")[2].partition(". To use it")[0])
     assert (folder / "data.json").is_file()
-    assert "copy this folder into a folder of games, and name reward terms in its scenario.json. Known games: " in text
+    assert "scenario.json declares, copy this folder into a folder of games. Known games: " in text
 
     shutil.copytree(folder, games / "Copied-Genesis")  # the remedy works
     assert find_game("Copied-Genesis", games).states()

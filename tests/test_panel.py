@@ -85,7 +85,8 @@ def test_totals_are_those_of_the_episode(make: Make) -> None:
     env, panel = make()
     for _ in range(120):
         step(env, panel, "B")
-    totals = env._info()["episode_rewards"]["sum"]
+    assert env.score
+    totals = env.score.info()["episode_rewards"]["sum"]
     assert totals["checkpoint"] > 0
     for name, total in {**totals, "all": sum(totals.values())}.items():
         assert line_of(panel, name).split()[-1] == f"{total:.2f}"
@@ -140,6 +141,18 @@ def test_a_game_without_a_race_shows_its_first_variables(make: Make, tmp_path: P
         [name, str(value)] for name, value in zip(env.layout.names, env.ram, strict=True)
     ][:8]
     assert ending == ["ends on nothing"]
+
+
+def test_an_array_is_shown_as_far_as_it_fits(make: Make, own_game: Path) -> None:
+    pixels = {"address": 8257536, "type": "<i2", "count": 320}
+    (own_game / "HomebrewKart-Snes" / "data.json").write_text(json.dumps({"info": {"pixels": pixels}}))
+    (own_game / "HomebrewKart-Snes" / "scenario.json").write_text('{"kart_rewards": {"rewards": {}, "done": []}}')
+    env, panel = make(integrations=own_game)
+    step(env, panel)
+    line = line_of(panel, "pixels")
+    assert line.split()[1:3] == [str(value) for value in env.ram.pixels[:2]]
+    assert line.endswith(" …")
+    assert len(line) <= PANEL_COLUMNS
 
 
 def test_long_names_are_shortened(make: Make) -> None:

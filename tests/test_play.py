@@ -292,7 +292,8 @@ def test_a_recorded_lap_scores_the_same_and_replays_to_the_same_ram(
     driver = CentrelineDriver(centreline("Level2"))
     while env.ram.laps < 129:
         recording.step(driver(env.ram))
-    totals = env._info()["episode_rewards"]["sum"]
+    assert env.score
+    totals = env.score.info()["episode_rewards"]["sum"]
     terms, last = env.scoring.terms, env.ram
     recording.save()
     trace = load_trace(tmp_path / f"{GAME}-Level2-1.csv.gz")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stable_retro
+from conftest import emulator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +128,12 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
+POINTED = {
+    "fuel": {"address": 2, "type": "<s2", "pointer": "kart"},
+    "kart": {"address": 0, "type": "<u2"},
+}  # in the wrong order
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -152,6 +160,27 @@ def write(path: Path, content: Any) -> Path:
         ({"info": {"speed": {"address": 1, "type": ["<u2"]}}}, r"unknown type \"\['<u2'\]\" of variable"),
         ({"info": {"2" * 5000 + "x": {"address": 1, "type": "<u2"}}}, "'222.*…2+x' can't be a variable's name"),
         ({"info": {"2nd place": {"address": 1, "type": "<u2"}}}, "'2nd_place' can't be a variable's name"),
+        (
+            {"info": {"a": {"address": 1, "type": "<u2", "count": 0}}},
+            "count of variable 'a' must be an .* 1 to 65536, not 0",
+        ),
+        ({"info": {"a": {"address": 1, "type": "<u2", "count": 10**6}}}, "must be an integer, 1 to 65536, not 1000000"),
+        ({"info": {"a": {"address": 1, "type": "<u2", "count": True}}}, "must be an integer, 1 to 65536, not True"),
+        ({"info": {"a": {"address": 1, "type": "<u2", "count": "3"}}}, "must be an integer, 1 to 65536, not '3'"),
+        (
+            {"info": {"a": {"address": 1, "type": "<u2", "pointer": 3}}},
+            '"pointer" must be the name of a variable, not 3',
+        ),
+        (
+            {"info": POINTED},
+            "'fuel': its \"pointer\" 'kart' is not the name of a variable further up, without \"count\".",
+        ),
+        ({"info": {"karts": POINTED["kart"]} | POINTED}, r"further up, without \"count\"\. Did you mean 'karts'\?"),
+        (
+            {"info": {"kart": POINTED["kart"] | {"count": 2}, "fuel": POINTED["fuel"]}},
+            "'kart' is not the name of a variable further",
+        ),
+        ({"info": {"fuel": POINTED["fuel"] | {"pointer": "fuel"}}}, "'fuel' is not the name of a variable further up"),
         ({"info": {"": {"address": 1, "type": "<u2"}}}, "'' can't be a variable's name"),
         ({"info": {"a": {"address": 1, "type": "|u1"}, " a": {"address": 2, "type": "|u1"}}}, "have the same name"),
     ],
@@ -245,3 +274,133 @@ def test_damaged_states_are_refused(tmp_path: Path, content: bytes, message: str
     path.write_bytes(content)
     with pytest.raises(KartRewardsError, match=message):
         read_state_file(path)
+
+
+def forms(generator: random.Random) -> list[Variable]:
+    """Three pointers, and arrays and pointed variables of each type."""
+    variables = [Variable("kart", ADDRESS, "<u2"), Variable("next", ADDRESS + 2, ">u4", mask=0x7FFFFF)]
+    variables.append(Variable("chained", SNES_WORK_RAM, "<i2", pointer="kart"))
+    for type_ in TYPES:
+        count = generator.choice((None, 1, 2, 7, 8, 9, 40, 320))
+        pointer = generator.choice((None, "kart", "next", "chained")) if count else "kart"
+        mask = generator.choice((None, None, 0x7F, -16))
+        address = SNES_WORK_RAM + generator.randrange(0x8000) if pointer != "next" else generator.randrange(0x100)
+        variables.append(Variable(f"v{len(variables)}", address, type_, mask, count, pointer))
+    generator.shuffle(rest := variables[3:])
+    return variables[:3] + rest
+
+
+def test_arrays_and_pointers_are_read_element_by_element(tiny_emulator: Any) -> None:
+    """One call of the reader returns what single calls of stable-retro's decoder return."""
+    data, generator = tiny_emulator[1], random.Random(3)
+    memory, zeros, values = data.memory, 0, 0
+    for offset in range(0, 0x20000, 8):
+        memory.assign(SNES_WORK_RAM + offset, "<u8", generator.getrandbits(63))
+    for _ in range(4):
+        variables = forms(generator)
+        layout = RamLayout(variables)
+        read = layout.reader(data)
+        for kart, following in ((0x1234, SNES_WORK_RAM + 0x4000), (0, 0), (0xFFF0, SNES_WORK_RAM + 0x1FFFD)):
+            memory.assign(ADDRESS, "<u2", kart)
+            memory.assign(ADDRESS + 2, ">u4", following)
+            ram = read()
+            assert ram == layout.decode(memory.blocks)
+            for variable, value in zip(variables, ram, strict=True):
+                start = variable.address + (getattr(ram, variable.pointer) if variable.pointer else 0)
+                elements = range(start, start + variable.size, variable.width)
+                try:
+                    for end in (start, start + variable.size - 1):
+                        memory.extract(end, "|u1")
+                    expected = [memory.extract(at, variable.core_type) & variable.core_mask for at in elements]
+                except (IndexError, TypeError):  # outside memory; a negative address
+                    expected = [0] * len(elements)
+                assert pickle.loads(pickle.dumps(variable)) == variable  # noqa: S301 - pickled on this line
+                values += 1
+                zeros += not any(expected)
+                assert value == (expected[0] if variable.count is None else tuple(expected)), variable
+    assert values > 3 * 4 * len(TYPES)
+    assert 100 < zeros < values / 2, "some pointers point outside memory"
+
+
+def test_an_array_is_read_in_the_consoles_byte_order(tmp_path: Path) -> None:
+    """The core of the Genesis keeps work RAM with the bytes of each word swapped."""
+    integrations = Path(stable_retro.data.path()) / "stable" / "Airstriker-Genesis-v0"
+    with emulator(integrations / "rom.md", integrations) as (_, data):
+        start, generator = min(data.memory.blocks), random.Random(5)
+        for i in range(64):
+            data.memory.assign(start + i, "|u1", generator.randrange(256))
+        data.memory.assign(start + 64, ">u4", 0x00FF0008)
+        layout = layout_of(
+            ("bytes", start + 1, "|u1", None, 23),
+            ("words", start + 2, ">i2", None, 11),
+            ("object", start + 64, ">u4", 0xFFFF),
+            ("pointed", start + 2, ">u2", None, 9, "object"),
+            ("single", start + 3, ">u4", None, None, "object"),
+        )
+        ram = layout.reader(data)()
+        assert ram.bytes == tuple(data.memory.extract(start + 1 + i, "|u1") for i in range(23))
+        assert ram.words == tuple(data.memory.extract(start + 2 + 2 * i, ">i2") for i in range(11))
+        assert ram.object == 8
+        assert ram.pointed == tuple(data.memory.extract(start + 10 + 2 * i, ">u2") for i in range(9))
+        assert ram.single == data.memory.extract(start + 11, ">u4")
+
+
+def test_stable_retro_loads_a_file_with_arrays_and_pointers_and_reads_one_number_of_each(
+    tiny_emulator: Any, tmp_path: Path
+) -> None:
+    """An address that only has a meaning behind a pointer is not read at all."""
+    data = tiny_emulator[1]
+    info = {
+        "tiles": {"address": ADDRESS, "type": "|u1", "count": 320},
+        "kart": {"address": ADDRESS + 1, "type": "<u2"},
+        "fuel": {"address": ADDRESS, "type": "<u2", "pointer": "kart"},
+        "far": {"address": 2**31, "type": "<s2", "pointer": "kart"},
+    }
+    path = write(tmp_path / "data.json", {"info": info})
+    assert data.load(str(path), str(write(tmp_path / "scenario.json", {})))
+    data.memory.assign(ADDRESS, "<u4", 0x040302)
+    data.update_ram()
+    assert data.lookup_all() == {"tiles": 2, "kart": 0x0403, "fuel": 0x0302}
+    ram = RamLayout.from_file(path).reader(data)()
+    assert (ram.tiles[:3], ram.kart, ram.fuel, ram.far) == (
+        (2, 3, 4),
+        0x0403,
+        data.memory.extract(ADDRESS + 0x403, "<u2"),
+        0,
+    )
+
+
+def test_an_array_must_lie_inside_memory_and_a_pointed_variable_need_not() -> None:
+    blocks = {0x100: bytes(range(8))}
+    layout_of(("a", 0x100, "<u2", None, 4), ("p", 0x100, "|u1"), ("b", 9, "<u2", None, 3, "p")).check_addresses(blocks)
+    with pytest.raises(KartRewardsError, match=r"'a' at address 258 \(0x102, 8 bytes\) lies outside memory"):
+        layout_of(("a", 0x102, "<u2", None, 4)).check_addresses(blocks)
+    with pytest.raises(KartRewardsError, match=r"'p' at address 8 .* lies outside memory"):
+        layout_of(("p", 8, "|u1"), ("b", 9, "<u2", None, 3, "p")).check_addresses(blocks)
+
+
+def test_a_snapshot_of_some_values_has_zeros_for_the_others() -> None:
+    layout = layout_of(("speed", 0, "<s2"), ("tiles", 2, "|u1", None, 3))
+    assert layout.snapshot() == layout.snapshot_class(0, (0, 0, 0))
+    assert layout.snapshot(tiles=[1, 2, 255], speed=-5) == (-5, (1, 2, 255))
+    for value in ([1, 2], 5, None, "abcd", (1, 2, 3, 4)):
+        with pytest.raises(KartRewardsError, match=r"tiles=.* is not a sequence of 3 integers"):
+            layout.snapshot(tiles=value)
+    with pytest.raises(KartRewardsError, match=r"tiles=256 does not fit its type \|u1, 0 to 255"):
+        layout.snapshot(tiles=[1, 2, 256])
+    with pytest.raises(KartRewardsError, match=r"no RAM variable 'tile'\. Did you mean 'tiles'\?"):
+        layout.snapshot(tile=[1, 2, 3])
+    ram = layout.snapshot(tiles=[1, 2, 3])
+    assert pickle.loads(pickle.dumps(ram)) == ram  # noqa: S301 - pickled on this line
+
+
+def test_the_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text()
+    [example] = [block for block in page.split("```json\n")[1:] if '"pointer"' in block]
+    layout = RamLayout.from_file(write(tmp_path / "data.json", example.partition("```")[0]))
+    memory = bytearray(0x20000)
+    memory[8257800 - SNES_WORK_RAM : 8257800 - SNES_WORK_RAM + 2] = (0x1500).to_bytes(2, "little")
+    memory[0x1500 + 34 : 0x1500 + 36] = b"\xfb\xff"
+    memory[0x10000 + 319] = 7
+    ram = layout.decode({SNES_WORK_RAM: bytes(memory)})
+    assert (ram.kart, ram.fuel, len(ram.tiles), ram.tiles[319]) == (0x1500, -5, 320, 7)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -31,3 +32,26 @@ def test_the_name_of_a_state_is_answered_with_the_files_of_that_name(tmp_path: P
     done = run("ram", "Level1", folder=tmp_path, environment=environment)
     both = f"{copy / 'Level1.state'} or {game / 'Level1.state'}"
     assert done.stderr == f"error: Level1: no such file. Did you mean {both}?\n"
+
+
+def test_arrays_and_variables_behind_pointers_are_shown(tmp_path: Path) -> None:
+    info = {
+        "checkpoint": {"address": 8261824, "type": "|u1"},
+        "clock": {"address": 256, "type": "<d2", "count": 3},
+        "tiles": {"address": 8257536, "type": "|u1", "count": 40},
+        "ahead": {"address": 8261802, "type": "|u1", "pointer": "checkpoint"},
+    }
+    (tmp_path / "data.json").write_text(json.dumps({"info": info}))
+    state = INTEGRATIONS / "HomebrewKart-Snes" / "Level1.state"
+    done = run("ram", str(state), "--data", str(tmp_path / "data.json"))
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()[1:]]
+    assert lines[0] == "checkpoint 0x7E10C0 |u1 23 0x17"
+    assert lines[1:3] == ["clock 0x000100 <d2 × 3", "0: 0 0 0"]
+    assert lines[3] == "tiles 0x7E0000 |u1 × 40"
+    assert [(line.partition(": ")[0], len(line.split()) - 1) for line in lines[4:7]] == [
+        ("0", 16),
+        ("16", 16),
+        ("32", 8),
+    ]
+    assert lines[7] == "ahead 0x7E10AA + checkpoint |u1 127 0x7F", "8261802 + 23 is the address of laps"

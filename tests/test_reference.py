@@ -84,7 +84,8 @@ class PythonScore:
 
     def __call__(self, ram: Any) -> tuple[float, str | None]:
         ram = self.convert(ram)
-        return self.rewards(ram), self.done(ram)
+        reward, rule = self.rewards(ram), self.done(ram)
+        return reward, rule.name if rule else None
 
 
 def assert_agrees(frames: Iterator[Frame], score: PythonScore) -> int:

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from kart_rewards import done_rule, reward_term
-from kart_rewards.done import REFERENCE_RULES
+from kart_rewards.done import REFERENCE_RULES, episode_calls
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.imports import import_source
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import REFERENCE_TERMS, wall
 from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
+from kart_rewards.testing import snapshot
+
+RAM = snapshot()
 
 OWN = '''
 from kart_rewards import done_rule, reward_term
@@ -340,6 +343,73 @@ def test_fingerprints_change_with_weights_and_helper_functions(folder: Path) -> 
     (folder / "own.py").write_text(OWN)  # after the import, so the run does not use it
     changed = {name for name in first if first[name] != second.fingerprints()[name]}
     assert changed == {"term slow"}
+
+
+BOTH = """
+from kart_rewards import done_rule, reward_term
+
+@done_rule(truncates=True)
+@reward_term(weight=2)
+class Stuck:
+    def __init__(self):
+        self.frames = 0
+    def __call__(self, ram):
+        self.frames += ram.speed == 0
+        return self.frames, self.frames > 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "weight", "is_rule"),
+    [
+        ({"rewards": {"stuck": None, "wall": -1}, "done": ["stuck"]}, 2, True),
+        ({"rewards": {"stuck": 0}, "done": ["stuck"]}, 0, True),
+        ({"rewards": {"stuck": 9}, "done": []}, 9, False),
+        ({"rewards": {}, "done": ["stuck"]}, None, True),
+        ({}, 2, True),
+    ],
+    ids=["both", "weight 0", "only the term", "only the rule", "neither list"],
+)
+def test_a_scenario_may_name_a_class_that_is_a_term_and_a_rule_twice_or_once(
+    folder: Path, own: Any, weight: float | None, is_rule: bool
+) -> None:
+    (folder / "both.py").write_text(BOTH)
+    named = rules(folder, {"modules": ["both.py"], **own})
+    assert (weights(named).get("stuck"), "stuck" in names(named)) == (weight, is_rule)
+    rewards, done = episode_calls(named.terms, [rule for rule in named.done if rule.name == "stuck"])
+    paid, ended = [], []
+    for _ in range(3):
+        rewards(RAM)
+        ended.append(done(RAM) is not None)
+        paid.append(rewards.sums.get("stuck"))
+    assert paid == [None if weight is None else weight * each for each in (1, 3, 6)]
+    assert ended == [False, is_rule, is_rule]
+
+
+def test_the_fingerprint_of_a_variable_has_its_count_and_its_pointers(folder: Path) -> None:
+    def of_fuel(ram: Any) -> float:
+        return float(ram.fuel)
+
+    def of_second(ram: Any) -> float:
+        return float(ram.second)
+
+    def of_an_array(ram: Any) -> float:
+        return sum(ram.tiles) + max(*ram.tiles) + ram.tiles[3] + sum(tile == 5 for tile in ram.tiles)
+
+    def prints(definition: Any, *variables: Variable) -> dict[str, str]:
+        added = load_scoring(None, [definition]).fingerprints(RamLayout([*variables, Variable("other", 9, "|u1")]))
+        return {name: text for name, text in added.items() if name.startswith("variable")}
+
+    first, second = Variable("first", 0, "<u2"), Variable("second", 2, "<u2", pointer="first")
+    fuel = Variable("fuel", 0, "<s2", pointer="second")
+    assert prints(of_fuel, first, second, fuel) == {
+        "variable first": "address 0, type <u2, mask None",
+        "variable second": "address 2, type <u2, mask None, pointer first",
+        "variable fuel": "address 0, type <s2, mask None, pointer second",
+    }
+    assert prints(of_second, first, second, fuel).keys() == {"variable first", "variable second"}
+    tiles = {"variable tiles": "address 4, type |u1, mask None, count 320"}
+    assert prints(of_an_array, first, Variable("tiles", 4, "|u1", count=320)) == tiles
 
 
 def test_the_table_shows_weights_and_summaries(folder: Path) -> None:

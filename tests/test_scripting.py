@@ -16,7 +16,7 @@ from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import EpisodeRewards, RewardTerm, as_term, reward_term
 from kart_rewards.scenario import Scoring
 from kart_rewards.scripting import Script, ScriptCalls, from_plain, marked_scripts, snake_case, to_plain
-from kart_rewards.testing import score, snapshot
+from kart_rewards.testing import ends_at, score, score_episode, snapshot
 
 
 def test_names_are_converted_to_snake_case() -> None:
@@ -302,6 +302,83 @@ def test_two_marks_on_one_definition_are_refused(outer: Any, inner: Any) -> None
         @inner
         def wrapped(ram: Any) -> bool:
             return True
+
+
+def test_a_function_with_both_marks_is_told_that_a_class_can_have_them() -> None:
+    with pytest.raises(
+        KartRewardsError, match=r"two functions .*, or write a class, which can be a term and a rule: its"
+    ):
+        reward_term(name="f")(done_rule(name="f")(lambda ram: 1))
+    with pytest.raises(KartRewardsError, match=r"of which one calls the other$"):
+        reward_term(name="f")(reward_term(name="f")(lambda ram: 1))
+
+
+BOTH = """
+import functools
+from kart_rewards import done_rule, reward_term
+
+@reward_term(weight=3)
+@done_rule(name="over")
+class Both:
+    def __init__(self, last=2):
+        self.calls, self.last = 0, last
+    def __call__(self, ram):
+        self.calls += 1
+        return self.calls, self.calls > self.last
+
+later = done_rule(name="later", truncates=True)(reward_term(name="later", weight=5)(functools.partial(Both, 3)))
+"""
+
+
+def test_a_class_of_a_file_can_have_both_marks_and_so_can_a_partial_and_an_instance_of_it(tmp_path: Path) -> None:
+    (tmp_path / "both.py").write_text(BOTH)
+    term, later = marked_scripts(tmp_path / "both.py", RewardTerm)
+    rule, watchdog = marked_scripts(tmp_path / "both.py", DoneRule)
+    assert (term.name, term.weight, rule.name, rule.truncates) == ("both", 3, "over", False)
+    assert (later.name, watchdog.name, watchdog.truncates) == ("later", "later", True)
+    assert term.definition is rule.definition
+    assert later.definition is watchdog.definition
+    assert rule.fingerprint == term.fingerprint != later.fingerprint
+    trace = [snapshot()] * 9
+    for scripts, sums, end in (
+        (tmp_path / "both.py", {"both": 3.0 * (2 + 3), "later": 5.0 * (2 + 3)}, (2, "over")),
+        (term.definition, {"both": 3.0 * (2 + 3)}, (2, "over")),
+        (term.definition(5), {"both": 3.0 * (2 + 3 + 4 + 5 + 6)}, (5, "over")),
+        (later.definition, {"later": 5.0 * (2 + 3 + 4)}, (3, "later")),
+        (reward_term(name="only")(term.definition(5)), {"only": float(sum(range(2, 10)))}, None),
+    ):
+        for _ in range(2):
+            assert score_episode(trace, [scripts]) == (sums, end)
+    assert score(trace, [later]) == {"later": 5.0 * sum(range(2, 10))}
+    assert ends_at(trace, [rule]) == (2, "over")
+
+
+@pytest.mark.parametrize("kind", [reward_term, done_rule])
+def test_a_class_can_not_have_one_mark_twice(kind: Any) -> None:
+    with pytest.raises(KartRewardsError, match="'both' has two marks"):
+
+        @kind
+        @reward_term
+        @done_rule
+        class Both:
+            def __call__(self, ram: Any) -> Any:
+                return 1.0, False
+
+
+def test_a_class_that_derives_from_one_with_both_marks_needs_its_own() -> None:
+    @reward_term
+    @done_rule
+    class Base:
+        def __call__(self, ram: Any) -> Any:
+            return 1.0, ram.speed > 3
+
+    class Derived(Base):
+        pass
+
+    assert not as_term(Derived).returns_pair
+    marked = reward_term(done_rule(Derived))
+    assert as_term(marked).returns_pair
+    assert score_episode([snapshot(), snapshot(speed=4)], marked) == ({"derived": 1.0}, (1, "derived"))
 
 
 def test_the_mark_of_a_function_counts_for_its_wrapper_and_its_partial() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,16 @@ def test_saving_does_not_change_the_session(own_game: Path, tmp_path: Path) -> N
     again = tmp_path / "Again.state"
     session.save(again)
     assert again.read_bytes() == (tmp_path / "New.state").read_bytes()  # no time stamp, no name
+
+
+def test_the_table_shows_the_first_elements_of_an_array(own_game: Path) -> None:
+    tiles = {"address": 8261825, "type": "|u1", "count": 320}
+    (own_game / GAME / "data.json").write_text(
+        json.dumps({"info": {"laps": {"address": 8261825, "type": "|u1"}, "tiles": tiles}})
+    )
+    session = Session(Game(GAME, own_game / GAME), start="Level1")
+    laps, array = session.table()
+    assert laps.split() == ["laps", "127"]
+    shown = array.removeprefix("tiles").split()
+    assert shown == [*map(str, session.console.ram().tiles[: len(shown) - 1]), "…"]
+    assert len(laps) == len(array)

@@ -11,7 +11,7 @@ import pytest
 from conftest import GAME
 from training_runs import SMALL, train
 
-from kart_rewards import make_env
+from kart_rewards import done_rule, make_env, reward_term
 from kart_rewards.training.timing import Stopwatch, split_of_a_step
 from kart_rewards.training.vector import EnvGroups
 
@@ -80,6 +80,26 @@ def test_an_environment_names_a_slow_term_and_calls_each_term_once_per_frame(
     out = capsys.readouterr().out
     assert out.count("'asleep'") == out.count("'busy'") == 1
     assert out.count(" is slow: ") == 2, "the reference terms are not slow"
+
+
+def test_a_slow_class_that_is_a_term_and_a_rule_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+
+    @reward_term
+    @done_rule
+    class Both:
+        def __call__(self, ram: Any) -> tuple[float, bool]:
+            calls.append(ram)
+            time.sleep(0.002)
+            return 0.0, False
+
+    with closing(make_env(GAME, action_mode="driving", rewards=[Both])) as env:
+        env.reset(seed=1)
+        for _ in range(25):
+            env.step(0)
+    assert len(calls) == 1 + 4 * 25
+    [notice] = [line for line in capsys.readouterr().out.splitlines() if " is slow: " in line]
+    assert notice.startswith("The reward term 'both' (")
 
 
 def asleep(ram: Any) -> float:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kart_rewards.done import REFERENCE_RULES
+from kart_rewards.done import REFERENCE_RULES, race_finished
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import RaceMetrics
-from kart_rewards.rewards import REFERENCE_TERMS
-from kart_rewards.testing import TRACES, ends_at, load_trace, save_trace, score, snapshot
+from kart_rewards.ram import RamLayout, Variable
+from kart_rewards.rewards import REFERENCE_TERMS, wall
+from kart_rewards.testing import TRACES, ends_at, load_trace, save_trace, score, score_episode, snapshot
 
 # The sum of each term over the recorded traces. They were computed once, to detect changes of the scoring.
 GOLDEN = {
@@ -103,10 +104,41 @@ def test_a_trace_is_a_sequence_of_snapshots(function: Any) -> None:
         function(3, [])
 
 
+def test_an_episode_of_a_trace_ends_with_its_rule_as_in_the_environment() -> None:
+    hit = snapshot(collision=1)
+    trace = [hit, hit, snapshot(laps=133), hit]
+    assert score_episode(trace, [wall, race_finished]) == ({"wall": -10.0}, (2, "race_finished"))
+    assert score_episode(trace, [wall, race_finished], {"wall": -1}) == ({"wall": -1.0}, (2, "race_finished"))
+    assert score_episode(trace, wall) == ({"wall": -20.0}, None)
+    assert score_episode([snapshot(laps=133)] * 3, race_finished) == ({}, (1, "race_finished"))
+    assert score_episode(load_trace("race"), [*REFERENCE_TERMS, *REFERENCE_RULES]) == (
+        GOLDEN["race"],
+        (len(load_trace("race")) - 1, "race_finished"),
+    )
+    with pytest.raises(KartRewardsError, match=r"^a trace must be a sequence of snapshots"):
+        score_episode(snapshot(), wall)
+
+
+def test_a_trace_may_hold_arrays(tmp_path: Path) -> None:
+    layout = RamLayout(
+        [Variable("speed", 0, "<s2"), Variable("tiles", 2, "<s2", count=3), Variable("one", 9, "|u1", count=1)]
+    )
+    trace = [layout.snapshot(speed=-5, tiles=(1, -2, 3), one=[8]), layout.snapshot()]
+    save_trace(tmp_path / "a.csv.gz", trace)
+    assert load_trace(tmp_path / "a.csv.gz") == trace
+    assert load_trace(tmp_path / "a.csv.gz")[0].tiles[1] == -2
+
+
 def test_bad_traces_are_reported(tmp_path: Path) -> None:
     with pytest.raises(KartRewardsError, match=r"nowhere\.csv\.gz: no such trace; the package has race, reverse"):
         load_trace("nowhere")
-    for content in (b"plain", gzip.compress(b""), gzip.compress(b"a,b\n1\n"), gzip.compress(b"a,b\n1,x\n")):
+    for content in (
+        b"plain",
+        gzip.compress(b""),
+        gzip.compress(b"a,b\n1\n"),
+        gzip.compress(b"a,b\n1,x\n"),
+        gzip.compress(b"a\n[1 x]"),
+    ):
         path = tmp_path / "bad.csv.gz"
         path.write_bytes(content)
         with pytest.raises(KartRewardsError, match="is not a trace"):

@@ -128,7 +128,8 @@ def game_runs_on(
         read: Returns a ``RamSnapshot`` of live memory with these variables.
         step: Runs one emulated frame without buttons.
     """
-    counter = next((each for each in layout.variables if each.name == "current_frame"), None) if layout else None
+    variables = layout.variables if layout else ()
+    counter = next((each for each in variables if each.name == "current_frame" and each.count is None), None)
     if counter:
         before = read().current_frame
         for _ in range(_FRAMES_TO_COUNT):

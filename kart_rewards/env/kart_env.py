@@ -32,20 +32,20 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
-from kart_rewards.done import EpisodeDone
 from kart_rewards.drivers import RandomDriver
 from kart_rewards.env.actions import ButtonMask, make_actions
 from kart_rewards.env.core import INEXACT_STATES, SLOW_TURNS, SharedEmulator, buttons_of, console_of, game_runs_on
 from kart_rewards.env.observations import ObservationConfig, ScreenObserver
 from kart_rewards.env.slow import SlowScripts
 from kart_rewards.env.window import Window
+from kart_rewards.episode import EpisodeScore
 from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.files import copy_of
 from kart_rewards.integrations import find_game
 from kart_rewards.notices import notice
 from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
 from kart_rewards.ram import RamLayout
-from kart_rewards.rewards import EpisodeRewards, make_transform
+from kart_rewards.rewards import make_transform
 from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, to_plain
 
@@ -116,7 +116,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     Attributes:
         draws_all: Why every frame is drawn; an empty text if frames that nobody sees are not drawn.
         ram: The ``RamSnapshot`` of the latest frame.
-        race: The ``RaceMetrics`` of the episode; None if the game does not have their variables.
+        score: The ``EpisodeScore`` of the current episode; None before the first ``reset``.
         step_seconds: Part -> wall-clock seconds in ``step`` so far. The parts are ``emulator``, ``scoring`` (decoding,
             terms, rules and info) and ``observation``.
         em: stable-retro's emulator. After ``reset`` or ``step`` it runs this environment's game, until another
@@ -186,8 +186,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         rom, data_path = self.game.rom(), self.game.json_path(info)
         scenario_path = None if scenario is None else self.game.json_path(scenario)
         self.layout = RamLayout.from_file(data_path)
-        added = rewards if isinstance(rewards, Iterable) and not isinstance(rewards, (str, Path)) else [rewards]
-        self.scoring = load_scoring(scenario_path, added, reward_weights)
+        self.scoring = load_scoring(scenario_path, rewards, reward_weights)
         self.scoring.check(self.layout)
         self.step_seconds = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
         self.frame_skip = frame_skip
@@ -195,6 +194,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.sticky_actions = sticky_actions
         self.render_mode = render_mode
         self._transform = make_transform(reward_transform, reward_scale)
+        self.score: EpisodeScore | None = None
         self._slow_scripts = SlowScripts(frame_skip)
         names = [state] if isinstance(state, (str, Path)) else list(state or ())
         self.states = [str(name) for name in names] or [self.game.default_state()]
@@ -248,9 +248,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._first_seen = self.frame_skip - 1 if self._pooled_frame else self.frame_skip  # of a step's frames, from 1
         self.action_space = self._actions.space
         self.observation_space = self._observer.space
-        self._has_race = set(self.layout.names) >= METRIC_VARIABLES
         crop, (rows, columns, _) = observation.crop, self.em.get_screen().shape
-        is_kart_race = self._has_race and self._emulator.console == "Snes"
+        is_kart_race = set(self.layout.names) >= METRIC_VARIABLES and self._emulator.console == "Snes"
         if crop and crop == ObservationConfig.crop and not is_kart_race:
             notice(
                 f"{self.game.name}: the agent sees rows {crop[0]} to {crop[1]} and columns {crop[2]} to {crop[3]} of a "
@@ -306,15 +305,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             options.get("random_start_frames", self.random_start_steps * self.frame_skip)
         )
         self.ram = self._read()
-        self._rewards = EpisodeRewards(self.scoring.terms, self._transform)
-        self._done = EpisodeDone(self.scoring.done)
-        self._rewards(self.ram)
-        self._done(self.ram)
-        self._rewards.discard()
-        self.race = RaceMetrics(self.ram, self.frames_per_second) if self._has_race else None
-        if self.race:
-            self.race.frames = start_frames  # the first lap and the race begin at the start state
-        return self._observer.reset(self.em.get_screen()), {"state": state, **self._info()}
+        self.score = EpisodeScore(self.scoring, self.ram, self._transform, self.frames_per_second, start_frames)
+        return self._observer.reset(self.em.get_screen()), {"state": state, **self.score.info()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Holds an action for ``frame_skip`` emulated frames.
@@ -323,16 +315,19 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             action: An element of the action space.
 
         Returns:
-            The observation, the reward (float), whether a done rule ended the episode, False (the step limit is not
-            part of this class), and ``info``; see the class.
+            The observation, the reward (float), whether a done rule terminated the episode, whether one truncated it
+            (the step limit is not part of this class), and ``info``; see the class.
 
         Raises:
             KartRewardsError: The action is not an element of the action space, or a term or rule failed.
         """
-        self._rewards.start_step()
+        score = self.score
+        if score is None:
+            raise gym.error.ResetNeeded("Call reset before step")
+        score.start_step()
         reward = emulator_seconds = scoring_seconds = 0.0
-        stopped_by = screen_before = held = None
-        measured = self._slow_scripts.begin_step(self._rewards.calls, self._done.calls)
+        screen_before = held = None
+        measured = self._slow_scripts.begin_step(score.rewards.calls, score.done.calls)
         began = perf_counter()
         self._emulator.take(self)
         masks = self._actions.frames(action, self.frame_skip)
@@ -351,28 +346,23 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             emulated = perf_counter()
             emulator_seconds += emulated - began
             self.ram = ram = self._read()
-            reward += self._rewards(ram)
-            if self.race:
-                self.race.update(ram)
-            stopped_by = self._done(ram)
+            reward += score(ram)
             began = perf_counter()
             scoring_seconds += began - emulated
-            if stopped_by:
+            if score.ended_by:
                 break
         self._held = buttons
-        if stopped_by and self._emulator.drawing.behind:
+        if score.ended_by and self._emulator.drawing.behind:
             self._draw_again()
         observation = self._observer.observe(self.em.get_screen(), screen_before)
         observed = perf_counter()
-        info = self._info()
-        if stopped_by:
-            info["done_rule"] = stopped_by
+        info = score.info()
         if measured:
             self._slow_scripts.end_step(frame, emulator_seconds)
         self.step_seconds["emulator"] += emulator_seconds
         self.step_seconds["observation"] += observed - began
         self.step_seconds["scoring"] += scoring_seconds + perf_counter() - observed
-        return observation, reward, stopped_by is not None, False, info
+        return observation, reward, score.terminated, score.truncated, info
 
     def _delayed(self, masks: Sequence[ButtonMask]) -> list[ButtonMask]:
         """Returns the masks of a step's frames, with the latest mask on the frames before the action takes effect."""
@@ -433,15 +423,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             drawing.frame(self.em.step, True)
         self._since_snapshot = frames
 
-    def _info(self) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "reward_terms": self._rewards.step,
-            "episode_rewards": self._rewards.episode_summary(),
-            "ram": self.ram._asdict(),
-        }
-        if self.race:
-            info["race"] = self.race.summary()
-        return info
+    @property
+    def race(self) -> RaceMetrics | None:
+        """The metrics of the episode; None if the game does not have their variables, or before the first ``reset``."""
+        return self.score.race if self.score else None
 
     def get_state(self) -> dict[str, Any]:
         """Returns the complete state of the environment as plain values and bytes, for ``set_state``.
@@ -453,11 +438,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             KartRewardsError: The memory of a term or rule can't be saved. See ``ScriptCalls.get_state``.
         """
         self._emulator.take(self)
+        assert self.score, "reset comes first"
         return {
             "emulator": zlib.compress(self.em.get_state(), level=1),
-            "rewards": self._rewards.get_state(),
-            "done": self._done.get_state(),
-            "race": to_plain(vars(self.race)) if self.race else None,
+            **self.score.get_state(),
             "remainder": self._actions.remainder,
             "held": self._held.tobytes(),
             "frames": self._observer.frames.tobytes(),
@@ -474,10 +458,6 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             KartRewardsError: The state is of another ROM or another version of this package.
             LookupError, TypeError, ValueError, zlib.error: It is damaged.
         """
-        race = from_plain(state["race"])
-        own_race = vars(self.race) if self.race else None
-        if not (_has_form_of(state["rewards"], self._rewards.get_state()) and _has_form_of(race, own_race)):
-            raise ValueError("its rewards or race metrics have another form")
         held = np.frombuffer(state.get("held", bytes(len(self.buttons))), np.uint8)  # older versions did not save it
         self._emulator.take(self)
         if not self._load(zlib.decompress(state["emulator"]), held.reshape(len(self.buttons))):
@@ -485,10 +465,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
                 f"the emulator refuses the saved state: it was made with another ROM than {self.game.name}'s"
             )
         self.ram = self._read()
-        self._rewards.set_state(state["rewards"])
-        self._done.set_state(state["done"])
-        if self.race:
-            vars(self.race).update(race)
+        assert self.score, "reset comes first"
+        self.score.set_state(state, self.ram)
         self._actions.remainder = float(state["remainder"])
         self._held = held
         frames = self._observer.frames
@@ -596,20 +574,6 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         if self._window is not None:
             self._window.close()
             self._window = None
-
-
-def _has_form_of(value: Any, example: Any) -> bool:
-    """Whether a nested value has the keys and types of an example. The memory of scripts, ``calls``, may differ."""
-    if isinstance(example, dict):
-        return (
-            isinstance(value, dict)
-            and value.keys() == example.keys()
-            and all(key == "calls" or _has_form_of(value[key], item) for key, item in example.items())
-        )
-    if isinstance(example, list):  # of numbers
-        return isinstance(value, list) and all(type(item) in (int, float) for item in value)
-    numbers = (int, float)
-    return type(value) is type(example) or (type(value) in numbers and type(example) in numbers)
 
 
 def make_env(

@@ -8,6 +8,7 @@ code. This part of Python's syntax is allowed, with Python's meaning:
 * variables, integers (also ``0x40``), decimal numbers, ``True``, ``False`` and parentheses
 * ``==  !=  <  <=  >  >=``, also chained: ``0 < speed < 900``
 * ``and  or  not``
+* ``tiles[3]``, a number of an array
 * ``+  -  *  //  %  &  |  ^  ~  <<  >>``; shifts are limited to 64 bits
 """
 
@@ -105,7 +106,7 @@ class Condition:
         """
         try:
             return bool(self._evaluate(ram, before))
-        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:
+        except (ArithmeticError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise self._error(f"can't be worked out: {error} ({self.values(ram, before)})") from None
 
     def values(self, ram: Any, before: Any = None) -> str:
@@ -120,10 +121,12 @@ class Condition:
         match node:
             case ast.Constant(value=int() | float() as value):
                 return lambda ram, before: value
-            case ast.Name(id=name):
-                return self._read(name, name, lambda ram, before: _value(ram, name))
-            case ast.Attribute(value=ast.Name(id="before"), attr=name) if self._with_before:
-                return self._read(f"before.{name}", name, lambda ram, before: _value(before, name))
+            case ast.Name() | ast.Attribute(value=ast.Name(id="before")):
+                read = self._read(node)
+                return lambda ram, before: _number(read(ram, before))
+            case ast.Subscript(value=ast.Name() | ast.Attribute(value=ast.Name(id="before")) as array, slice=index):
+                read, at = self._read(array), self._build(index)
+                return lambda ram, before: read(ram, before)[at(ram, before)]
             case ast.BoolOp(op=op, values=values):
                 parts = [self._build(value) for value in values]
                 every_or_any = all if isinstance(op, ast.And) else any
@@ -144,12 +147,28 @@ class Condition:
         allowed = "variables, numbers, comparisons, and, or, not, and + - * // % & | ^ ~ << >>"
         raise self._error(f"may hold only {allowed}; {ast.unparse(node)!r} is none of these")
 
-    def _read(self, shown: str, name: str, read: _Evaluate) -> _Evaluate:
+    def _read(self, node: ast.Name | ast.Attribute) -> _Evaluate:
+        """Returns a function that reads a variable: ``NAME``, or ``before.NAME``."""
+        shown = ast.unparse(node)
+        earlier = isinstance(node, ast.Attribute)
+        name = node.attr if isinstance(node, ast.Attribute) else node.id
+        if earlier and not self._with_before:
+            raise self._error(f"can't use {shown!r}: there is no earlier snapshot here")
         if name not in self._names:
             hint = did_you_mean(name, self._names)
             raise self._error(f"names no RAM variable {name!r}.{hint} There are: {', '.join(self._names) or 'none'}")
+
+        def read(ram: Any, before: Any) -> Any:
+            return _value(before if earlier else ram, name)
+
         self._reads[shown] = read
         return read
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, tuple):
+        raise TypeError("an array has several numbers: write NAME[0] for the first one")
+    return value
 
 
 def _value(values: Any, name: str) -> Any:

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -48,7 +49,7 @@ from kart_rewards.integrations import (
     rom_sha1,
 )
 from kart_rewards.integrations import command as command_line
-from kart_rewards.ram import RamLayout, Variable, load_json
+from kart_rewards.ram import RamLayout, Variable, find_block, load_json
 from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
 from kart_rewards.scripting import Script
 from kart_rewards.training.options import GamesFolder
@@ -254,7 +255,7 @@ def check_game(game: Game, findings: Findings) -> None:
     running = check_states_run_on(snapshots, console, game, findings)
     read_in = next(iter([*running, *snapshots]), None)
     if layout and readable and readable.names and read_in:
-        check_decimals(snapshots[read_in], console, game, findings)
+        check_values(snapshots[read_in], console, game, findings)
         check_coverage(read_in, readable, expectations, findings)
         unreadable = set(layout.names) - set(readable.names)
         for expectation in expectations:
@@ -358,10 +359,12 @@ def check_emulator(rom: Path, findings: Findings) -> Console | None:
 
 def check_addresses(layout: RamLayout, console: Console, game: Game, findings: Findings) -> RamLayout:
     """Checks that the console has memory at each variable's address. Returns the variables for which it has."""
-    inside = []
+    inside: list[Variable] = []
     for variable in layout.variables:
         with findings.check(f"variable {variable.name}", _correct_data(game)):
-            RamLayout([variable], layout.source).check_addresses(console.data.memory.blocks)
+            layout.check_address(variable, console.data.memory.blocks)
+            if variable.pointer is not None and all(variable.pointer != other.name for other in inside):
+                raise KartRewardsError(f"its pointer {variable.pointer} can't be read")
             inside.append(variable)
     return layout if len(inside) == len(layout.variables) else RamLayout(inside, layout.source)
 
@@ -398,26 +401,34 @@ def check_states_run_on(snapshots: dict[str, bytes], console: Console, game: Gam
     return running
 
 
-def check_decimals(snapshot: bytes, console: Console, game: Game, findings: Findings) -> None:
-    """Checks, in a start state, that binary-coded decimals hold decimal digits only."""
-    assert console.layout
+def check_values(snapshot: bytes, console: Console, game: Game, findings: Findings) -> None:
+    """Checks, in a start state, that pointers point into memory and that binary-coded decimals hold digits only."""
+    layout = console.layout
+    assert layout
     _start_episode(console, snapshot)
-    for variable in console.layout.variables:
+    ram, blocks = console.ram(), console.data.memory.blocks
+    for variable in layout.variables:
         with findings.check(f"variable {variable.name}", _correct_data(game)):
-            _check_digits(variable, console)
+            address = variable.address + (getattr(ram, variable.pointer) if variable.pointer else 0)
+            at = replace(variable, address=address, pointer=None)
+            if find_block(at, blocks) is not None:
+                _check_digits(at, console)
+            else:
+                details = f"it reads as 0, because its pointer {variable.pointer} points outside memory in this state"
+                findings.warn(f"variable {variable.name}", details, f"unless that is right, {_correct_data(game)}")
 
 
 def _check_digits(variable: Variable, console: Console) -> None:
     representation, digits = variable.type[-2], 2 * variable.width
     if representation not in "dn" or variable.mask is not None:
         return
-    raw = console.data.memory.extract(variable.address, f"{variable.type[:-2]}u{variable.width}") % 2**64
-    content = f"{raw:0{digits}X}"
-    kind, used = (
-        ("binary-coded decimal", content) if representation == "d" else ("one decimal digit per byte", content[1::2])
-    )
-    if not used.isdecimal():
-        raise KartRewardsError(f"0x{content} at 0x{variable.address:X} is not {kind} ({variable.type})")
+    for address in range(variable.address, variable.address + variable.size, variable.width):
+        raw = console.data.memory.extract(address, f"{variable.type[:-2]}u{variable.width}") % 2**64
+        kind, used = "binary-coded decimal", (content := f"{raw:0{digits}X}")
+        if representation == "n":
+            kind, used = "one decimal digit per byte", content[1::2]
+        if not used.isdecimal():
+            raise KartRewardsError(f"0x{content} at 0x{address:X} is not {kind} ({variable.type})")
 
 
 def check_coverage(state: str, layout: RamLayout, expectations: Sequence[Check], findings: Findings) -> None:

@@ -87,7 +87,7 @@ LAYOUT = RamLayout.from_file(Path(__file__).parent / "data.json")
 
 def snapshot(**values):
     """Return the variables of one frame. Variables that are not given are 0."""
-    return LAYOUT.snapshot_class(**(dict.fromkeys(LAYOUT.names, 0) | values))
+    return LAYOUT.snapshot(**values)
 
 
 def test_survival():

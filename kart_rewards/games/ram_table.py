@@ -14,6 +14,8 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import find_game, is_file, list_games
 from kart_rewards.ram import RamLayout, read_state_file
 
+_PER_LINE = 16  # elements of an array
+
 
 def command(
     state: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STATE")],
@@ -35,4 +37,10 @@ def command(
     snapshot = layout.decode(work_ram)
     print(f"{'variable':<20} {'address':<10} {'type':<5} {'value':>8}")
     for variable, value in zip(layout.variables, snapshot, strict=True):
-        print(f"{variable.name:<20} 0x{variable.address:06X}   {variable.type:<5} {value:>8}  0x{value % 2**64:X}")
+        address = f"0x{variable.address:06X}{f' + {variable.pointer}' if variable.pointer else ''}"
+        if variable.count is None:
+            print(f"{variable.name:<20} {address:<10} {variable.type:<5} {value:>8}  0x{value % 2**64:X}")
+            continue
+        print(f"{variable.name:<20} {address:<10} {variable.type:<5} {f'× {variable.count}':>8}")
+        for first in range(0, variable.count, _PER_LINE):
+            print(f"{first:>20}: {' '.join(map(str, value[first : first + _PER_LINE]))}")

@@ -16,7 +16,7 @@ from kart_rewards.files import atomic_write
 from kart_rewards.games.console import Console
 from kart_rewards.games.inputs import movie_start
 from kart_rewards.integrations import Game, is_file
-from kart_rewards.ram import RamLayout, read_snapshot
+from kart_rewards.ram import RamLayout, read_snapshot, value_text
 
 NOTHING: frozenset[str] = frozenset()
 """No button."""
@@ -81,7 +81,9 @@ class Session:
     def table(self) -> list[str]:
         """Returns one line for each variable: its name and its value."""
         names = self.console.layout.names if self.console.layout else ()
-        return [f"{name:<28} {value:>11}" for name, value in zip(names, self.console.ram(), strict=True)]
+        return [
+            f"{name:<28} {value_text(value, 11):>11}" for name, value in zip(names, self.console.ram(), strict=True)
+        ]
 
     def moment(self) -> Moment:
         """Returns the current point, to go back to."""

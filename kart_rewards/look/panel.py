@@ -12,10 +12,12 @@ from typing import Any
 
 from kart_rewards.env import KartEnv
 from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Headings, Lit
+from kart_rewards.ram import value_text
 
 _LIT_SECONDS = 0.5  # for which a payment stays highlighted; a single frame would be too short to see
 _MAX_VARIABLES = 8  # shown for a game without race metrics
 _NAME_COLUMNS = 18
+_NUMBER_COLUMNS = 20
 
 
 class Panel:
@@ -72,7 +74,7 @@ class Panel:
         env = self._env
         if env.race is None:
             first = itertools.islice(zip(env.layout.names, env.ram, strict=True), _MAX_VARIABLES)
-            return [_row(name, "", str(value)) for name, value in first]
+            return [_row(name, "", value_text(value, _NUMBER_COLUMNS)) for name, value in first]
         race = env.race.summary()
         best = race.get("best_lap_time_seconds")
         return [
@@ -85,7 +87,8 @@ class Panel:
 
 def _row(name: str, paid: str, total: str) -> str:
     short = name if len(name) <= _NAME_COLUMNS else name[: _NAME_COLUMNS - 1] + "…"
-    return f"{short:<{_NAME_COLUMNS}}  {paid:>8}  {total:>10}"
+    numbers = f"{paid:>8}  {total:>10}" if paid else total
+    return f"{short:<{_NAME_COLUMNS}}  {numbers:>{_NUMBER_COLUMNS}}"
 
 
 def fitting(blocks: list[list[str]]) -> list[str]:
