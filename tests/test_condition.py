@@ -44,7 +44,7 @@ def test_before_is_an_earlier_snapshot() -> None:
     assert condition(snapshot(speed=10), snapshot())
     assert not condition(snapshot(), snapshot())
     assert condition.values(snapshot(speed=10), snapshot()) == "speed 10, before.speed 0, laps 127, before.laps 127"
-    with pytest.raises(KartRewardsError, match="can't use 'before.speed': there is no earlier snapshot here"):
+    with pytest.raises(KartRewardsError, match=r"can't use 'before\.speed': there is no earlier snapshot here"):
         Condition("speed > before.speed", NAMES)
 
 
