@@ -487,10 +487,12 @@ def network(num_envs: int, num_steps: int, turns: int) -> None:
     import torch
 
     import ppo_continuous_single_file as ppo
-    from kart_rewards.training.devices import has_bfloat16
 
-    precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
-    learners = [learner(precision, num_envs, num_steps, threads) for threads in (1, 2)]
+    learns = {precision: learner(precision, num_envs, num_steps, 1) for precision in ("float32", "bfloat16")}
+    for learn in learns.values():
+        learn()  # a warm-up
+    precision = max(learns, key=lambda precision: learns[precision]())
+    learners = [learns[precision], learner(precision, num_envs, num_steps, 2)]
     images, actions = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), gym.spaces.Box(-1, 1, (1,), np.float32)
     agent = ppo.Agent(images, actions, getattr(torch, precision))
     for turn in range(turns + 1):
@@ -633,17 +635,16 @@ def show_growth(sizes: Sizes) -> None:
             text += f"   {cores} core(s): {steps:6,.0f} /s, {memory:4.0f} MiB, {driving:3.0f} us driving"
         print(text, flush=True)
     cores = max(by_cores)
-    steps_a_core = max(steps for steps, _, _ in by_cores[cores]) / cores
-    driving = by_cores[cores][-1][1] / 1e6
+    steps, driving, _ = by_cores[cores][-1]  # with several environments per core
     measured = medians(call("network", sizes.num_envs, sizes.num_steps, sizes.turns)[0])
     one_thread, two_threads, *answers = measured
     answers_of = dict(zip(BATCHES.values(), answers, strict=True))
     listed = ", ".join(f"{rate:,.0f} /s at {batch} at once" for batch, rate in answers_of.items())
     print(f"the update: {one_thread:,.0f} samples/s with one thread, {two_threads:,.0f} with two")
-    print(f"the agent's answers: {listed}")
+    print(f"the agent's answers with one thread: {listed}")
     print("predicted steps/s: environments alone, rollouts, updates, training")
     for more, batch in BATCHES.items():
-        predicted = predict(more, steps_a_core, driving, answers_of[batch], one_thread, two_threads)
+        predicted = predict(more, steps / cores, driving / 1e6, answers_of[batch], one_thread, two_threads)
         print(f"  {more:2d} cores, {2 * batch} environments: " + ", ".join(f"{rate:,.0f}" for rate in predicted))
 
 

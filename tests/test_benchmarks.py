@@ -1,0 +1,59 @@
+"""benchmarks/speed.py and side_by_side.py: they run, they report missed goals, and what they predict adds up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import load_module
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+speed = load_module(BENCHMARKS / "speed.py")
+
+
+def smoke(name: str) -> str:
+    """Runs a benchmark as short as possible. Returns what it prints."""
+    command = [sys.executable, str(BENCHMARKS / name), "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_each_part_of_the_speed_benchmark_runs() -> None:
+    printed = smoke("speed.py")
+    for row in (
+        "bare core", "KartEnv with max_pool", "core that draws nothing", "stable_retro.make", "frame skip, crop, grey",
+        "the trainer's environments", "AsyncVectorEnv", "Stable-Baselines3 on stable-retro", "this trainer",
+        "Stable-Baselines3 on KartEnv", "bfloat16", "the limit of training", "2 environments", "64 cores",
+    ):  # fmt: skip
+        assert row in printed
+    assert "goal" not in printed
+
+
+def test_trainings_side_by_side_are_measured() -> None:
+    printed = smoke("side_by_side.py")
+    assert "2 at once" in printed
+    assert "goal" not in printed
+
+
+def test_a_missed_goal_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    reached = dict(speed.GOALS)
+    assert speed.goals_met(reached)
+    assert "MISSED" not in capsys.readouterr().out
+    assert not speed.goals_met(reached | {"training": speed.GOALS["training"] - 0.01})
+    assert capsys.readouterr().out.count("MISSED") == 1
+
+
+def test_a_prediction_grows_with_the_cores_until_one_thread_limits_it() -> None:
+    measured = {"steps_a_core": 500.0, "driving": 1e-5, "answers": 5000.0, "one_thread": 2000.0, "two_threads": 4000.0}
+    environments, rollouts, updates, training = speed.predict(2, **measured)
+    assert environments == pytest.approx(1000)
+    assert rollouts == pytest.approx(2 / (1 / 500 + 1 / 5000))
+    assert updates == pytest.approx(4000 / speed.EPOCHS)
+    assert training == pytest.approx(1 / (1 / rollouts + 1 / updates))
+    _, rollouts, updates, _ = speed.predict(1000, **measured)
+    assert rollouts == pytest.approx(1 / (1e-5 + 1 / 5000))
+    assert updates == pytest.approx(16 * 2000 / speed.EPOCHS)
