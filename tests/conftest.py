@@ -51,9 +51,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "two_machines", "damaged_checkpoints", "homebrew", "docs", "ranks", "wheel", "run", "agents", "devices", "sb3",
-    "evaluator", "threads", "log", "integrating", "consoles", "watch", "reference", "in_training", "sources",
-    "vector", "ppo", "drawing", "declared", "cost",
+    "two_machines", "damaged_checkpoints", "benchmarks", "homebrew", "docs", "ranks", "wheel", "run", "agents",
+    "devices", "sb3", "evaluator", "threads", "log", "integrating", "consoles", "watch", "reference", "in_training",
+    "sources", "vector", "ppo", "drawing", "declared", "cost",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 
