@@ -58,8 +58,17 @@ LONGEST = (
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lets the longest files start first."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that also runs the tests with the mark ``slow``."""
+    parser.addoption("--slow", action="store_true", help="also run the tests that take longest")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lets the longest files start first, and skips slow tests."""
+    if not config.getoption("slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes long: pytest --slow runs it, too"))
     rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 

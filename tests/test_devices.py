@@ -142,6 +142,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_compiled_encoder_trains_under_its_old_names(tmp_path: Path) -> None:
     arguments = [*SMALL, "--total-timesteps", 64, "--precision", "float32", "--runs-path", tmp_path / "runs"]
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

@@ -923,7 +923,9 @@ def test_a_kart_never_enters_a_wall(console: Console, course: int) -> None:
                     assert not wall[console.kart_y // 32, console.kart_x // 32], (x, y)
 
 
-@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
+@pytest.mark.parametrize(
+    "course", [0, *(pytest.param(course, marks=pytest.mark.slow) for course in range(1, len(COURSES)))]
+)
 def test_no_wall_traps_a_kart(console: Console, course: int) -> None:
     """With full throttle and no steering, a kart leaves each wall that it hits, from random places and directions."""
     rng = np.random.default_rng(course)
