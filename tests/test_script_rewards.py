@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import pickle
@@ -56,28 +57,19 @@ class Calls:
         return self.calls
 
 
-@done_rule()
-class After50:
-    """Ends the episode on its 50th frame."""
+class After:
+    """Ends the episode on a frame."""
 
-    def __init__(self) -> None:
-        self.calls = -1
-
-    def __call__(self, ram: Any) -> bool:
-        self.calls += 1
-        return self.calls == 50
-
-
-@done_rule(truncates=True)
-class After20:
-    """Truncates the episode on its 20th frame."""
-
-    def __init__(self) -> None:
-        self.calls = -1
+    def __init__(self, frame: int) -> None:
+        self.left = frame
 
     def __call__(self, ram: Any) -> bool:
-        self.calls += 1
-        return self.calls == 20
+        self.left -= 1
+        return self.left == -1  # the first call is that of the reset
+
+
+After50 = done_rule("after50")(functools.partial(After, 50))
+After20 = done_rule("after20", truncates=True)(functools.partial(After, 20))
 
 
 def played(env: Any, masks: list[np.ndarray]) -> list[tuple[float, bool, bool, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """What the agent computes on, and how.
 
 * ``choose_device`` - what ``--device auto`` means on this machine
+* ``has_bfloat16`` - whether a device has instructions for bfloat16
 * ``choose_computing`` - what ``auto`` means for precision, compilation and threads: it measures
 * ``compile_encoder`` - torch.compile, where it works
 
