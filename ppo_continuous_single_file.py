@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
-from kart_rewards.env.observations import ObservationConfig
+from kart_rewards.env.observations import Crop, ObservationConfig
 from kart_rewards.errors import KartRewardsError, run_command
 from kart_rewards.evaluation.agents import EvalOptions, TrainedAgent, evaluate_from_options
 from kart_rewards.evaluation.in_training import EvaluationInTraining, TorchPolicy
@@ -61,7 +61,7 @@ class EnvOptions:
     env_id: str = "MarioKart-Snes"
     """The game: the name of a folder of integrations."""
     integrations_path: Path | None = None
-    """Folder of games, in stable-retro's layout. By default ./integrations, then your data folder, then the package."""
+    """Folder of games like stable-retro's. By default ./integrations, your data folder, the package, stable-retro."""
     fallback: bool = True
     """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
     state: Names = ()
@@ -78,12 +78,14 @@ class EnvOptions:
     """What the agent gets of each frame's reward: a scaled sum, its sign (weights hardly matter then), or the sum."""
     reward_scale: float = 0.01
     """Factor of --reward-transform scale. Returns are after it, the sums of the reward terms before it."""
-    action_mode: Literal["continuous", "driving", "all", "filtered", "discrete", "multi-discrete"] = "continuous"
-    """continuous: steering, the throttle held. driving: throttle alone, left, right, hop. Others: stable-retro's."""
+    action_mode: Literal["auto", "continuous", "driving", "all", "filtered", "discrete", "multi-discrete"] = "auto"
+    """continuous: steering, the throttle held. driving: throttle alone, left, right, hop. all, filtered, discrete,
+    multi-discrete: stable-retro's. auto: continuous in kart races on the SNES, multi-discrete in all other games."""
     frame_skip: Annotated[int, Ge(1)] = DEFAULT_FRAME_SKIP
     """Emulated frames for which an action is held."""
-    crop: tuple[int, int, int, int] | None = ObservationConfig.crop
-    """Part of the screen to see: top, bottom, left, right. None: all of it."""
+    crop: Crop | Literal["auto"] | None = "auto"
+    """Part of the screen to see: top, bottom, left, right. None: all of it. auto: the crop of the scenario; without
+    one, in kart races on the SNES the view of the road, in all other games all of it."""
     max_pool: bool = False
     """See the brighter of the last two frames in each pixel: for games whose sprites flicker."""
     grey: bool = True

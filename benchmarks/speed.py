@@ -184,22 +184,31 @@ def environment(turns: int, steps: int) -> None:
 
 
 def stock(turns: int, steps: int) -> None:
-    """Measures the bare core, the step of ``stable_retro.make``, and the stack of wrappers on it."""
+    """Measures the bare core, the step of ``stable_retro.make``, ``ScriptRewards`` and the stack of wrappers on it."""
+    from kart_rewards import ScriptRewards
+
     stack = wrapped_retro_env()
     stack.reset(seed=1)
     env: Any = stack.unwrapped
+    plain_step = env.step
+    scripted = ScriptRewards(env)  # it replaces ``env.step``, to count the frames
+    scripted.reset(seed=1)
     actions = {0: 0, -1: 1}  # of the stack: the throttle alone, and left
     masks = {0: np.zeros(12, np.int8), -1: np.zeros(12, np.int8)}
     masks[0][0] = masks[-1][0] = masks[-1][6] = 1
 
     def step(number: int) -> None:
         for _ in range(FRAME_SKIP):
-            env.step(masks[steering(number)])
+            plain_step(masks[steering(number)])
+
+    def step_scripted(number: int) -> None:
+        for _ in range(FRAME_SKIP):
+            scripted.step(masks[steering(number)])
 
     def step_stack(number: int) -> None:
         stack.step(actions[steering(number)])
 
-    print_turns(env.em, [bare_stepper(env.em), step, step_stack], turns, steps)
+    print_turns(env.em, [bare_stepper(env.em), step, step_scripted, step_stack], turns, steps)
 
 
 def play(envs: Any, steps: int) -> None:
@@ -553,7 +562,8 @@ def show_environment(sizes: Sizes) -> dict[str, float]:
     print(f"  KartEnv has {ratios[1] / ratios[5]:.3f} of the limit")
     print(f"  parts in the last process: {', '.join(answers[-1][1].splitlines())}")
     answers = [call("stock", sizes.turns, sizes.steps) for _ in range(min(sizes.processes, 2))]
-    columns = ["bare core", "stable_retro.make", "the same with frame skip, crop, grey, resize, stack"]
+    columns = ["bare core", "stable_retro.make", "the same with ScriptRewards"]
+    columns.append("stable_retro.make with frame skip, crop, grey, resize, stack")
     show(columns, [turn for turns, _ in answers for turn in turns])
     return {"environment": ratios[1]}
 

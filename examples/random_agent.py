@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from kart_rewards import KartRewardsError, ObservationConfig, make_env
+from kart_rewards import KartRewardsError, make_env
 
 
 def play(integrations: Path, game: str, /, episodes: int = 1, seed: int = 1) -> None:
@@ -24,9 +24,7 @@ def play(integrations: Path, game: str, /, episodes: int = 1, seed: int = 1) -> 
         episodes: Number of episodes.
         seed: Seed of the actions.
     """
-    # All buttons and the complete screen, because the defaults are for a kart race on the SNES.
-    screen = ObservationConfig(crop=None)
-    env = make_env(game, integrations=integrations, action_mode="multi-discrete", observation=screen)
+    env = make_env(game, integrations=integrations)
     env.action_space.seed(seed)
     for episode in range(1, episodes + 1):
         _, info = env.reset()

@@ -3,7 +3,8 @@
 * ``Declared`` - the terms and rules that a scenario file declares
 * ``declared_in`` - reads them
 * ``DeclaredTerm``, ``DeclaredRule`` - a term or rule without code: its definition is data
-* ``Measure``, ``Pay``, ``Node`` - the parts of a declaration
+* ``Measure``, ``Pay``, ``Node``, ``LuaValue`` - the parts of a declaration
+* ``scripts_of`` - the Lua scripts that terms and rules need
 
 stable-retro's own scenarios look like this; all keys are optional::
 
@@ -35,6 +36,11 @@ adds to ``reward``, which comes first where both reward one variable.
 joined by its ``condition``: ``any`` (the default) or ``all``. If ``done`` has the condition ``any``, each of its
 variables and nodes is a rule of its name. With ``all``, one rule joins them: ``lives_and_continues``.
 
+**Lua.** The ``script`` of ``reward`` names a function of the Lua files in ``scripts``. It replaces everything else in
+``reward``, and is one term, ``lua``. The ``script`` of ``done`` is one rule, ``lua``. stable-retro's own engine calls
+both functions once per frame, see ``kart_rewards.env.lua``. Snapshots then also have their values, ``lua_reward`` and
+``lua_done``, and the term and the rule read these.
+
 **Differences to stable-retro.** It computes rewards in single precision, this project in double precision. It ignores
 keys and words that it does not know, and reads a number of a wrong type as 0; here they are errors.
 
@@ -44,6 +50,7 @@ This module imports no emulator.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -52,10 +59,14 @@ from typing import Any
 
 from kart_rewards.done import DoneRule
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
+from kart_rewards.lua import LuaScripts, lua_scripts
 from kart_rewards.notices import notice
 from kart_rewards.ram import RamLayout, attribute_name, check_keys, int_64, is_comment, shown
 from kart_rewards.rewards import RewardTerm
 from kart_rewards.scripting import Script
+
+LUA = "lua"
+"""The name of the term and of the rule that a Lua function decides."""
 
 BLOCKS = ("reward", "rewards", "done")
 """The keys of a scenario file that declare rewards and rules."""
@@ -184,12 +195,52 @@ class Node:
         return (" and " if self.every else " or ").join(texts) or ("always" if self.every else "never")
 
 
-def paid(pay: Pay, ram: Any, previous: Any) -> float:
+@dataclass(frozen=True)
+class LuaValue:
+    """The value that a Lua function returned on a frame.
+
+    Args:
+        variable: The name of the snapshot's attribute that has it: ``lua_reward`` or ``lua_done``.
+        function: The name of the function.
+        scripts: The scenario's scripts.
+    """
+
+    variable: str
+    function: str
+    scripts: LuaScripts
+
+    def __call__(self, ram: Any, previous: Any) -> float:
+        """Returns the value.
+
+        Raises:
+            KartRewardsError: The snapshot does not have it.
+        """
+        if self.variable not in ram._fields:
+            raise KartRewardsError(
+                f"the snapshot has no {self.variable}, because Lua runs only in an emulator: leave the term and the "
+                f"rule {LUA!r} out, or use a drive of this game that kart-rewards play recorded"
+            )
+        value: float = getattr(ram, self.variable)
+        return value
+
+    def reads(self) -> set[str]:
+        """Returns no names: stable-retro's engine reads the variables."""
+        return set()
+
+    def __str__(self) -> str:
+        return f"the Lua function {self.function}, {self.scripts.where(self.function)}"
+
+
+LUA_REWARD, LUA_DONE = "lua_reward", "lua_done"
+"""The attributes of a snapshot that have the values of Lua functions."""
+
+
+def paid(pay: Pay | LuaValue, ram: Any, previous: Any) -> float:
     """Returns what a declared term pays, before its weight. Terms are partials of this function."""
     return pay(ram, previous)
 
 
-def is_over(condition: Measure | Node, ram: Any, previous: Any) -> bool:
+def is_over(condition: Measure | Node | LuaValue, ram: Any, previous: Any) -> bool:
     """Returns whether a declared rule ends the episode. Rules are partials of this function."""
     return condition(ram, previous) > 0
 
@@ -212,7 +263,7 @@ class _DeclaredScript(Script):
 
     @property
     def declaration(self) -> Any:
-        """The ``Pay``, ``Measure`` or ``Node``."""
+        """The ``Pay``, ``Measure``, ``Node`` or ``LuaValue``."""
         return self.definition.args[0]  # type: ignore[attr-defined]
 
     @cached_property
@@ -244,7 +295,8 @@ class _DeclaredScript(Script):
 
     def may_read(self, names: Iterable[str]) -> set[str]:
         """Returns those of the names of variables that decide the script's values."""
-        return {*names} & self.reads()
+        lua = isinstance(self.declaration, LuaValue)
+        return self.declaration.scripts.may_read(names) if lua else {*names} & self.reads()
 
 
 @dataclass(frozen=True)
@@ -257,6 +309,14 @@ class DeclaredRule(_DeclaredScript, DoneRule):
     """A done rule that a scenario file declares."""
 
 
+def scripts_of(terms_and_rules: Iterable[Script]) -> LuaScripts | None:
+    """Returns the Lua scripts that decide some of the terms and rules; None if none is decided by Lua."""
+    for script in terms_and_rules:
+        if isinstance(script, _DeclaredScript) and isinstance(script.declaration, LuaValue):
+            return script.declaration.scripts
+    return None
+
+
 @dataclass(frozen=True)
 class Declared:
     """What a scenario file declares in stable-retro's own form.
@@ -264,14 +324,10 @@ class Declared:
     Args:
         terms: The reward terms.
         rules: The done rules.
-        reward_function: The name of the script's function that computes the reward. It replaces all terms.
-        done_function: The name of the script's function that ends the episode. It replaces all rules.
     """
 
     terms: tuple[DeclaredTerm, ...] = ()
     rules: tuple[DeclaredRule, ...] = ()
-    reward_function: str | None = None
-    done_function: str | None = None
 
 
 def declared_in(content: Mapping[str, Any], path: Path) -> Declared:
@@ -284,7 +340,8 @@ def declared_in(content: Mapping[str, Any], path: Path) -> Declared:
         path: The file, for messages and as the origin of the terms.
 
     Raises:
-        KartRewardsError: The declaration is not valid: an unknown key or word, or a value of a wrong type.
+        KartRewardsError: The declaration is not valid: an unknown key or word, or a value of a wrong type; or a Lua
+            file can't be read.
 
     Example:
         >>> reward, done = {"variables": {"score": {"reward": 2}}}, {"variables": {"lives": {"op": "zero"}}}
@@ -295,7 +352,7 @@ def declared_in(content: Mapping[str, Any], path: Path) -> Declared:
         [('lives', 'lives is 0')]
     """
     terms: dict[str, DeclaredTerm] = {}
-    per_frame, reward_function = None, None
+    per_frame, paying = None, None
     for where, block in _reward_blocks(content, path):
         check_keys(block, ("variables", "time", "script"), where)
         for name, variable, entry in _entries(block, "variables", where):
@@ -304,7 +361,7 @@ def declared_in(content: Mapping[str, Any], path: Path) -> Declared:
         if "time" in block:
             at = f'{where}: "time"'
             per_frame = _pay(_object(block["time"], at), at, None)
-        reward_function = _script(block, where) or reward_function
+        paying = _script(block, where) or paying
     if per_frame:
         name = "time_per_frame" if "time" in terms else "time"
         terms[name] = DeclaredTerm(name, partial(paid, per_frame[0]), per_frame[1], path=str(path))
@@ -312,13 +369,29 @@ def declared_in(content: Mapping[str, Any], path: Path) -> Declared:
     done = _object(content.get("done", {}), done_at)
     check_keys(done, ("variables", "nodes", "condition", "script"), done_at)
     rules = tuple(_rules(done, done_at, path))
-    done_function = _script(done, done_at)
-    return Declared(
-        () if reward_function else tuple(terms.values()),
-        () if done_function else rules,
-        reward_function,
-        done_function,
-    )
+    ending = _script(done, done_at)
+    if not (paying or ending):
+        return Declared(tuple(terms.values()), rules)
+    scripts = lua_scripts(path, content.get("scripts"), paying, _of_other_players(content, path), ending)
+    lua_terms = _of_lua(DeclaredTerm, paid, LUA_REWARD, scripts.reward, scripts)
+    lua_rules = _of_lua(DeclaredRule, is_over, LUA_DONE, scripts.done, scripts)
+    return Declared(lua_terms or tuple(terms.values()), lua_rules or rules)
+
+
+def _of_lua(kind: Any, call: Any, variable: str, function: str | None, scripts: LuaScripts) -> tuple[Any, ...]:
+    """Returns the term or the rule that is the value of a Lua function; none if there is no function."""
+    if function is None:
+        return ()
+    return (kind(LUA, partial(call, LuaValue(variable, function, scripts)), path=scripts.where(function)),)
+
+
+def _of_other_players(content: Mapping[str, Any], path: Path) -> Iterator[str]:
+    """Yields the functions of the other players' rewards: the scripts may share variables with them."""
+    for player, block in enumerate(content.get("rewards", [])[1:], start=2):
+        where = f'{path}: "rewards", player {player}'
+        function = _script(_object(block, where), where)
+        if function:
+            yield function
 
 
 def _reward_blocks(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -438,10 +511,15 @@ def _word(content: Mapping[str, Any], key: str, known: Iterable[str], default: s
 
 
 def _script(block: Mapping[str, Any], where: str) -> str | None:
+    """Returns the name of a block's function in Lua; None if it has none."""
     script = block.get("script")
-    if script is not None and not (isinstance(script, str) and script):
-        raise KartRewardsError(f'{where}: "script" must be the name of a function, such as "lua:reward"')
-    return script
+    if script is None:
+        return None
+    if not (isinstance(script, str) and (found := re.fullmatch(r"(?:lua:)?([^:].*)", script)) and ":" not in found[1]):
+        raise KartRewardsError(
+            f'{where}: "script" must be the name of a function of Lua, such as "lua:reward", not {shown(script)}'
+        )
+    return found[1]
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Games on disk, in stable-retro's own layout: one folder per game.
 
 * ``find_game``, ``list_games`` - games by name
+* ``some_games`` - the games of a message: stable-retro's are only counted
 * ``find_folder``, ``incomplete_games`` - folders of games that may be incomplete
 * ``integration_folders`` - where games are looked for
 * ``writable_folder``, ``writable`` - where games are written to
@@ -10,9 +11,10 @@
 * ``system_of``, ``rom_sha1`` - the console that a game's name ends in; a ROM's checksum
 * ``INTEGRATIONS`` - the folder of the games that come with the project
 
-The standard lookup of games is: ``./integrations``, then the user's data folder, then ``INTEGRATIONS``. If several
-folders have a game of one name, the first folder counts. The environment variable ``KART_REWARDS_INTEGRATIONS`` sets
-another path for the user's data folder.
+The standard lookup of games is: ``./integrations``, then the user's data folder, then ``INTEGRATIONS``, then the games
+of stable-retro's own package: ``stable``, ``experimental`` and ``contrib``. If several folders have a game of one name,
+the first folder counts, and a notice says so. The environment variable ``KART_REWARDS_INTEGRATIONS`` sets another path
+for the user's data folder.
 
 A game's folder holds ``data.json`` (variables), ``scenario.json`` (reward terms and done rules), ``metadata.json``
 (the default state), ``rom.sha`` (SHA-1 of the ROM), the ROM (``rom.sfc`` and the like) and start states (``*.state``).
@@ -23,7 +25,9 @@ stable-retro is imported only when a ROM is looked at, so listing games is cheap
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import importlib.util
 import os
 import re
 import shlex
@@ -34,8 +38,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from kart_rewards.errors import KartRewardsError, did_you_mean
+from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.files import copy_of
+from kart_rewards.notices import notice
 from kart_rewards.ram import load_json, read_snapshot
 
 _INSIDE_PACKAGE = Path(__file__).parent / "integrations_data"
@@ -64,7 +69,7 @@ def integration_folders(integrations: str | Path | None = None) -> list[Path]:
     if integrations is not None:
         return [Path(integrations)]
     folders: dict[Path, Path] = {}
-    for folder in (_current_folder(), _user_folder(), INTEGRATIONS):
+    for folder in _standard_folders():
         with suppress(OSError):  # the current folder may have been deleted, or links may form a loop
             if folder.is_dir():
                 folders.setdefault(folder.resolve(), folder.absolute())
@@ -74,6 +79,16 @@ def integration_folders(integrations: str | Path | None = None) -> list[Path]:
 def list_games(integrations: str | Path | None = None) -> list[str]:
     """Returns the names of the games in a folder or, by default, in all folders of the standard lookup, sorted."""
     return sorted({name for folder in integration_folders(integrations) for name in _games_in(folder)})
+
+
+def some_games(integrations: str | Path | None = None) -> str:
+    """Returns the names of the games as text for a message. Games of stable-retro's own package are only counted."""
+    own: set[str] = set()
+    stock: set[str] = set()
+    for folder in integration_folders(integrations):
+        (stock if integrations is None and _is_stock(folder) else own).update(_games_in(folder))
+    names = [*sorted(own), *([f"{counted(len(stock - own), 'game')} of stable-retro"] if stock else [])]
+    return ", ".join(names) or "none"
 
 
 def find_game(name: str, integrations: str | Path | None = None) -> Game:
@@ -87,9 +102,11 @@ def find_game(name: str, integrations: str | Path | None = None) -> Game:
         KartRewardsError: No game has that name, or the folder ``integrations`` does not exist.
     """
     folders = integration_folders(integrations)
-    for folder in folders:
-        if name in _games_in(folder):
-            return Game(name, folder / name)
+    found = [Game(name, folder / name) for folder in folders if _has_game(folder, name)]
+    if found:
+        for other in found[1:]:
+            notice(f"{name} is the game in {found[0].folder}; there is another in {other.folder}")
+        return found[0]
     if integrations is not None and not folders[0].is_dir():
         raise KartRewardsError(f"{integrations}: no such folder of integrations")
     for folder in folders:
@@ -101,27 +118,17 @@ def find_game(name: str, integrations: str | Path | None = None) -> Game:
             f"{incomplete.folder}: is not a game's folder: it has no data.json, or may not be read. "
             f"{incomplete.how_to_complete()}"
         )
-    games = list_games(integrations)
+    hint = _elsewhere(name, integrations) or did_you_mean(name, list_games(integrations))
     raise KartRewardsError(
-        f"unknown game {name!r}.{did_you_mean(name, games)}{_of_stable_retro(name)} Known games: "
-        f"{', '.join(games) or 'none'}. Looked in: {', '.join(map(str, folders))}"
+        f"unknown game {name!r}.{hint} Known games: {some_games(integrations)}. "
+        f"Looked in: {', '.join(map(str, folders))}"
     )
 
 
-def _of_stable_retro(name: str) -> str:
-    """Returns what to do with a game for which stable-retro has an integration; an empty text if it has none."""
-    from stable_retro import data as retro_data
-
-    if Path(name).name != name:
-        return ""
-    for kind in ("stable", "experimental", "contrib"):
-        for folder in (Path(retro_data.path()) / kind / each for each in (name, f"{name}-v0")):
-            if is_file(folder / "data.json"):
-                return (
-                    f" stable-retro has an integration of it: {folder}. To use it with the rewards that its "
-                    "scenario.json declares, copy this folder into a folder of games."
-                )
-    return ""
+def _elsewhere(name: str, integrations: str | Path | None) -> str:
+    """Returns where the standard lookup finds a game that an explicit folder does not have, as a sentence."""
+    others = [folder for folder in integration_folders() if integrations is not None and _has_game(folder, name)]
+    return f" It is in {others[0]}: leave out the folder of games (--integrations-path)." if others else ""
 
 
 def find_folder(name: str, integrations: str | Path | None = None) -> Game | None:
@@ -134,17 +141,20 @@ def find_folder(name: str, integrations: str | Path | None = None) -> Game | Non
     if not name or Path(name).name != name or name == "..":  # a path, or empty
         return None
     games = [Game(name, folder / name) for folder in integration_folders(integrations)]
-    games.sort(key=lambda game: name not in _games_in(game.folder.parent))
+    games.sort(key=lambda game: not _has_game(game.folder.parent, name))
     return next((game for game in games if os.path.isdir(game.folder)), None)  # noqa: PTH112
 
 
 def incomplete_games(integrations: str | Path | None = None) -> list[Game]:
     """Returns the games whose ROM ``kart-rewards import`` can't recognise, because data.json or rom.sha is missing.
 
-    A folder is that of a game if its name ends in a console, such as ``-Snes``.
+    A folder is that of a game if its name ends in a console, such as ``-Snes``. Folders of stable-retro's own package
+    are left out.
     """
     games = []
     for folder in integration_folders(integrations):
+        if integrations is None and _is_stock(folder):
+            continue
         with suppress(OSError):
             names = sorted(name for name in os.listdir(folder) if system_of(name))  # noqa: PTH208
             games += [Game(name, folder / name) for name in names if os.path.isdir(folder / name)]  # noqa: PTH112
@@ -155,7 +165,7 @@ def writable_folder() -> Path:
     """Returns the first folder of the standard lookup that may be written to.
 
     ``./integrations`` counts only if it exists. The user's data folder is created if necessary. Games inside an
-    installed package are never written to: they are lost with the package.
+    installed package, this one or stable-retro, are not written to: they are lost with the package.
 
     Raises:
         KartRewardsError: None of the folders may be written to.
@@ -186,7 +196,7 @@ def writable(game: Game) -> Game:
     """
     if _may_be_written(game.folder):
         return game
-    lookup = [folder.resolve() for folder in (_current_folder(), _user_folder(), INTEGRATIONS)]
+    lookup = [folder.resolve() for folder in _standard_folders()]
     own = game.folder.parent.resolve()
     if own not in lookup:
         return game
@@ -220,6 +230,10 @@ def command(words: str, integrations: str | Path | None = None) -> str:
     return f"kart-rewards {words} --integrations-path {shlex.quote(str(integrations))}"
 
 
+def _standard_folders() -> list[Path]:
+    return [_current_folder(), _user_folder(), INTEGRATIONS, *_stock_folders()]
+
+
 def _current_folder() -> Path:
     return Path("integrations")
 
@@ -228,6 +242,30 @@ def _user_folder() -> Path:
     import platformdirs
 
     return Path(os.environ.get(FOLDER_VARIABLE) or platformdirs.user_data_path("kart_rewards") / "integrations")
+
+
+@functools.cache
+def _stock_folders() -> list[Path]:
+    """The folders of stable-retro's own games. stable-retro is not imported."""
+    package = importlib.util.find_spec("stable_retro")
+    if package is None or package.origin is None:
+        return []
+    data = Path(package.origin).resolve().parent / "data"
+    return [data / kind for kind in ("stable", "experimental", "contrib")]
+
+
+def _is_stock(folder: Path) -> bool:
+    with suppress(OSError):
+        return folder.resolve() in _stock_folders()
+    return False
+
+
+def _has_game(folder: Path, name: str) -> bool:
+    """Whether ``_games_in`` has the name, in less time."""
+    with suppress(OSError):  # the list of names decides where a disk ignores the case of letters
+        may_be = is_file(folder / name / "data.json") and not name.startswith(".")
+        return may_be and name in os.listdir(folder)  # noqa: PTH208
+    return False
 
 
 def _games_in(folder: Path) -> list[str]:
@@ -241,7 +279,8 @@ def _games_in(folder: Path) -> list[str]:
 
 def _may_be_written(folder: Path) -> bool:
     """Whether files may be made in a folder. In an installed package they would be lost with it, so they may not."""
-    inside_package = folder.resolve().is_relative_to(_INSIDE_PACKAGE.resolve())
+    packages = (_INSIDE_PACKAGE.resolve(), *_stock_folders())
+    inside_package = any(folder.resolve().is_relative_to(each) for each in packages)
     return not inside_package and os.access(folder, os.W_OK | os.X_OK)
 
 
@@ -256,6 +295,11 @@ class Game:
 
     name: str
     folder: Path
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the game is one of stable-retro's own package."""
+        return _is_stock(self.folder.parent)
 
     def rom(self) -> Path:
         """Returns the ROM, checked against ``rom.sha``.

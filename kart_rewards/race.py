@@ -2,6 +2,7 @@
 
 * ``ROAD`` and the other surface codes, ``COURSE_SURFACES``, ``FACING_BACKWARD`` - values of RAM variables
 * ``lap``, ``progress``, ``finished`` - computed from one snapshot
+* ``is_kart_race`` - whether a game is a kart race, by its variables
 * ``RaceMetrics`` - lap times, off-road time and wall hits of one episode
 
 The codes are from the public integrations of the retail game. HomebrewKart uses the same codes.
@@ -9,6 +10,7 @@ The codes are from the public integrations of the retail game. HomebrewKart uses
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 # Values of `surface`, the ground under the kart.
@@ -29,7 +31,16 @@ LAPS_AT_FIRST_CROSSING = 128  # value of `laps` after the first crossing of the 
 LAPS_IN_A_RACE = 5
 
 METRIC_VARIABLES = frozenset({"laps", "surface", "collision"})
-"""The variables that ``RaceMetrics`` reads. A game without them has no race metrics."""
+"""The variables that ``RaceMetrics`` reads. A game without them is no kart race, and has no race metrics."""
+
+
+def is_kart_race(variables: Collection[str]) -> bool:
+    """Returns whether a game is a kart race: it has the variables that ``RaceMetrics`` reads.
+
+    Args:
+        variables: The names of the game's variables.
+    """
+    return METRIC_VARIABLES.issubset(variables)
 
 
 def lap(ram: Any) -> int:

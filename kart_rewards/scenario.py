@@ -20,7 +20,8 @@ A ``scenario.json`` has keys that stable-retro reads, and the key ``kart_rewards
 in addition to the reference terms and rules. ``rewards`` lists the terms to use, with their weights; null keeps the
 weight of the decorator. ``done`` lists the rules to use. A class that is a term and a rule can be in both lists; if it
 is in one of them, its other value has no effect. Without ``rewards`` or ``done``, the reference terms or rules
-and those of ``modules`` are used. Keys that begin with an underscore are comments.
+and those of ``modules`` are used. Keys that begin with an underscore are comments. The reference terms and rules are
+for kart races (see ``kart_rewards.race.is_kart_race``). In all other games they do not exist.
 
 If the file has ``reward``, ``rewards`` or ``done`` of stable-retro's own, the terms and rules that these declare (see
 ``kart_rewards.declared``) take the place of the reference terms and rules. The lists of ``kart_rewards`` still decide
@@ -35,16 +36,17 @@ true after at least one of the next ``within_frames`` frames, during which the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kart_rewards.declared import BLOCKS, Declared, DeclaredRule, DeclaredTerm, declared_in
+from kart_rewards.declared import BLOCKS, Declared, DeclaredRule, DeclaredTerm, declared_in, scripts_of
 from kart_rewards.done import REFERENCE_RULES, DoneRule, as_rule
 from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.notices import notice
+from kart_rewards.race import METRIC_VARIABLES, is_kart_race
 from kart_rewards.ram import RamLayout, check_keys, check_outer_keys, is_comment, load_json, shown
 from kart_rewards.rewards import REFERENCE_TERMS, RewardTerm, as_term, with_weights
 from kart_rewards.scripting import Script, SomeScript, marked_scripts, script_of, unique_by_name
@@ -123,6 +125,8 @@ class Scoring:
                 "There is no done rule: every episode goes on to the step limit (--max-episode-steps), and the curves "
                 "of episodes begin only then."
             )
+        if scripts_of((*self.terms, *self.done)):
+            notices.append("Checkpoints lack the memory of Lua scripts: a resumed run begins new episodes.")
         return notices
 
     def table(self) -> str:
@@ -134,7 +138,12 @@ class Scoring:
         return "\n".join(f"  {name:<{width}}  {weight:>{max(numbers, 6)}}  {summary}" for name, weight, summary in rows)
 
 
-def load_scoring(path: Path | None, extra: Any = (), weights: Mapping[str, float] | None = None) -> Scoring:
+def load_scoring(
+    path: Path | None,
+    extra: Any = (),
+    weights: Mapping[str, float] | None = None,
+    variables: Collection[str] | None = None,
+) -> Scoring:
     """Returns the terms and rules of a scenario file, with additions.
 
     The weight of a term comes from ``weights``, else from the scenario, else from the term's decorator.
@@ -144,6 +153,7 @@ def load_scoring(path: Path | None, extra: Any = (), weights: Mapping[str, float
         extra: Terms and rules to add: functions and classes; or files and modules (also module objects), of which all
             terms and rules are added.
         weights: Term name -> weight.
+        variables: The names of the game's variables, which say whether it is a kart race. None: it is one.
 
     Raises:
         KartRewardsError: The scenario is not valid; a term or rule that it names does not exist; a weight is not a
@@ -161,15 +171,18 @@ def load_scoring(path: Path | None, extra: Any = (), weights: Mapping[str, float
 
     declared = declared_in(content, path) if path else Declared()
     is_declared = not content.keys().isdisjoint(BLOCKS)
-    terms = [] if is_declared and chosen_terms is None else list(map(as_term, REFERENCE_TERMS))
-    rules = [] if is_declared and chosen_rules is None else list(map(as_rule, REFERENCE_RULES))
+    is_race = variables is None or is_kart_race(variables)
+    terms = list(map(as_term, REFERENCE_TERMS)) if is_race and not (is_declared and chosen_terms is None) else []
+    rules = list(map(as_rule, REFERENCE_RULES)) if is_race and not (is_declared and chosen_rules is None) else []
     for source in sources:
         own_terms, own_rules = _from(source)
         terms += own_terms
         rules += own_rules
     terms = _joined(declared.terms, terms)
     rules = _joined(declared.rules, rules)
-    _report_functions(declared, chosen_terms is None, chosen_rules is None, path)
+    if not is_race:
+        known = {script.name for script in (*terms, *rules)}
+        _check_no_reference({*(chosen_terms or ()), *(chosen_rules or ())} - known, path)
     if chosen_terms is not None:
         chosen_terms = {name: weight for name, weight in chosen_terms.items() if not is_comment(name)}
         weighted = with_weights(unique_by_name(terms).values(), chosen_terms, str(path))
@@ -261,13 +274,14 @@ def _joined(scripts: Iterable[SomeScript], added: list[SomeScript]) -> list[Some
     return [*kept, *added]
 
 
-def _report_functions(declared: Declared, rewards_are_used: bool, rules_are_used: bool, path: Path | None) -> None:
-    for key, function, is_used in (
-        ("reward", declared.reward_function, rewards_are_used),
-        ("done", declared.done_function, rules_are_used),
-    ):
-        if function and is_used:
-            notice(f'{path}: "{key}" is the function {function!r} of a script of stable-retro, and has no effect here')
+def _check_no_reference(unknown: Collection[str], path: Path | None) -> None:
+    for script in (*map(as_term, REFERENCE_TERMS), *map(as_rule, REFERENCE_RULES)):
+        if script.name in unknown:
+            variables = ", ".join(sorted(METRIC_VARIABLES))
+            raise KartRewardsError(
+                f"{path}: {script.name!r} is for kart races only, and this game is none: its data file does not define "
+                f"all of the variables {variables}"
+            )
 
 
 def _is_list_of_text(value: Any) -> bool:

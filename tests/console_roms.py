@@ -20,11 +20,13 @@ class Program(NamedTuple):
         file: The name of its file.
         rom: Its content.
         counter: The address of the byte of the count that changes most often.
+        other_size: Address, type and value of variables that give the picture another size than at power-on.
     """
 
     file: str
     rom: bytes
     counter: int
+    other_size: tuple[tuple[int, str, int], ...] = ()
 
 
 def _rom(size: int, fill: int = 0, **parts: bytes) -> bytes:
@@ -69,30 +71,35 @@ def nes() -> Program:
 
 def snes() -> Program:
     code = _code("""
-        78 a9 0f 8d 00 21    ; sei; the screen is on
+        78 a9 0f 8d 00 21 64 03 64 04 ; sei; the screen is on
         e6 00 d0 02 e6 01    ; inc $00; bne; inc $01
+        a5 03 8d 05 21 a5 04 8d 33 21 ; the mode and the resolution of the picture
         9c 21 21 a5 00 8d 22 21 a5 01 8d 22 21 ; the colour of the background
         a9 01 8d 16 40 9c 16 40 ad 16 40 29 01 18 65 02 85 02 ; the button B
-        4c 06 80             ; jmp $8006
+        4c 0a 80             ; jmp $800a
     """)
     header = {"x7FC0": b"TINY".ljust(21), "x7FD5": b"\x20", "x7FD7": b"\x05", "x7FFC": b"\x00\x80"}
-    return Program("rom.sfc", _rom(0x8000, 0xEA, x0=code, **header), 0x7E0000)
+    return Program(
+        "rom.sfc", _rom(0x8000, 0xEA, x0=code, **header), 0x7E0000, ((0x7E0003, "|u1", 5), (0x7E0004, "|u1", 1))
+    )
 
 
 def genesis(file: str = "rom.md", work_ram: int = 0xFF0000) -> Program:
     code = _code("""
         33fc 8144 00c00004 33fc 8c81 00c00004 33fc 8700 00c00004 ; the screen is on, with 320 columns
-        13fc 0040 00a10009 13fc 0040 00a10003 ; the pad
+        33fc 8c81 00ff0006 13fc 0040 00a10009 13fc 0040 00a10003 ; the pad
         5279 00ff0004        ; addq.w #1,$ff0004
         1039 00a10003 4600 0240 00ff d179 00ff0002    ; the pad
         3039 00c00004 0800 0003 67dc ; until the screen is drawn
         5279 00ff0000        ; addq.w #1,$ff0000
+        33f9 00ff0006 00c00004 ; the number of columns
         23fc c0000000 00c00004 33f9 00ff0000 00c00000 ; the colour of the background
         3039 00c00004 0800 0003 66f4 ; until the next frame
-        60b4                 ; bra to the first addq.w
+        60aa                 ; bra to the first addq.w
     """)
     vectors = _words(">", 0xFFFE00, 0x200)
-    return Program(file, _rom(0x10000, x0=vectors, x100=b"SEGA GENESIS    ", x1F0=b"JUE", x200=code), work_ram + 4)
+    rom = _rom(0x10000, x0=vectors, x100=b"SEGA GENESIS    ", x1F0=b"JUE", x200=code)
+    return Program(file, rom, work_ram + 4, ((work_ram + 6, ">u2", 0x8C00),))
 
 
 def thirty_two_x() -> Program:
@@ -106,14 +113,17 @@ def master_system(file: str = "rom.sms") -> Program:
         00 00
     """)
     code += bytes(0x1A - len(code)) + _code("""
-        3e 04 d3 bf 3e 80 d3 bf 3e e0 d3 bf 3e 81 d3 bf ; start: the screen is on
+        3e 04 32 03 c0 3e e0 32 04 c0 ; start: the screen is on
+        3a 03 c0 d3 bf 3e 80 d3 bf 3a 04 c0 d3 bf 3e 81 d3 bf ; the number of rows
         21 00 c0 34          ; ld hl,$c000; inc (hl)
         af d3 bf 3e c0 d3 bf 7e d3 be d3 be ; the colour of the background
         db dc 2f 23 86 77    ; the pad
-        18 e8                ; jr
+        18 d6                ; jr
     """)
     pause = _code("21 02 c0 34 ed 45 ; ld hl,$c002; inc (hl); retn")
-    return Program(file, _rom(0x8000, x0=code, x66=pause, x7FF0=b"TMR SEGA"), 0xC000)
+    return Program(
+        file, _rom(0x8000, x0=code, x66=pause, x7FF0=b"TMR SEGA"), 0xC000, ((0xC003, "|u1", 6), (0xC004, "|u1", 0xF0))
+    )
 
 
 def game_gear() -> Program:
@@ -177,14 +187,15 @@ def nintendo_ds() -> Program:
 
 def pc_engine() -> Program:
     code = _code("""
-        78 d4 d8 a9 ff 53 01 a9 f8 53 02 ; registers at $0000, RAM at $2000
+        78 d4 d8 a9 ff 53 01 a9 f8 53 02 64 02 ; registers at $0000, RAM at $2000
         e6 00                ; inc <$00
+        a5 02 8d 00 04       ; the number of columns
         9c 02 04 9c 03 04 a5 00 8d 04 04 9c 05 04          ; the colour of the background
         9c 02 04 a9 01 8d 03 04 a5 00 8d 04 04 9c 05 04    ; and of the border
         a9 01 8d 00 10 a9 03 8d 00 10 a9 01 8d 00 10 ad 00 10 49 ff 29 0f 18 65 01 85 01 ; the pad
-        4c 0b e0             ; jmp $e00b
+        4c 0d e0             ; jmp $e00d
     """)
-    return Program("rom.pce", _rom(0x2000, 0xEA, x0=code, x1FF6=b"\x00\xe0" * 5), 0xF80000)
+    return Program("rom.pce", _rom(0x2000, 0xEA, x0=code, x1FF6=b"\x00\xe0" * 5), 0xF80000, ((0xF80002, "|u1", 2),))
 
 
 def nintendo_64() -> Program:
@@ -233,7 +244,11 @@ _ARCADE_CHECKSUMS = (
 
 
 def arcade(folder: Path) -> Program:
-    """A board that FBNeo knows, with a program of ours. FBNeo compares names and CRC-32 of the board's chips."""
+    """A board that FBNeo knows, with a program of ours. FBNeo compares names and CRC-32 of the board's chips.
+
+    Its screen stands on its side. Seen upright, it has 36 rows and 28 columns of characters. The character that the
+    program changes is the last one of the third row.
+    """
     code = _code("""
         f3 31 f0 4f          ; di; ld sp,$4ff0
         21 00 4c 34 7e       ; ld hl,$4c00; inc (hl); ld a,(hl)
@@ -287,16 +302,26 @@ def saturn() -> Program:
     places = struct.pack(">6I3Q2I", 124, 5, 0, 0, 0, 0, sectors * sector, 124, 124 + 4 * hunks, hunk, sector)
     header = (b"MComprHD" + places).ljust(124, b"\0")
     hunk_map = struct.pack(f">{hunks}I", 1, *[2] * (hunks - 1))  # the first one, and an empty one for the others
-    return Program(
-        "rom.chd", (header + hunk_map + metadata).ljust(hunk, b"\0") + _rom(2 * hunk, x0=b"SEGA SEGASATURN "), 0
-    )
+    disc = (header + hunk_map + metadata).ljust(hunk, b"\0") + _rom(2 * hunk, x0=b"SEGA SEGASATURN ")
+    return Program("rom.chd", disc, 0x110003, ((0x11000A, "<u2", 0x8002),))
 
 
 def saturn_bios() -> bytes:
-    """A BIOS of our own: all vectors lead to an endless loop."""
+    """A BIOS of our own: all vectors lead to a program like those of the other consoles."""
     start, stack, vectors = 0x400, 0x6002000, 0x100
-    loop = _code("af fe 00 09 ; bra to itself; nop")
-    return _rom(0x80000, 0xFF, x0=_words(">", *(start, stack) * 2, *[start] * (vectors - 4)), x400=loop)
+    code = _code("""
+        d1 0d d2 0e d3 0e d4 0f d5 0f d6 10 ; r1 is RAM, the others are registers
+        90 12 11 02          ; mov.w @(..,pc),r0; mov.l r0,@(8,r1): the screen is on
+        e0 60 25 00 e0 40 24 00 e0 01 26 00 ; the pad
+        57 12 22 71          ; mov.l @(8,r1),r7; mov.w r7,@r2: the number of columns
+        60 12 70 01 21 02    ; mov.l @r1,r0; add #1,r0; mov.l r0,@r1
+        23 01                ; mov.w r0,@r3: the colour of the background
+        60 40 57 11 37 0c 11 71 ; mov.b @r4,r0: the pad; mov.l @(4,r1),r7; add r0,r7; mov.l r7,@(4,r1)
+        af f4 00 09          ; bra to the mov.l @(8,r1); nop
+        80 00 00 00
+    """)
+    registers = _words(">", 0x6010000, 0x25F80000, 0x25E00000, 0x20100075, 0x20100079, 0x2010007D)
+    return _rom(0x80000, 0xFF, x0=_words(">", *(start, stack) * 2, *[start] * (vectors - 4)), x400=code + registers)
 
 
 SATURN_BIOS_FILES = ("sega_101.bin", "mpr-17933.bin")

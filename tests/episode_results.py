@@ -24,6 +24,7 @@ def result(
         "off_road_seconds": 0.0,
         "wall_hits": 0,
         "length_steps": 1000,
+        "length_seconds": 66.6,
         "done_rule": "race_finished" if finished else None,
         "reward_sums": {},
     }

@@ -97,7 +97,7 @@ def _run_parts(switches: ctypes.CDLL) -> None:
 
     from kart_rewards.done import REFERENCE_RULES, EpisodeDone, as_rule
     from kart_rewards.env import KartEnv
-    from kart_rewards.env.observations import ObservationConfig, ScreenObserver
+    from kart_rewards.env.observations import ROAD_VIEW, ObservationConfig, ScreenObserver
     from kart_rewards.race import RaceMetrics
     from kart_rewards.rewards import REFERENCE_TERMS, EpisodeRewards, as_term, make_transform
     from kart_rewards.testing import load_trace
@@ -108,7 +108,7 @@ def _run_parts(switches: ctypes.CDLL) -> None:
         env.step(0)
     read, lookup_all = env.layout.reader(env.data), env.data.lookup_all
     screen = env.em.get_screen()
-    observer = ScreenObserver(ObservationConfig(), screen.shape)
+    observer = ScreenObserver(ObservationConfig(), screen.shape, ROAD_VIEW)
     frames = load_trace("walls")[:FRAMES]
     terms, rules = [as_term(term) for term in REFERENCE_TERMS], [as_rule(rule) for rule in REFERENCE_RULES]
     transform = make_transform("scale", 0.01)

@@ -103,7 +103,7 @@ def test_a_console_without_the_buttons_is_refused(make: Any) -> None:
 
 
 def test_unknown_modes_are_refused(make: Any) -> None:
-    with pytest.raises(KartRewardsError, match="unknown action mode 'flying': it is one of continuous, driving"):
+    with pytest.raises(KartRewardsError, match="unknown action mode 'flying': it is one of auto, continuous, driving"):
         make("flying")
 
 

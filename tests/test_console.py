@@ -29,6 +29,8 @@ def test_it_describes_the_console_of_the_rom() -> None:
     assert 60 < console.frames_per_second < 60.2
     del console
     console = Console(Path(stable_retro.data.get_file_path("Airstriker-Genesis-v0", "rom.md")))
+    for _ in range(30):  # then the game has set the size of the picture
+        console.step()
     assert (console.name, console.screen.shape) == ("Genesis", (224, 320, 3))
 
 

@@ -1,34 +1,50 @@
-"""Every console that stable-retro emulates: environments that share an emulator, start states, and resumed states."""
+"""Every console that stable-retro emulates: shared emulators, start states, resumed states, and pictures."""
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import stable_retro
 from command_line import sha1
-from console_roms import PROGRAMS, Program, arcade
-from stable_retro.data import EMU_INFO
+from console_roms import PROGRAMS, Program, arcade, saturn
+from declared_walks import saturn_environment
+from stable_retro.data import EMU_INFO, Integrations
 
-from kart_rewards import KartEnv, KartRewardsError, ObservationConfig
+from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, ScriptRewards
 from kart_rewards.env import core, kart_env
-from kart_rewards.env.core import INEXACT_STATES, SharedEmulator
+from kart_rewards.env.core import INEXACT_STATES, SharedEmulator, start_emulator
 from kart_rewards.games import doctor
 from kart_rewards.games.console import Console
+from kart_rewards.integrations import find_game
 from kart_rewards.training.episodes import make_training_envs
 from kart_rewards.training.ranks import Ranks
 
 NEED_A_BIOS = {"SCD": "scd", "Saturn": "chd"}
 """Console -> suffix of its ROMs. The BIOS of these consoles belongs to Sega, so stable-retro comes without it."""
-FEW_STEPS = {"Atari2600": 15, "N64": 3, "NintendoDs": 3}
+FEW_STEPS = {"Atari2600": 15, "N64": 3, "NintendoDs": 3, "Saturn": 4}
 """Console -> number of steps, because its emulator is slow; 70 on the others."""
+WITH_SATURN = {"Saturn": saturn} if "RETRO_CORE_PATH" in os.environ else {}
+"""The Saturn in a process of ``test_the_saturn_with_a_bios_of_our_own``."""
+SIZES = {
+    "32x": ((224, 320), (224, 256)),
+    "Genesis": ((224, 320), (224, 256)),
+    "PCEngine": ((243, 256), (243, 512)),
+    "Saturn": ((224, 330), (448, 330)),
+    "Sms": ((192, 256), (224, 256)),
+    "Snes": ((224, 256), (448, 512)),
+}
+"""Console -> rows and columns of the pictures of its program: at power-on, and with ``other_size``."""
 
 Log = list[tuple[dict[int, bytes], bytes, bytes, float]]
 
@@ -43,6 +59,12 @@ def make_game(games: Path, console: str, program: Program) -> dict[str, Any]:
     for _ in range(5):
         emulator.step()
     (folder / "start.state").write_bytes(gzip.compress(emulator.em.get_state()))
+    if program.other_size:
+        for variable in program.other_size:
+            emulator.data.memory.assign(*variable)
+        for _ in range(5):
+            emulator.step()
+        (folder / "other.state").write_bytes(gzip.compress(emulator.em.get_state()))
     (folder / "data.json").write_text(json.dumps({"info": {"count": {"address": program.counter, "type": "|u1"}}}))
     (folder / "metadata.json").write_text(json.dumps({"default_state": "start", "original_rom_name": program.file}))
     (folder / "scenario.json").write_text(json.dumps({"kart_rewards": {"rewards": {}, "done": []}}))
@@ -64,7 +86,9 @@ def count(ram: Any) -> float:
 @pytest.fixture
 def make_options(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     def make_options(console: str) -> dict[str, Any]:
-        return make_game(tmp_path, console, arcade(tmp_path) if console == "FBNeo" else PROGRAMS[console]())
+        return make_game(
+            tmp_path, console, arcade(tmp_path) if console == "FBNeo" else (PROGRAMS | WITH_SATURN)[console]()
+        )
 
     return make_options
 
@@ -89,7 +113,7 @@ def random_actions(env: KartEnv, steps: int) -> np.ndarray:
 
 # openai/retro#114: after get_state and set_state, the RAM of some games of the Atari 2600, the Game Boy and the SNES
 # went on in another way than without. Here, on the Atari 2600, the RAM of the first of two environments stood still.
-@pytest.mark.parametrize("console", sorted(PROGRAMS.keys() - INEXACT_STATES.keys()))
+@pytest.mark.parametrize("console", sorted({*PROGRAMS, *WITH_SATURN} - INEXACT_STATES.keys()))
 def test_two_environments_of_a_process_play_as_if_alone(
     console: str, make_options: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,12 +147,20 @@ def test_every_console_is_tested() -> None:
 
 @pytest.mark.parametrize("console", NEED_A_BIOS)
 def test_some_consoles_do_not_start_without_a_bios(console: str, tmp_path: Path) -> None:
-    """So they can't be tested. Their games are examined before two environments share an emulator, as all are."""
+    """So the core of the Sega CD can't be tested. Games are examined before two environments share an emulator."""
     rom = tmp_path / f"rom.{NEED_A_BIOS[console]}"
     rom.write_bytes(bytes(2**16))
     code = "import sys, stable_retro; stable_retro.RetroEmulator(sys.argv[1])"
     # A process of its own, because Saturn's core does not return an error: the process dies.
     assert subprocess.run([sys.executable, "-c", code, rom], capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.skipif(bool(WITH_SATURN), reason="this process tests the Saturn")
+def test_the_saturn_with_a_bios_of_our_own(tmp_path: Path) -> None:
+    """Its core looks for the BIOS in the folder of the cores, which a process chooses when it starts."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "Saturn and not bios"]
+    done = subprocess.run(command, env=saturn_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert "2 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("console", INEXACT_STATES)
@@ -211,14 +243,110 @@ def test_the_buttons_of_the_last_frame_are_part_of_a_saved_state(make_options: C
         assert [seen(env, *env.step(action)[:2]) for action in all_held] == expected
 
 
-def test_the_picture_ends_where_the_core_stops_drawing(make_options: Callable[[str], dict[str, Any]]) -> None:
-    """stable-retro reads 240 rows from a core that draws 224; the last ones are memory that others use."""
-    with closing(KartEnv(**make_options("32x"))) as env:
-        assert env.em.get_screen().shape == (224, 320, 3)
-        assert env.observation_space.shape == (2, 224, 320)
+# Farama-Foundation/stable-retro 1.0.1 reads 240 rows from a core that draws 224; the last ones are memory that others
+# use. From one that draws 512 columns, it reads the left 256. A Genesis with 256 columns has 64 columns of old pixels.
+@pytest.mark.parametrize("console", sorted(SIZES.keys() - {"Saturn"}))
+def test_pictures_are_those_of_stable_retro_in_the_size_that_the_core_draws(
+    console: str, make_options: Callable[[str], dict[str, Any]]
+) -> None:
+    options = make_options(console)
+    game = find_game(options["game"], options["integrations"])
+    pictures: dict[Any, list[np.ndarray]] = {}
+    for make in (lambda rom: stable_retro.RetroEmulator(str(rom)), start_emulator):
+        emulator = make(game.rom())
+        for state in ("start", "other"):
+            assert emulator.set_state(game.load_state(state))
+            for _ in range(20):
+                emulator.step()
+            pictures.setdefault(make, []).append(emulator.get_screen())
+        del emulator
+        gc.collect()
+    plain, own = pictures.values()
+    rows, columns = np.minimum(plain[0].shape, own[0].shape)[:2]
+    assert np.array_equal(plain[0][:rows, :columns], own[0][:rows, :columns])
+    assert own[0].any()
+    assert tuple(picture.shape[:2] for picture in own) == SIZES[console]
+    assert plain[0].shape == plain[1].shape, "stable-retro reads pictures of one size"
 
 
-def test_the_doctor_reports_that_environments_can_not_share_an_emulator(
+@pytest.mark.parametrize("console", sorted({"Saturn"} ^ SIZES.keys() | WITH_SATURN.keys()))
+def test_the_screen_has_the_size_of_the_loaded_state(
+    console: str, make_options: Callable[[str], dict[str, Any]]
+) -> None:
+    options = make_options(console)
+    at_power_on, other = SIZES[console]
+    with closing(KartEnv(**options, state="other", render_mode="rgb_array")) as env:
+        assert env.observation_space.shape == (2, *other)
+        assert env.reset(seed=1)[0] in env.observation_space
+        assert env.render().shape == (*other, 3)
+        assert env.step(np.zeros(len(env.buttons)))[0] in env.observation_space
+    options["state"] = ["start", "other"]
+    path = options["integrations"] / options["game"] / "other.state"
+    with pytest.raises(KartRewardsError) as refused:
+        KartEnv(**options)
+    changed = f"{path}: the screen changed from {at_power_on[0]} rows and {at_power_on[1]} columns to {other[0]} and"
+    assert str(refused.value).startswith(changed)
+    options |= {"observation": ObservationConfig(crop=None), "render_mode": "rgb_array"}
+    with closing(KartEnv(**options)) as env:
+        for state, size in (("start", at_power_on), ("other", other), ("start", at_power_on)):
+            assert env.reset(seed=1, options={"state": state})[0] in env.observation_space
+            if console == "Sms":  # its core reports the larger height from then on
+                size = (env.render().shape[0], 256)
+            assert env.render().shape == (*size, 3)
+
+
+@pytest.fixture
+def arcade_game(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """Makes an arcade game whose scenario has a crop. The result makes stable-retro's environment of this game."""
+    options = make_game(tmp_path, "FBNeo", arcade(tmp_path))
+    scenario = {"crop": [8, 16, 100, 120], "kart_rewards": {"rewards": {}, "done": []}}
+    (tmp_path / options["game"] / "scenario.json").write_text(json.dumps(scenario))
+    (tmp_path / options["game"] / "rom.zip").touch()  # stable-retro only looks whether it is there
+    Integrations.add_custom_path(str(tmp_path))
+    yield lambda: stable_retro.make(options["game"], inttype=Integrations.ALL, render_mode="rgb_array")
+    gc.collect()
+
+
+def test_an_arcade_game_whose_screen_stands_on_its_side_is_upright(
+    make_options: Callable[[str], dict[str, Any]],
+) -> None:
+    options = make_options("FBNeo")
+    with closing(KartEnv(**options, render_mode="rgb_array")) as env:
+        assert env.observation_space.shape == (2, 288, 224)
+        env.reset(seed=1)
+        pictures = [env.render()]
+        for _ in range(5):
+            observation, *_ = env.step(np.zeros(len(env.buttons)))
+            pictures.append(env.render())
+    changed = np.argwhere(np.any(np.diff(np.array(pictures, int), axis=0), axis=(0, 3)))
+    assert (changed.min(axis=0).tolist(), changed.max(axis=0).tolist()) == ([16, 216], [23, 223])
+    assert observation.shape == (2, 288, 224)
+    console = Console(find_game(options["game"], options["integrations"]).rom())
+    assert console.screen.shape == (288, 224, 3), "in the window in which start states are made"
+
+
+# Farama-Foundation/stable-retro 1.0.1: its rotation is clockwise, and its environments turn counterclockwise.
+def test_pictures_of_stable_retros_own_environments_stay_as_they_are(
+    arcade_game: Callable[[], Any], tmp_path: Path
+) -> None:
+    def pictures(env: Any) -> list[np.ndarray]:
+        with closing(env):
+            shown = [env.reset(seed=1)[0]]
+            for _ in range(10):
+                shown.append(env.step(0 * env.action_space.sample())[0])
+        return shown
+
+    plain = pictures(arcade_game())
+    gc.collect()
+    assert np.array_equal(plain, pictures(ScriptRewards(arcade_game())))
+    gc.collect()
+    raw = ObservationConfig(crop="auto", grey=False, size=None, stack=1)
+    upright = pictures(KartEnv("Tiny-FBNeo", integrations=tmp_path, action_mode="all", frame_skip=1, observation=raw))
+    assert upright[0].shape == (100, 120, 3), "the scenario's crop is one of the screen on its side"
+    assert np.array_equal(plain, np.rot90(upright, 2, axes=(1, 2)))
+
+
+def test_the_doctor_reports_sizes_of_screens_and_what_the_states_of_a_core_lack(
     make_options: Callable[[str], dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -226,5 +354,14 @@ def test_the_doctor_reports_that_environments_can_not_share_an_emulator(
     options = make_options("32x")
     monkeypatch.setattr(doctor, "_MAX_SECONDS_TO_PLAY", 0.1)
     assert doctor.diagnose(options["game"], options["integrations"])
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warn  several environments: ")]
+    lines = capsys.readouterr().out.splitlines()
+    [states] = [line for line in lines if line.startswith("ok    start states: ")]
+    assert "screen: 224 rows x 320 columns in start, 224 rows x 256 columns in other" in states
+    [snapshots] = [line for line in lines if line.startswith("warn  snapshots: ")]
+    assert "from a saved state, the game does not continue as it did before: its RAM differs after " in snapshots
+    assert snapshots.endswith(
+        "-> training works, but a resumed run differs from one that was not stopped, and each "
+        "environment needs a process of its own"
+    )
+    [line] = [line for line in lines if line.startswith("warn  several environments: ")]
     assert "each needs a process of its own, because its core leaves clock cycles out of the states" in line

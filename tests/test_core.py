@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -47,6 +48,33 @@ def test_the_suffix_of_a_rom_decides_its_console() -> None:
 def test_buttons_are_in_the_cores_order() -> None:
     assert buttons_of("Snes") == ["B", "Y", "SELECT", "START", "UP", "DOWN", "LEFT", "RIGHT", "A", "X", "L", "R"]
     assert buttons_of("Nes")[:3] == ["B", None, "SELECT"], "None where the core has no button"
+
+
+class AlarmError(Exception):
+    pass
+
+
+def test_what_the_handler_of_a_signal_raises_during_a_frame_is_not_lost() -> None:
+    """As it would be in a function that the emulator calls: so Ctrl-C ends a program."""
+
+    def ring(*_: object) -> None:
+        raise AlarmError
+
+    em = start_emulator(ROM)
+
+    def play() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        for _ in range(2000):
+            em.step()
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for _ in range(20):
+            with pytest.raises(AlarmError):
+                play()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # --- whether the game runs on -----------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from conftest import tiny_rom
 from kart_rewards import integrations
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.games import doctor
-from kart_rewards.games.console import Console
 from kart_rewards.games.doctor import Findings, diagnose
 from kart_rewards.integrations import INTEGRATIONS, Game
 
@@ -41,6 +40,7 @@ def examine(games: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     """Runs the doctor in this process. Random play ends with the first episode. Returns the result and the lines."""
     monkeypatch.setattr(doctor, "_SECONDS_TO_PLAY", 0.0)
     monkeypatch.setattr(doctor, "_MAX_SECONDS_TO_PLAY", 1.0)
+    monkeypatch.setattr(doctor, "_FRAMES_TO_REPEAT", 8)
 
     def examine(name: str | None = GAME) -> tuple[bool, list[str]]:
         passed = diagnose(name, games)
@@ -83,14 +83,17 @@ def test_the_command_passes_a_sound_game_and_passes_over_one_without_rom(games: 
     )
     assert "stable-retro 1." in the(lines, "ok    versions: Python 3.")
     assert "SHA-1 19337e286861c9f910bc968c8544278ba2d0bba1" in the(lines, "ok    ROM: rom.sfc")
-    assert the(lines, "ok    data.json") == "ok    data.json: 16 variables"
+    assert the(lines, "ok    data.json") == "ok    data.json: 19 variables"
     assert "terms: wall checkpoint terrain time backwards" in the(lines, "ok    scenario.json")
     assert "Level1, Level2, Level3, Level4, Level5: loaded" in the(lines, "ok    start states")
     assert len([line for line in lines if line.startswith("ok    check ")]) == 14
     assert "all rewards finite" in the(lines, "ok    random play: from Level1, an episode of")
     assert " steps/s, " in the(lines, "ok    speed: ")
     assert "drawn" in the(lines, "ok    drawing: ")
-    assert lines[-1].startswith("pass: 28 ok")
+    assert the(lines, "ok    snapshots") == (
+        "ok    snapshots: 300 frames from Level1 are the same again after a saved state is loaded"
+    )
+    assert lines[-1].startswith("pass: 29 ok")
     assert done.returncode == 0
 
     done = doctor_on(RETAIL_GAME, "--integrations-path", games, folder=tmp_path)
@@ -101,7 +104,9 @@ def test_the_command_passes_a_sound_game_and_passes_over_one_without_rom(games: 
     assert f"kart-rewards state {RETAIL_GAME} start --play --default" in the(lines, "FAIL  start states")
     assert the(lines, "ok    data.json")  # what can be checked without a ROM still is
     assert the(lines, "ok    scenario.json")
-    assert "they need the right ROM" in the(lines, "--    emulator, start states, checks, random play, speed")
+    assert "they need the right ROM" in the(
+        lines, "--    emulator, start states, checks, snapshots, random play, speed"
+    )
     assert lines[-1].startswith("FAIL: ")
     assert done.returncode == 1
 
@@ -171,6 +176,7 @@ def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, gam
     assert the(lines, "--    check kart_x != before.kart_x").endswith("it reads kart_y, see above")
     assert the(lines, "ok    check laps == 127: laps 127")
     assert the(lines, "ok    check race_seconds > before.race_seconds, holding B: on frame ")
+    assert the(lines, "--    snapshots: not checked: they need data.json and a start state, both without a fault")
     assert the(lines, "--    random play, speed: not checked")
 
 
@@ -272,8 +278,10 @@ def test_without_data_json_the_emulator_and_the_states_are_checked(examine: Diag
     passed, lines = examine()
     assert not passed
     assert failures(lines) == ["data.json", "start state Level9"]
-    assert the(lines, "ok    emulator: Snes, 224 rows x 256 columns, 60.1 frames/s")
-    assert the(lines, "ok    start states: Level1, Level2, Level3, Level4, Level5: loaded, and the game runs on")
+    assert the(lines, "ok    emulator: Snes, 60.1 frames/s")
+    assert the(
+        lines, "ok    start states: Level1, Level2, Level3, Level4, Level5: loaded, and the game runs on; screen: 224"
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,14 +345,16 @@ def test_a_game_of_another_console_without_checks_or_data_of_ours(examine: Diagn
     shutil.copytree(shipped, games / "Airstriker-Genesis-v0")
     passed, lines = examine("Airstriker-Genesis-v0")
     assert passed  # the terms and rules are those that its scenario declares for stable-retro
-    assert the(lines, "ok    emulator: Genesis, 224 rows x 320 columns, 59.9 frames/s")
+    assert the(lines, "ok    emulator: Genesis, 59.9 frames/s")
+    assert the(lines, "ok    start states") == (
+        "ok    start states: Level1: loaded, and the game runs on; screen: 224 rows x 320 columns"
+    )
     assert 'declare "checks" in scenario.json' in the(lines, "warn  variables: 3 read in Level1")
     assert " with a warning" in lines[-1]
     edit(games / "Airstriker-Genesis-v0" / "scenario.json", lambda scenario: scenario.clear())
     passed, lines = examine("Airstriker-Genesis-v0")
-    assert not passed
-    assert failures(lines) == ["scenario.json"]  # an empty scenario means the reference terms of the kart game
-    assert "which data.json does not define; it defines gameover, lives, score" in the(lines, "FAIL  scenario.json")
+    assert passed
+    assert the(lines, "ok    scenario.json") == "ok    scenario.json: terms: none, rules: none"
 
 
 @needs_setpriv
@@ -391,13 +401,6 @@ def test_a_small_disk_is_a_warning_and_not_a_failure(
     assert failures(lines) == ["ROM"]
 
 
-def test_options_for_consoles_that_the_defaults_do_not_fit(tiny_rom_path: Path) -> None:
-    console = Console(tiny_rom_path)
-    assert doctor.fitting_options(console) == {}
-    console.buttons = ["BUTTON", None, "SELECT", "RESET", "UP", "DOWN", "LEFT", "RIGHT"]  # of an Atari 2600
-    assert doctor.fitting_options(console) == {"action_mode": "multi-discrete"}
-
-
 def test_a_rom_that_no_emulator_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rom.sfc").write_bytes(b"")
     assert doctor.check_emulator(tmp_path / "rom.sfc", Findings()) is None
@@ -442,7 +445,7 @@ def test_random_play_stops_at_a_reward_that_is_not_finite(
 
     monkeypatch.setattr(doctor, "make_env", with_reward)
     findings = Findings()
-    assert doctor.check_random_play("Level1", {}, Game(GAME, games / GAME), findings) is None
+    assert doctor.check_random_play("Level1", Game(GAME, games / GAME), findings) is None
     assert not findings.passed
     line = f"FAIL  random play: the reward of a step is {reward}: it must be a finite number\n"
     assert capsys.readouterr().out == line

@@ -112,7 +112,7 @@ def recorded(folder: Path, frames: int, others: int = 0, **options: Any) -> dict
             return stack.enter_context(closing(env))
 
         env, companions = make(), [make() for _ in range(others)]
-        drawing, read, draw_again = env._emulator.drawing, env._read, env._draw_again
+        drawing, read, draw_again = env._emulator.drawing, env._read_frame, env._draw_again
 
         def read_and_record() -> Any:
             record["ram"].append(zlib.crc32(memory(env)))
@@ -125,7 +125,7 @@ def recorded(folder: Path, frames: int, others: int = 0, **options: Any) -> dict
             record["again"] += 1
             draw_again()
 
-        env._read, env._draw_again = read_and_record, count_again  # type: ignore[method-assign]
+        env._read_frame, env._draw_again = read_and_record, count_again  # type: ignore[method-assign]
         random = np.random.default_rng(1)
         for companion in companions:
             companion.reset(seed=2)
@@ -248,8 +248,9 @@ def test_a_state_that_someone_else_loads_between_steps_is_where_an_episode_ends(
 def test_whoever_watches_sees_every_frame(tmp_path: Path) -> None:
     folder = homebrew_game(tmp_path, "Level1")
     screens: dict[bool, list[bytes]] = {}
+    continuous: dict[str, Any] = {"action_mode": "continuous"}
     for draw_all in (False, True):
-        with closing(KartEnv(folder.name, integrations=tmp_path, scenario=None, draw_all=draw_all)) as env:
+        with closing(KartEnv(folder.name, integrations=tmp_path, scenario=None, draw_all=draw_all, **continuous)) as env:
             seen = screens.setdefault(draw_all, [])
             env.on_frame = lambda env=env, seen=seen: seen.append(env.em.get_screen().tobytes())
             env.reset(seed=1, options={"random_start_frames": 30})

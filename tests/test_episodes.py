@@ -129,7 +129,10 @@ def test_a_game_without_a_race_has_returns(tmp_path: Path) -> None:
     assert (episode.race_time_seconds, episode.off_road_seconds, episode.wall_hits) == (None, None, None)
     summary = summarise([episode])
     assert summary["Level1"][""]["finish_rate"] is None
-    assert table(summary).splitlines()[0].split() == ["episodes", "return"]
+    assert episode.length_seconds == pytest.approx(300 / 60, rel=0.01)
+    header, _, row, *_ = table(summary).splitlines()
+    assert header.split() == ["episodes", "length", "return", "alive"]
+    assert row.split() == ["1", "5.0", "300.0", "300.0"]
 
 
 def test_an_episode_that_a_rule_truncates_is_not_finished(make: Make) -> None:

@@ -75,6 +75,24 @@ def shows(output: str, line: str) -> bool:
     return re.search(f"^{pattern}$", output, flags=re.M) is not None
 
 
+def test_a_game_that_stable_retro_already_knows(workspace: Path) -> None:
+    text = section("A game that stable-retro already knows")
+    [own] = [block["text"] for block in BLOCK.finditer(text) if block["language"] == "python"]
+    (workspace / "my_rewards.py").write_text(own)
+    games, train, tensorboard, _, games_all, train_with_own = commands(text.replace("\\\n", ""))
+    listed = run(games, workspace)
+    assert shows(listed.stdout, "Airstriker-Genesis-v0 … right … Level1 (default) …"), listed
+    assert len(run(games_all, workspace).stdout.splitlines()) > 1000
+    terms = []
+    for command in (train, train_with_own):
+        done = run(re.sub(r"--total-timesteps \d+", SHORT, command), workspace)
+        assert done.returncode == 0, done.stderr
+        terms.append([line.split()[:2] for line in done.stdout.splitlines() if line.startswith("  ")])
+    assert terms[0] == [["score", "1"], ["gameover_and_lives", "ends"]]
+    assert terms[1] == [["score", "0.5"], ["ship_lost", "-100"], ["gameover_and_lives", "ends"]]
+    assert_tensorboard_shows({"rewards/score", "rewards/ship_lost"}, tensorboard, workspace)
+
+
 def test_another_game_on_another_console(workspace: Path) -> None:
     output = ""
     for block in BLOCK.finditer(section("Another game, on another console")):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import stable_retro
 from command_line import make_game, needs_setpriv, run
 from conftest import tiny_rom
 
@@ -50,8 +52,9 @@ def test_the_projects_own_games() -> None:
     own = ["HomebrewKart-Snes", "MarioKart-Snes"]
     assert set(own) <= set(list_games())  # a user's own games may be there, too
     homebrew, retail = (INTEGRATIONS / game for game in own)
-    for shared in ("data.json", "scenario.json"):
-        assert (homebrew / shared).read_text() == (retail / shared).read_text(), "one map and one scenario serve both"
+    assert (homebrew / "scenario.json").read_text() == (retail / "scenario.json").read_text()
+    of_homebrew, of_retail = (json.loads((folder / "data.json").read_text())["info"] for folder in (homebrew, retail))
+    assert of_retail.items() < of_homebrew.items(), "the free game has all variables of the retail game, and more"
 
 
 def test_unknown_games_are_reported(tmp_path: Path) -> None:
@@ -121,22 +124,23 @@ def test_a_checksum_in_capitals_is_a_checksum(games: Path) -> None:
 
 def test_games_are_found_in_the_current_folder_then_the_users_then_the_package(wheel: Path, tmp_path: Path) -> None:
     here, user = tmp_path / "work" / "integrations", tmp_path / "user" / "games"
-    assert integration_folders() == [wheel]
+    assert integration_folders()[:-3] == [wheel]
     assert find_game("Tiny-Snes").folder == wheel / "Tiny-Snes"
     make_game(user / "Tiny-Snes")
     make_game(user / "Mine-Snes")
     assert find_game("Tiny-Snes").folder == user / "Tiny-Snes"
     make_game(here / "Tiny-Snes")
-    assert integration_folders() == [here, user, wheel]
+    assert integration_folders()[:-3] == [here, user, wheel]
+    assert integration_folders()[-3:] == [STOCK, STOCK.parent / "experimental", STOCK.parent / "contrib"]
     assert find_game("Tiny-Snes").folder == here / "Tiny-Snes"
-    assert list_games() == ["Mine-Snes", "Tiny-Snes"]
+    assert list_games(here) == ["Tiny-Snes"]
+    assert {"Mine-Snes", "Tiny-Snes", "Airstriker-Genesis-v0"} < set(list_games())
     assert find_game("Tiny-Snes", wheel).folder == wheel / "Tiny-Snes", "an explicit folder is the only one"
     with pytest.raises(KartRewardsError) as caught:
         find_game("Mine-Sness")
-    assert str(caught.value) == (
-        "unknown game 'Mine-Sness'. Did you mean 'Mine-Snes'? Known games: Mine-Snes, Tiny-Snes. "
-        f"Looked in: {here}, {user}, {wheel}"
-    )
+    text = str(caught.value)
+    assert text.startswith("unknown game 'Mine-Sness'. Did you mean 'Mine-Snes'? Known games: Mine-Snes, Tiny-Snes, 1,")
+    assert f" games of stable-retro. Looked in: {here}, {user}, {wheel}, {STOCK}, " in text
 
 
 def test_the_users_folder_is_where_platformdirs_says(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +153,7 @@ def test_the_users_folder_is_where_platformdirs_says(wheel: Path, monkeypatch: p
 def test_a_folder_that_is_found_twice_counts_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("integrations").symlink_to(wheel)
     monkeypatch.setenv(FOLDER_VARIABLE, "integrations")
-    assert [folder.resolve() for folder in integration_folders()] == [wheel]
+    assert [folder.resolve() for folder in integration_folders()][:-3] == [wheel]
 
 
 def test_a_broken_folder_of_games_does_not_disturb_the_others(
@@ -157,7 +161,7 @@ def test_a_broken_folder_of_games_does_not_disturb_the_others(
 ) -> None:
     Path("integrations").symlink_to("integrations")
     monkeypatch.setenv(FOLDER_VARIABLE, str(wheel / "Tiny-Snes" / "data.json"))
-    assert list_games() == ["Tiny-Snes"]
+    assert "Tiny-Snes" in list_games()
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -285,18 +289,46 @@ def test_labels_of_states_are_different_names_of_files(states: list[str], labels
         (tmp_path / f".{label}-agent.partial.mp4").touch()
 
 
-# openai/retro#60, openai/retro#181: "Game not found", with no word about where the game is and what it needs.
-@pytest.mark.parametrize("name", ["Airstriker-Genesis-v0", "Airstriker-Genesis", "SuperMarioWorld-Snes-v0"])
-def test_a_game_that_only_stable_retro_knows_is_explained(games: Path, name: str) -> None:
-    with pytest.raises(KartRewardsError, match=f"^unknown game '{name}'\\. stable-retro has an integration") as error:
-        find_game(name, games)
-    text = str(error.value)
-    folder = Path(text.partition("an integration of it: ")[2].partition(". To use it")[0])
-    assert (folder / "data.json").is_file()
-    assert "scenario.json declares, copy this folder into a folder of games. Known games: " in text
+STOCK = Path(stable_retro.__file__).parent / "data" / "stable"
 
-    shutil.copytree(folder, games / "Copied-Genesis")  # the remedy works
-    assert find_game("Copied-Genesis", games).states()
+
+# openai/retro#60, openai/retro#181: "Game not found", with no word about where the game is and what it needs.
+def test_games_of_stable_retro_are_found_behind_all_others(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    game = find_game("Airstriker-Genesis-v0")
+    assert (game.folder, game.is_stock) == (STOCK / "Airstriker-Genesis-v0", True)
+    assert game.rom().is_file()
+    assert "SonicTheHedgehogCustomKevin-Genesis" in list_games()  # contrib
+    assert capsys.readouterr().out == ""
+    make_game(wheel / "Airstriker-Genesis-v0")
+    for _ in range(2):
+        assert find_game("Airstriker-Genesis-v0").folder == wheel / "Airstriker-Genesis-v0"
+    said = f"Airstriker-Genesis-v0 is the game in {wheel}/Airstriker-Genesis-v0; there is another in {STOCK}/"
+    assert capsys.readouterr().out == f"{said}Airstriker-Genesis-v0\n"
+
+
+def test_a_name_without_the_version_is_explained(wheel: Path) -> None:
+    unknown = r"^unknown game 'SuperMarioWorld-Snes'\. Did you mean 'SuperMarioWorld-Snes-v0'\?"
+    with pytest.raises(KartRewardsError, match=unknown):
+        find_game("SuperMarioWorld-Snes")
+
+
+def test_a_game_outside_the_explicit_folder_is_explained(games: Path) -> None:
+    elsewhere = r"^unknown game 'Airstriker-Genesis-v0'\. It is in .*/stable: leave out the folder of games"
+    with pytest.raises(KartRewardsError, match=elsewhere):
+        find_game("Airstriker-Genesis-v0", games)
+    copy = shutil.copytree(STOCK / "Airstriker-Genesis-v0", games / "Airstriker-Genesis-v0")
+    game = find_game("Airstriker-Genesis-v0", games)
+    assert (game.folder, game.is_stock) == (copy, False)
+
+
+def test_games_of_stable_retro_are_copied_before_they_are_changed(
+    wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = writable(find_game("Airstriker-Genesis-v0"))
+    assert copy.folder == tmp_path / "user" / "games" / "Airstriker-Genesis-v0"
+    assert copy.rom().is_file()
+    assert capsys.readouterr().out.startswith("copied Airstriker-Genesis-v0 to ")
+    assert find_game("Airstriker-Genesis-v0") == copy
 
 
 @pytest.mark.parametrize("name", ["NoSuchGame-Snes", "../stable/Airstriker-Genesis-v0", ""])

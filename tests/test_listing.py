@@ -32,15 +32,26 @@ def users_games(tmp_path: Path) -> Path:
 def test_all_games_are_listed_with_their_folder_rom_and_states(users_games: Path, tmp_path: Path) -> None:
     done = run("games", folder=tmp_path, environment={FOLDER_VARIABLE: str(users_games)})
     assert done.returncode == 0, done.stderr
-    header, *rows = done.stdout.splitlines()
+    header, *rows, last = done.stdout.splitlines()
     assert header.split() == ["game", "ROM", "start", "states", "folder"]
+    assert re.fullmatch(r"1,0\d\d games of stable-retro without a ROM: kart-rewards games --all lists them, .*", last)
     listed = {row.split()[0]: " ".join(row.split()[1:]) for row in rows}
     assert listed["Right-Snes"] == f"right Start (default), [bold]Level2 {users_games}/Right-Snes"
     assert listed["Wrong-Snes"] == f"wrong none {users_games}/Wrong-Snes"
     assert listed["Missing-Snes"] == f"missing none {users_games}/Missing-Snes"
     states = "Level1 (default), Level2, Level3, Level4, Level5"
     assert listed["HomebrewKart-Snes"] == f"right {states} {INTEGRATIONS}/HomebrewKart-Snes"
+    assert listed["Airstriker-Genesis-v0"].startswith("right Level1 (default) ")
     assert list(listed) == sorted(listed)
+
+
+def test_all_games_of_stable_retro_are_listed_on_request(tmp_path: Path) -> None:
+    done = run("games", "--all", folder=tmp_path, environment={FOLDER_VARIABLE: str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert len(rows) > 1000
+    [sonic] = [row for row in rows if row.startswith("SonicTheHedgehog-Genesis-v0 ")]
+    assert re.search(r" missing  .* \(default\), .*, 7 more ", sonic)
 
 
 def test_only_the_games_of_an_explicit_folder_are_listed(users_games: Path, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_without_a_folder_it_is_made_where_commands_find_it(mine: Path, rom: Pat
     done = run("new", "Tiny-Snes", rom)
     assert done.stdout.startswith(f"made {mine / 'Tiny-Snes'}\n")
     assert "       kart-rewards doctor Tiny-Snes\n" in done.stdout
-    assert "       kart-rewards train --env-id Tiny-Snes \\\n" in done.stdout
+    assert "       kart-rewards train --env-id Tiny-Snes\n" in done.stdout
     assert f"       pytest '{mine / 'Tiny-Snes'}'\n" in done.stdout
     assert find_game("Tiny-Snes").folder == mine / "Tiny-Snes"
 

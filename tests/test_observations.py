@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import SNES_SHAPE
 
-from kart_rewards.env.observations import ObservationConfig, ScreenObserver
+from kart_rewards.env.observations import ROAD_VIEW, ObservationConfig, ScreenObserver
 from kart_rewards.errors import KartRewardsError
 
 
@@ -21,7 +21,8 @@ def screen(seed: int) -> np.ndarray:
         (ObservationConfig(), (4, 84, 84)),
         (ObservationConfig(stack=1), (1, 84, 84)),
         (ObservationConfig(size=(42, 64)), (4, 42, 64)),
-        (ObservationConfig(size=None), (4, 80, 256)),
+        (ObservationConfig(size=None), (4, 224, 256)),
+        (ObservationConfig(crop=ROAD_VIEW, size=None), (4, 80, 256)),
         (ObservationConfig(grey=False), (4, 84, 84, 3)),
         (ObservationConfig(grey=False, stack=1), (84, 84, 3)),
         (ObservationConfig(crop=(0, 50, 10, 60), size=None, stack=2), (2, 50, 50)),
@@ -119,9 +120,24 @@ def test_the_complete_screen_is_seen_after_its_size_has_changed(shape: tuple[int
     assert np.array_equal(observer.observe(screen(2))[-1], back)
 
 
+def test_the_size_of_the_first_screens_may_be_one_of_several() -> None:
+    observer, large = ScreenObserver(ObservationConfig(crop=None), SNES_SHAPE), (448, 512, 3)
+    observer.fit(large)
+    picture = np.random.default_rng(1).integers(0, 256, large, np.uint8)
+    expected = ScreenObserver(ObservationConfig(crop=None), large).reset(picture)
+    assert np.array_equal(observer.reset(picture), expected)
+    cropping = ScreenObserver(ObservationConfig(crop=(0, 80, 0, 256)), SNES_SHAPE)
+    cropping.fit(SNES_SHAPE)
+    assert np.array_equal(cropping.reset(screen(3)), ScreenObserver(cropping.config, SNES_SHAPE).reset(screen(3)))
+    with pytest.raises(KartRewardsError, match="the screen changed from 224 rows and 256 columns to 448 and 512"):
+        cropping.fit(large)
+
+
 # Farama-Foundation/Arcade-Learning-Environment#361: some games have pictures of another size than the usual one, for
 # which code was written that expects it.
-@pytest.mark.parametrize("config", [ObservationConfig(), ObservationConfig(crop=None, size=None)], ids=["crop", "size"])
+@pytest.mark.parametrize(
+    "config", [ObservationConfig(crop=ROAD_VIEW), ObservationConfig(crop=None, size=None)], ids=["crop", "size"]
+)
 @pytest.mark.parametrize("shape", [(224, 320, 3), (144, 160, 3)])
 def test_a_size_that_the_options_do_not_fit_is_an_error(config: ObservationConfig, shape: tuple[int, ...]) -> None:
     observer = ScreenObserver(config, SNES_SHAPE)

@@ -14,7 +14,7 @@ from console_roms import genesis
 
 from kart_rewards import integrations
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.games.roms import import_roms
+from kart_rewards.games.roms import command, import_roms
 from kart_rewards.integrations import FOLDER_VARIABLE, find_game
 
 ROM = tiny_rom()
@@ -299,3 +299,23 @@ def test_a_folder_without_checksum_or_variables_is_named(games: Path, tmp_path: 
     assert done.returncode == 2
     assert "no readable game with a rom.sha, so no ROM can be recognised. " in done.stderr
     assert "kart-rewards new Tiny-Snes ROM --complete" in done.stderr
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_game_of_stable_retro_gets_its_rom_in_the_package(
+    locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There, ``stable_retro.make`` finds it. Without permission to write, it is in a copy of the game's folder."""
+    stock = tmp_path / "stable"
+    make_game(stock / "Stock-Snes-v0")
+    monkeypatch.setattr(integrations, "_stock_folders", lambda: [stock])
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dump.sfc").write_bytes(tiny_rom())
+    if locked:
+        access = os.access  # root may write everywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not Path(path).is_relative_to(stock))
+    command((tmp_path / "dump.sfc",))
+    folder = tmp_path / "user" if locked else stock
+    assert f"imported as Stock-Snes-v0's ROM: {folder}/Stock-Snes-v0/rom.sfc" in capsys.readouterr().out
+    assert find_game("Stock-Snes-v0").rom().read_bytes() == tiny_rom()

@@ -28,6 +28,7 @@ def test_statistics_by_course_and_policy() -> None:
         "upper_quartile_race_time_seconds": 35.0,
         "median_off_road_seconds": 2.0,
         "median_wall_hits": 2.0,
+        "median_length_seconds": 66.6,
         "lower_quartile_return": 70.0,
         "median_return": 90.0,
         "upper_quartile_return": 95.0,

@@ -143,6 +143,12 @@ def test_it_is_scaled_to_fit_the_display(window: Window, display: Display) -> No
         wait_until(lambda: np.array_equal(display.picture(), compose(SCREEN, ["text"], 3)), "it is shown at scale 3")
 
 
+def test_a_small_picture_is_large_again_after_one_in_high_resolution(window: Window, display: Display) -> None:
+    window.show(np.repeat(np.repeat(SCREEN, 2, axis=0), 2, axis=1), ["text"])
+    window.show(SCREEN, ["text"])
+    wait_until(lambda: np.array_equal(display.picture(), compose(SCREEN, ["text"], 3)), "it is shown at scale 3")
+
+
 def test_keys_are_reported(window: Window, display: Display) -> None:
     seen: list[str] = []
 

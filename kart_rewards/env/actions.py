@@ -9,7 +9,9 @@ Modes:
 * ``continuous``: steering in [-1, 1]; the throttle is always held. A D-pad steers fully or not at all, so steering is a
   duty cycle: at 0.25, RIGHT is held on one frame in four. The remainder of a step's duty cycle is added to the next one
 * ``driving``: the four actions of the original: throttle, throttle and left, throttle and right, throttle and hop
-* ``all``, ``filtered``, ``discrete``, ``multi-discrete``: stable-retro's modes, with all buttons of the console
+* ``all``, ``filtered``, ``discrete``, ``multi-discrete``: stable-retro's modes, with all buttons of the console. The
+  groups of the last two are the ``actions`` of the game's scenario, else those of the console
+* ``auto``: ``continuous`` in kart races on the SNES, ``multi-discrete`` in all other games
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ ButtonMask = np.ndarray
 """The buttons to hold: shape (number of buttons,), dtype uint8, in the core's order; 1 is held, 0 is released."""
 
 THROTTLE, LEFT, RIGHT, HOP = "B", "LEFT", "RIGHT", "L"
-ACTION_MODES = ("continuous", "driving", "all", "filtered", "discrete", "multi-discrete")
+ACTION_MODES = ("auto", "continuous", "driving", "all", "filtered", "discrete", "multi-discrete")
 
 
 class Actions(Protocol):
@@ -140,6 +142,7 @@ def make_actions(
     button_names: Sequence[str | None],
     combinations: Sequence[Sequence[int]],
     filter_action: Callable[[int], int],
+    is_kart_race: bool = False,
 ) -> Actions:
     """Returns an action mode.
 
@@ -148,11 +151,14 @@ def make_actions(
         button_names: The console's buttons in the core's order; None where the core has no button.
         combinations: Groups of allowed combinations, each a bit mask; the result of stable-retro's ``valid_actions``.
         filter_action: Removes the buttons that are not allowed from a bit mask; stable-retro's ``filter_action``.
+        is_kart_race: Whether the game is a kart race on the SNES, for the mode ``auto``.
 
     Raises:
         KartRewardsError: The mode is unknown, or the console has no button that the mode needs.
     """
     count = len(button_names)
+    if mode == "auto":
+        mode = "continuous" if is_kart_race else "multi-discrete"
 
     def from_bits(bits: int) -> ButtonMask:
         return np.array([bits >> i & 1 for i in range(count)], np.uint8)

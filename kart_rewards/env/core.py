@@ -1,6 +1,6 @@
 """stable-retro's emulator. A process can have one at a time.
 
-* ``start_emulator`` - starts an emulator
+* ``start_emulator`` - starts an emulator, whose pictures are upright and have the size in which its core draws them
 * ``console_of``, ``buttons_of`` - the console of a ROM, and the buttons of a console
 * ``game_runs_on`` - whether a loaded state is one of a running game
 * ``Drawing`` - runs the emulator's frames, and leaves those undrawn that nobody sees
@@ -21,11 +21,13 @@ import functools
 import gc
 import hashlib
 import os
+import struct
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import stable_retro
 
@@ -45,8 +47,10 @@ INEXACT_STATES = {
 }
 """Console -> why environments can't take turns on it: a game does not run on from its state as if alone."""
 
-_SHOWN_ROWS = {"32x": 224}
-"""Console -> rows of the picture. stable-retro reads 240 rows from picodrive, the last of them behind the picture."""
+_RESIZED = {"32x", "Genesis", "PCEngine", "SCD", "Sms", "Snes"}
+"""Consoles for whose pictures stable-retro has one size, whatever their core draws. Their pixels have 16 bits."""
+_ROTATED = {"FBNeo"}
+"""Consoles whose core may draw for a screen that stands on its side, as those of many arcade games do."""
 _KEEPS_BUTTONS = {"Sms", "32x", "FBNeo"}
 """Consoles whose core knows which buttons were held on the last frame, but does not save it in its states."""
 _MOVES_MEMORY = {"Atari2600"}
@@ -56,6 +60,10 @@ _MOVES_MEMORY = {"Atari2600"}
 def start_emulator(rom: Path) -> Any:
     """Returns a new ``stable_retro.RetroEmulator``. There must be no reference to a previous one.
 
+    stable-retro itself reads pictures of one size, and leaves those of arcade games whose screen stands on its side as
+    they are. ``get_screen`` of this emulator returns upright pictures in the size in which the core drew the latest
+    frame. So a loaded state has its own size after one frame.
+
     Args:
         rom: The ROM. Its suffix decides the console.
 
@@ -64,23 +72,60 @@ def start_emulator(rom: Path) -> Any:
             process has another emulator.
     """
     gc.collect()  # deletes a previous emulator, if only a reference cycle keeps it
-    emulator = _CroppedEmulator if console_of(rom) in _SHOWN_ROWS else stable_retro.RetroEmulator
+    console = console_of(rom)
+    emulator: Any = stable_retro.RetroEmulator
+    if console in _RESIZED:
+        emulator = _ResizingEmulator
+    elif console in _ROTATED:
+        emulator = _UprightEmulator
     try:
         return emulator(str(rom))
     except RuntimeError as error:
         raise KartRewardsError(f"{rom}: the emulator did not start: {error}") from None
 
 
-class _CroppedEmulator(stable_retro.RetroEmulator):
-    """An emulator that returns only the rows of the picture that its core draws."""
+class _UprightEmulator(stable_retro.RetroEmulator):
+    """An emulator that turns the picture as its core asks for.
+
+    ``get_rotation`` counts quarter turns clockwise. The environments of stable-retro 1.0 turn counterclockwise, so
+    their pictures of most of these games are upside down.
+    """
+
+    def get_screen(self) -> np.ndarray:
+        return np.ascontiguousarray(np.rot90(super().get_screen(), -self.get_rotation()))
+
+
+_PICTURE = struct.Struct("NIIN")  # where it is in memory, its width, its height, bytes from one row to the next
+_latest_picture = bytearray(_PICTURE.size)
+_VideoRefresh = ctypes.CFUNCTYPE(None, ctypes.c_size_t, ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t)
+# libretro's retro_video_refresh_t, which a core calls on each frame. It is not a Python function: such a one would run
+# the handlers of signals, and an exception of these, such as that of Ctrl-C, would be lost.
+_note_picture = _VideoRefresh(functools.partial(_PICTURE.pack_into, _latest_picture, 0))
+
+
+class _ResizingEmulator(stable_retro.RetroEmulator):
+    """An emulator that returns the picture in the size in which its core draws it."""
 
     def __init__(self, rom: str) -> None:
         super().__init__(rom)
-        self._rows = _SHOWN_ROWS[console_of(Path(rom))]
+        console = console_of(Path(rom))
+        self._ragged_width = 512 if console == "Snes" else None  # snes9x does not draw all of the last column
+        _PICTURE.pack_into(_latest_picture, 0, 0, 0, 0, 0)
+        set_video_refresh = _address(_core_of(console), b"retro_set_video_refresh")
+        if set_video_refresh:
+            ctypes.CFUNCTYPE(None, _VideoRefresh)(set_video_refresh)(_note_picture)
 
     def get_screen(self) -> np.ndarray:
-        screen: np.ndarray = super().get_screen()
-        return screen[: self._rows]
+        at, width, height, pitch = _PICTURE.unpack(_latest_picture)
+        if not at:  # before the first frame
+            before: np.ndarray = super().get_screen()
+            return before
+        memory = (ctypes.c_uint8 * ((height - 1) * pitch + 2 * width)).from_address(at)
+        pixels = np.ndarray((height, width, 2), np.uint8, memory, strides=(pitch, 2, 1))
+        screen = cv2.cvtColor(pixels, cv2.COLOR_BGR5652RGB)
+        if width == self._ragged_width:
+            screen[:, -1] = screen[:, -2]
+        return screen
 
 
 def console_of(rom: Path) -> str:
@@ -96,7 +141,7 @@ def fingerprints_of(rom: Path) -> dict[str, str]:
 def _core_of(console: str) -> Path:
     """Returns the file of a console's core."""
     library = stable_retro.data.EMU_INFO[console]["lib"]
-    [core, *_] = Path(stable_retro.__file__).parent.glob(f"cores/{library}_libretro.[!j]*")  # not its .json
+    [core, *_] = Path(stable_retro.core_path()).glob(f"{library}_libretro.[!j]*")  # not its .json
     return core
 
 

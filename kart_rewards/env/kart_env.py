@@ -31,11 +31,14 @@ import stable_retro
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle
 
+from kart_rewards.declared import scripts_of
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
 from kart_rewards.drivers import RandomDriver
 from kart_rewards.env.actions import ButtonMask, make_actions
 from kart_rewards.env.core import INEXACT_STATES, SLOW_TURNS, SharedEmulator, buttons_of, console_of, game_runs_on
-from kart_rewards.env.observations import ObservationConfig, ScreenObserver
+from kart_rewards.env.lua import LuaEngine, with_values
+from kart_rewards.env.observations import ROAD_VIEW, Crop, ObservationConfig, ScreenObserver
+from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.slow import SlowScripts
 from kart_rewards.env.window import Window
 from kart_rewards.episode import EpisodeScore
@@ -43,11 +46,11 @@ from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.files import copy_of
 from kart_rewards.integrations import find_game
 from kart_rewards.notices import notice
-from kart_rewards.race import METRIC_VARIABLES, RaceMetrics
+from kart_rewards.race import RaceMetrics, is_kart_race
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import make_transform
 from kart_rewards.scenario import load_scoring
-from kart_rewards.scripting import from_plain, to_plain
+from kart_rewards.scripting import from_plain, plain_action, to_plain
 
 _RESET_OPTIONS = ("state", "random_start_frames")
 _FRAMES_BETWEEN_SNAPSHOTS = 32  # saving one takes a tenth of a frame; replaying takes a frame for each frame
@@ -119,10 +122,12 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         score: The ``EpisodeScore`` of the current episode; None before the first ``reset``.
         step_seconds: Part -> wall-clock seconds in ``step`` so far. The parts are ``emulator``, ``scoring`` (decoding,
             terms, rules and info) and ``observation``.
+        lua: The engine of the scenario's Lua scripts; None if no term or rule needs it.
         em: stable-retro's emulator. After ``reset`` or ``step`` it runs this environment's game, until another
             environment uses it.
         buttons: The names of the console's buttons in the core's order; None where the core has no button.
         on_frame: A function that is called after each emulated frame, or None.
+        recorder: Records the drives of the episodes that begin from now on. None: nothing is recorded.
 
     Raises:
         KartRewardsError: A file of the game or an argument is not valid. The message says which one and why.
@@ -142,7 +147,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         reward_weights: Mapping[str, float] | None = None,
         reward_transform: str = "scale",
         reward_scale: float = 0.01,
-        action_mode: str = "continuous",
+        action_mode: str = "auto",
         observation: ObservationConfig = ObservationConfig(),  # noqa: B008 - frozen
         frame_skip: int = DEFAULT_FRAME_SKIP,
         random_start_steps: int = 0,
@@ -186,7 +191,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         rom, data_path = self.game.rom(), self.game.json_path(info)
         scenario_path = None if scenario is None else self.game.json_path(scenario)
         self.layout = RamLayout.from_file(data_path)
-        self.scoring = load_scoring(scenario_path, rewards, reward_weights)
+        self.scoring = load_scoring(scenario_path, rewards, reward_weights, self.layout.names)
         self.scoring.check(self.layout)
         self.step_seconds = {"emulator": 0.0, "scoring": 0.0, "observation": 0.0}
         self.frame_skip = frame_skip
@@ -201,6 +206,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._loaded_states = {name: self.game.load_state(name) for name in self.states}
 
         self._window: Window | None = None
+        self.recorder: DriveRecorder | None = None
         self.on_frame: Callable[[], object] | None = self._show if render_mode == "human" else None
         self._emulator: Any = SharedEmulator.of(rom)
         self.em = self._emulator.em
@@ -216,7 +222,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
                 self._check_sharing()
             if not draw_all and self._first_seen > 1:
                 self._emulator.drawing.settle()
-                self.draws_all = self._emulator.drawing.obstacle or self.sharing_fault()
+                writing = "Lua scripts may write to the game's memory" if self.lua else ""
+                self.draws_all = self._emulator.drawing.obstacle or writing or self.sharing_fault()
                 self._emulator.drawing.rewind()
         except BaseException:
             self.close()  # otherwise a reference to the exception keeps the process's only emulator alive
@@ -227,6 +234,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         data = stable_retro.data.GameData()
         self._emulator.configure(data)
         self.em.step()
+        scripts = scripts_of((*self.scoring.terms, *self.scoring.done))
+        self.lua = LuaEngine(scripts, data_path, self._emulator.configure) if scripts else None
+        if self.lua:
+            self._emulator.configure(data)
         if not data.load(str(copy_of(data_path)), scenario_path and str(copy_of(scenario_path))):
             raise KartRewardsError(f"stable-retro can't load {data_path} with {scenario_path}: check both files")
         return data
@@ -234,31 +245,53 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def _prepare(self, rom: Path, action_mode: str, observation: ObservationConfig) -> None:
         """Does the part of the constructor that needs the emulator."""
         self._read: Any = self.layout.reader(self.data)
-        for name in self.states:
-            self._try_state(name)
-        self.em.step()  # the state may have a screen of another size than the start of the game
+        self._read_frame: Any = self._read
+        if self.lua:
+            self._read_frame = with_values(self._read, self.layout.names, self.lua.scripts, self.lua)
+        screens = {name: self._try_state(name) for name in self.states}
         self.frames_per_second: float = self.em.get_screen_rate()
         self.metadata = self.metadata | {"render_fps": self.frames_per_second / self.frame_skip}
 
         self.buttons = buttons_of(console_of(rom))
         self._released = self._held = np.zeros(len(self.buttons), np.uint8)
-        self._actions = make_actions(action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action)
-        self._observer = ScreenObserver(observation, self.em.get_screen().shape)
+        self._names_of_masks: dict[bytes, frozenset[str]] = {}
+        self._actions = make_actions(
+            action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action, self._is_snes_race
+        )
+        self._observer = ScreenObserver(observation, screens[self.states[0]], self._own_crop(screens[self.states[0]]))
+        for name, screen in screens.items():
+            try:
+                self._observer.fit(screen)
+            except KartRewardsError as error:
+                raise KartRewardsError(f"{self.game.state_path(name)}: {error}") from None
         self._pooled_frame = self.frame_skip if observation.max_pool and self.frame_skip > 1 else None
         self._first_seen = self.frame_skip - 1 if self._pooled_frame else self.frame_skip  # of a step's frames, from 1
         self.action_space = self._actions.space
         self.observation_space = self._observer.space
-        crop, (rows, columns, _) = observation.crop, self.em.get_screen().shape
-        is_kart_race = set(self.layout.names) >= METRIC_VARIABLES and self._emulator.console == "Snes"
-        if crop and crop == ObservationConfig.crop and not is_kart_race:
-            notice(
-                f"{self.game.name}: the agent sees rows {crop[0]} to {crop[1]} and columns {crop[2]} to {crop[3]} of a "
-                f"screen of {rows} rows and {columns} columns. This default crop is made for kart races on the SNES. "
-                "To show the complete screen: --crop None, in Python ObservationConfig(crop=None)"
-            )
 
-    def _try_state(self, name: str) -> None:
-        """Loads a start state, and raises KartRewardsError if the game does not continue from it."""
+    @property
+    def _is_snes_race(self) -> bool:
+        return is_kart_race(self.layout.names) and self._emulator.console == "Snes"
+
+    def _own_crop(self, screen: tuple[int, ...]) -> Crop | None:
+        """Returns the crop that fits this game, for the crop ``auto``; None for the complete screen of this shape."""
+        rotation = self.em.get_rotation()  # the scenario's crop is one of the screen as the core draws it
+        kept = np.rot90(np.zeros(screen[:2], bool), rotation)
+        left, top, width, height = self.data.crop_info(0)  # as for stable-retro, 0 is up to the end
+        kept[top : top + height if height else None, left : left + width if width else None] = True
+        if not kept.any():
+            return top, top + height, left, left + width  # it does not fit the screen
+        if not kept.all():
+            rows, columns = (np.flatnonzero(np.rot90(kept, -rotation).any(axis)) for axis in (1, 0))
+            return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        return ROAD_VIEW if self._is_snes_race else None
+
+    def _try_state(self, name: str) -> tuple[int, ...]:
+        """Loads a start state, and raises KartRewardsError if the game does not continue from it.
+
+        Returns:
+            The shape of its screen, which may be another one than that of other states and of the start of the game.
+        """
         path = self.game.state_path(name)
         if not self.em.set_state(self._loaded_states[name]):
             raise KartRewardsError(
@@ -270,6 +303,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
                 f"{path}: the game does not run on from this state (its current_frame does not count up): the state "
                 f"was made with another ROM than {self.game.name}'s. Make a state of this game"
             )
+        self.em.set_state(self._loaded_states[name])
+        self.em.step()
+        screen: tuple[int, ...] = self.em.get_screen().shape
+        return screen
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -297,6 +334,9 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self._loaded_states[state] = self.game.load_state(state)
             self._try_state(state)
         self._load(self._loaded_states[state], self._released)
+        if self.recorder:
+            self.recorder.begin(self._loaded_states[state], state, seed)
+            self.recorder.lead(self._released)
         self._actions.reset()
         self._held = self._released
         self.em.set_button_mask(self._held, 0)
@@ -304,8 +344,14 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         start_frames = self._drive_at_random(
             options.get("random_start_frames", self.random_start_steps * self.frame_skip)
         )
-        self.ram = self._read()
-        self.score = EpisodeScore(self.scoring, self.ram, self._transform, self.frames_per_second, start_frames)
+        if self.lua:
+            self.lua.begin_episode()
+        self.ram = self._read_frame()
+        if self.recorder:
+            self.recorder.first(self.ram)
+        self.score = EpisodeScore(
+            self.scoring, self.ram, self._transform, self.frames_per_second, start_frames, self._pressed(self._held)
+        )
         return self._observer.reset(self.em.get_screen()), {"state": state, **self.score.info()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -327,6 +373,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         score.start_step()
         reward = emulator_seconds = scoring_seconds = 0.0
         screen_before = held = None
+        given = plain_action(action)
         measured = self._slow_scripts.begin_step(score.rewards.calls, score.done.calls)
         began = perf_counter()
         self._emulator.take(self)
@@ -335,23 +382,30 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             masks = self._delayed(masks)
         if not self.draws_all:
             self._keep_snapshot()
+        recorder = self.recorder
+        if recorder:
+            recorder.step(action)
         first_seen = 1 if self.on_frame else self._first_seen
         for frame, buttons in enumerate(masks, start=1):
             if frame == self._pooled_frame:
                 screen_before = self.em.get_screen()
             if buttons is not held:
                 self.em.set_button_mask(buttons, 0)
-                held = buttons
+                held, pressed = buttons, self._pressed(buttons)
             self._advance(buttons, frame >= first_seen)
             emulated = perf_counter()
             emulator_seconds += emulated - began
-            self.ram = ram = self._read()
-            reward += score(ram)
+            self.ram = ram = self._read_frame()
+            if recorder:
+                recorder.frame(buttons, ram)
+            reward += score(ram, pressed, given)
             began = perf_counter()
             scoring_seconds += began - emulated
             if score.ended_by:
                 break
         self._held = buttons
+        if recorder:
+            recorder.paid(reward)
         if score.ended_by and self._emulator.drawing.behind:
             self._draw_again()
         observation = self._observer.observe(self.em.get_screen(), screen_before)
@@ -363,6 +417,14 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.step_seconds["observation"] += observed - began
         self.step_seconds["scoring"] += scoring_seconds + perf_counter() - observed
         return observation, reward, score.terminated, score.truncated, info
+
+    def _pressed(self, mask: ButtonMask) -> frozenset[str]:
+        """Returns the names of the buttons that a mask holds."""
+        key = mask.tobytes()
+        if key not in self._names_of_masks:
+            held = (name for name, is_held in zip(self.buttons, mask, strict=True) if is_held and name)
+            self._names_of_masks[key] = frozenset(held)
+        return self._names_of_masks[key]
 
     def _delayed(self, masks: Sequence[ButtonMask]) -> list[ButtonMask]:
         """Returns the masks of a step's frames, with the latest mask on the frames before the action takes effect."""
@@ -384,6 +446,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self._held = np.array([button in held for button in self.buttons], np.uint8)
             self.em.set_button_mask(self._held, 0)
             self._advance(self._held, frame == frames)
+            if self.recorder:
+                self.recorder.lead(self._held)
         return frames
 
     def _advance(self, buttons: ButtonMask, seen: bool = True) -> None:
@@ -455,11 +519,15 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             The latest observation at the time of ``get_state``.
 
         Raises:
-            KartRewardsError: The state is of another ROM or another version of this package.
+            KartRewardsError: The state is of another ROM or another version of this package, or the scenario uses Lua.
             LookupError, TypeError, ValueError, zlib.error: It is damaged.
         """
+        if self.lua:
+            raise KartRewardsError(f"{self.game.name}: the memory of Lua scripts is not saved: begin a new episode")
         held = np.frombuffer(state.get("held", bytes(len(self.buttons))), np.uint8)  # older versions did not save it
         self._emulator.take(self)
+        if self.recorder:
+            self.recorder.forget()
         if not self._load(zlib.decompress(state["emulator"]), held.reshape(len(self.buttons))):
             raise KartRewardsError(
                 f"the emulator refuses the saved state: it was made with another ROM than {self.game.name}'s"
@@ -511,6 +579,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         first alone, then in turns with another game, and compares RAM and screen. Call ``reset`` afterwards.
         """
         shared = self._emulator
+        if any(getattr(player, "lua", None) for player in (self, *shared.players)):
+            return "its scenario uses Lua, and stable-retro has one Lua engine per process"
         if shared.rom not in shared.faults:
             shared.faults[shared.rom] = INEXACT_STATES.get(shared.console) or self._compare_turns()
         return str(shared.faults[shared.rom])
@@ -569,7 +639,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         """Ends the use of the emulator. The emulator ends with its last environment."""
         if self._emulator:
             self._emulator.leave(self)
-        self.data = self.em = self._read = self._emulator = None
+        self.data = self.em = self.lua = self._read = self._read_frame = self._emulator = None
         gc.collect()
         if self._window is not None:
             self._window.close()

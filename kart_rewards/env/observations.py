@@ -2,16 +2,18 @@
 
 * ``ObservationConfig`` - the options
 * ``ScreenObserver`` - converts screens to observations
+* ``Crop`` - the part of a screen to keep
+* ``ROAD_VIEW`` - the view of the road in kart races on the SNES
 
-By default, the screen of the SNES, 224 x 256 pixels, is cropped to the view of the road (from the horizon down to the
-middle of the screen, where the map begins), converted to grey, resized to 84 x 84 pixels, and stacked with the three
-previous ones: a uint8 array of shape (4, 84, 84).
+By default, a screen is cropped, converted to grey, resized to 84 x 84 pixels, and stacked with the three previous ones:
+a uint8 array of shape (4, 84, 84).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
+from typing import Literal
 
 import cv2
 import gymnasium as gym
@@ -24,6 +26,12 @@ cv2.setNumThreads(1)  # environments run in parallel processes; more threads wou
 Screen = np.ndarray
 """RGB, shape (height, width, 3), dtype uint8."""
 
+Crop = tuple[int, int, int, int]
+"""The part of a screen to keep, in pixels: top, bottom, left, right."""
+
+ROAD_VIEW: Crop = (32, 112, 0, 256)
+"""Of the 224 x 256 pixels: from the horizon down to the middle of the screen, where the map begins."""
+
 
 @dataclass(frozen=True)
 class ObservationConfig:
@@ -31,6 +39,8 @@ class ObservationConfig:
 
     Args:
         crop: The part of the screen to keep, in pixels: top, bottom, left, right. None keeps the complete screen.
+            ``auto`` keeps the ``crop`` of the game's scenario; without one, in kart races on the SNES the view of the
+            road, in all other games the complete screen.
         max_pool: Whether to take the maximum of a step's last two frames, pixel by pixel. This is for games that draw
             some sprites only on every other frame. A step that consists of one frame, or that ends early because the
             episode ends, uses its last frame alone.
@@ -39,7 +49,7 @@ class ObservationConfig:
         stack: Number of images to stack, oldest first. At the start of an episode, all are the first image.
     """
 
-    crop: tuple[int, int, int, int] | None = (32, 112, 0, 256)
+    crop: Crop | Literal["auto"] | None = "auto"
     max_pool: bool = False
     grey: bool = True
     size: tuple[int, int] | None = (84, 84)
@@ -63,6 +73,7 @@ class ScreenObserver:
     Args:
         config: The options.
         screen_shape: The shape of the first screens: (height, width, 3).
+        auto_crop: The crop of this game, for the crop ``auto``. None: the complete screen.
 
     Attributes:
         space: The observation space.
@@ -73,21 +84,22 @@ class ScreenObserver:
             other methods raise it if a screen has another size that does not fit the options.
     """
 
-    def __init__(self, config: ObservationConfig, screen_shape: tuple[int, ...]) -> None:
+    def __init__(self, config: ObservationConfig, screen_shape: tuple[int, ...], auto_crop: Crop | None = None) -> None:
         height, width = screen_shape[:2]
         self.config = config
+        self._crop = auto_crop if config.crop == "auto" else config.crop
         try:
-            top, bottom, left, right = map(index, (0, height, 0, width) if config.crop is None else config.crop)
+            top, bottom, left, right = map(index, (0, height, 0, width) if self._crop is None else self._crop)
             rows, columns = map(index, (bottom - top, right - left) if config.size is None else config.size)
             stack = index(config.stack)
         except (TypeError, ValueError):
             raise KartRewardsError(
-                f"the crop must be four integers, not {config.crop!r}; the observation size two, not {config.size!r}; "
+                f"the crop must be four integers, not {self._crop!r}; the observation size two, not {config.size!r}; "
                 f"the stack one, not {config.stack!r}"
             ) from None
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise KartRewardsError(
-                f"the crop {config.crop} (top, bottom, left, right) does not fit the screen of {height} rows and "
+                f"the crop {self._crop} (top, bottom, left, right) does not fit the screen of {height} rows and "
                 f"{width} columns. To show the complete screen: --crop None, in Python ObservationConfig(crop=None)"
             )
         if min(stack, rows, columns) < 1:
@@ -120,8 +132,7 @@ class ScreenObserver:
         return self.observation()
 
     def _process(self, screen: Screen, screen_before: Screen | None = None) -> np.ndarray:
-        if screen.shape != self._screen_shape:
-            self._change_screen(screen.shape)
+        self.fit(screen.shape)
         image = screen[self._rows, self._columns]
         if self.config.max_pool and screen_before is not None and screen_before.shape == screen.shape:
             image = np.maximum(image, screen_before[self._rows, self._columns])
@@ -131,12 +142,19 @@ class ScreenObserver:
             image = cv2.resize(image, self.config.size[::-1], interpolation=cv2.INTER_AREA)
         return image
 
-    def _change_screen(self, shape: tuple[int, ...]) -> None:
-        if self.config.crop is not None or self.config.size is None:
+    def fit(self, shape: tuple[int, ...]) -> None:
+        """Prepares for screens of this shape: (height, width, 3). ``observe`` and ``reset`` do so for their screen.
+
+        Raises:
+            KartRewardsError: The options do not fit screens of another shape than the first one's.
+        """
+        if shape == self._screen_shape:
+            return
+        if self._crop is not None or self.config.size is None:
             (old_rows, old_columns), (rows, columns) = self._screen_shape[:2], shape[:2]
             raise KartRewardsError(
                 f"the screen changed from {old_rows} rows and {old_columns} columns to {rows} and {columns}, which the "
-                f"crop {self.config.crop} and the size {self.config.size} do not fit. Show the complete screen in a "
+                f"crop {self._crop} and the size {self.config.size} do not fit. Show the complete screen in a "
                 "size of its own: --crop None --size 84 84, in Python ObservationConfig(crop=None, size=(84, 84))"
             )
         self._screen_shape = shape

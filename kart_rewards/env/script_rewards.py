@@ -19,6 +19,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ import gymnasium as gym
 import stable_retro
 from gymnasium.utils import EzPickle, RecordConstructorArgs
 
+from kart_rewards.declared import scripts_of
 from kart_rewards.env.kart_env import KartEnv
+from kart_rewards.env.lua import LuaEngine, lua_errors, with_values
 from kart_rewards.episode import EpisodeScore
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.lua import LuaScripts
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import make_transform
 from kart_rewards.scenario import load_scoring
@@ -92,13 +96,16 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
         _, _, own_scenario, own_info, *_ = core._ezpickle_args
         self.layout = RamLayout.from_file(_path(core, info or own_info or "data"))
         path = None if scenario is None else _path(core, scenario or own_scenario or "scenario")
-        self.scoring = load_scoring(path, rewards, reward_weights)
+        self.scoring = load_scoring(path, rewards, reward_weights, self.layout.names)
         self.scoring.check(self.layout)
         self.score: EpisodeScore | None = None
         self._transform = make_transform(reward_transform, reward_scale)
         self._data = stable_retro.data.GameData()  # reading with the environment's own would change its ``info``
         self._bind()
         self._read = self.layout.reader(self._data)
+        self._scripts = scripts_of((*self.scoring.terms, *self.scoring.done))
+        if self._scripts:
+            self._use_lua(self._scripts)
         self._frames = frames = [0]  # of this step; unpickling makes a second wrapper that shares the list
         plain_step = core.step
 
@@ -108,6 +115,28 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
 
         core.step = step_and_count
 
+    def _use_lua(self, scripts: LuaScripts) -> None:
+        """Adds the values of the Lua functions to the snapshots. The environment itself runs its scenario's scripts."""
+        core: Any = self.unwrapped
+        _, _, scenario, info, *_ = core._ezpickle_args
+        own = _path(core, scenario or "scenario"), _path(core, info or "data")
+        if (scripts.scenario.resolve(), Path(self.layout.source).resolve()) != tuple(path.resolve() for path in own):
+            raise KartRewardsError(
+                f"{scripts.scenario}: uses Lua, which the wrapped environment must run from its own files: make it "
+                "with this scenario and these variables, stable_retro.make(…, scenario=…, info=…)"
+            )
+        try:
+            LuaEngine(scripts, own[1], core.em.configure_data)  # only to check them: the next reset loads them again
+        finally:
+            self._bind()
+        data = core.data
+        self._read = with_values(
+            self._read, self.layout.names, scripts, lambda: (data.current_reward(), data.is_done())
+        )
+
+    def _lua_errors(self) -> AbstractContextManager[None]:
+        return lua_errors(self._scripts, self.layout.names) if self._scripts else nullcontext()
+
     def _bind(self) -> None:
         """Lets both game data read the emulator's memory, which some cores move when they load a state."""
         core: Any = self.unwrapped
@@ -116,7 +145,8 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode. The terms and rules are called with its first frame, but it is not paid."""
-        observation, info = self.env.reset(seed=seed, options=options)
+        with self._lua_errors():
+            observation, info = self.env.reset(seed=seed, options=options)
         self._bind()
         core: Any = self.unwrapped
         self.score = EpisodeScore(self.scoring, self._read(), self._transform, core.em.get_screen_rate())
@@ -132,7 +162,8 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
         if self.score is None:
             raise gym.error.ResetNeeded("Call reset before step")
         self._frames[0] = 0
-        observation, _, _, truncated, info = self.env.step(action)
+        with self._lua_errors():
+            observation, _, _, truncated, info = self.env.step(action)
         if self._frames[0] != 1:
             raise KartRewardsError(
                 f"a step of the wrapped environment ran {self._frames[0]} frames; ScriptRewards must score each one: "

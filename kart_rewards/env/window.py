@@ -92,7 +92,7 @@ class Window:
         self.pressed: list[str] = []
         self.held: frozenset[str] = frozenset()
         self.closed = False
-        self._scale = scale
+        self._scale = self._chosen_scale = scale
         self._due = 0.0
         self._pads: list[Any] = []
         try:
@@ -126,6 +126,9 @@ class Window:
         surface = pygame.display.get_surface()
         if surface is None or surface.get_size() != picture.shape[1::-1]:
             largest = pygame.display.get_desktop_sizes()[0]
+            if self._scale < self._chosen_scale:  # the picture before was larger
+                self._scale = self._chosen_scale
+                picture = compose(screen, lines, self._scale)
             while self._scale > 1 and (picture.shape[1] > largest[0] or picture.shape[0] > largest[1]):
                 self._scale -= 1
                 picture = compose(screen, lines, self._scale)

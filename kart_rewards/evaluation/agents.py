@@ -25,6 +25,7 @@ from annotated_types import Ge, Interval
 from tqdm import tqdm
 
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
+from kart_rewards.drives import DRIVES_FOLDER
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.evaluation.contestants import Contestant, drivers, left_out
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker
@@ -144,6 +145,7 @@ def evaluate_agents(
     seed: int = EvalOptions.eval_seed + 1,
     random_start_frames: int = DEFAULT_RANDOM_START_FRAMES,
     video_folder: Path | None = None,
+    drive_folder: Path | None = None,
     output: Path | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
@@ -158,6 +160,7 @@ def evaluate_agents(
         seed: The episodes' seeds are derived from it.
         random_start_frames: Each reset first drives 0 to this many emulated frames at random.
         video_folder: Folder for a video of each contestant's first episode on each course. None: no videos.
+        drive_folder: Folder for a drive of each episode. None: no drives.
         output: The JSON file; an existing file is replaced. None: ``evaluation.json`` beside the first agent, which
             does not replace the result of another evaluation.
         workers: Number of processes at most. None: as many as there are processor cores.
@@ -199,7 +202,7 @@ def evaluate_agents(
 
     with Evaluator(workers) as evaluator:
 
-        def play(label: str, contestants: Sequence[Contestant]) -> list[EpisodeResult]:
+        def play(label: str, contestants: Sequence[Contestant], drives: Path | None) -> list[EpisodeResult]:
             results: Iterator[EpisodeResult] = evaluator.play(
                 contestants,
                 states,
@@ -208,19 +211,21 @@ def evaluate_agents(
                 max_episode_frames=first.max_episode_frames,
                 random_start_frames=random_start_frames,
                 video_folder=video_folder,
+                drive_folder=drives,
             )
             total = sum(contestant.plays(state) for contestant in contestants for state in states) * episodes
             only_on_a_terminal = None
             return list(tqdm(results, label, total, leave=False, unit="episode", disable=only_on_a_terminal))
 
-        of_drivers = play("drivers", scripted)
+        of_drivers = play("drivers", scripted, drive_folder)
         reports, summaries = [], []
         for agent, of_agent in zip(agents, of_agents, strict=True):
             contestants = [
-                Contestant("agent, deterministic", agent.make_policy(True), options),
-                Contestant("agent, sampled", agent.make_policy(False), options),
+                Contestant("agent, deterministic", agent.make_policy(True), options, steps=agent.steps),
+                Contestant("agent, sampled", agent.make_policy(False), options, steps=agent.steps),
             ]
-            results = play(str(agent.path), contestants) + of_drivers
+            drives = drive_folder and drive_folder / f"seed-{agent.seed}" if len(agents) > 1 else drive_folder
+            results = play(str(agent.path), contestants, drives) + of_drivers
             summary = summarise(sorted(results, key=lambda result: states.index(result.state)))
             print(f"{_title(agent)}\n{table(summary)}\n")
             summaries.append(summary)
@@ -282,6 +287,7 @@ def evaluate_from_options(
         episodes=options.eval_episodes,
         seed=options.final_seed,
         video_folder=paths[0].parent / "videos" / "evaluation" if options.capture_video else None,
+        drive_folder=paths[0].parent / DRIVES_FOLDER / "evaluation",
         output=options.output,
     )
 

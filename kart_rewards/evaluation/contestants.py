@@ -1,13 +1,14 @@
 """Who is compared: agents and scripted drivers.
 
 * ``Contestant`` - a policy maker, its label and its environment
-* ``drivers`` - the scripted drivers: ``random``, ``full-throttle`` and ``reference``
+* ``drivers`` - who an agent is compared with: the scripted drivers ``random``, ``full-throttle`` and ``reference``
 * ``DriverPolicy`` - a driver of ``kart_rewards.drivers`` as a policy
 * ``left_out`` - a message about courses that contestants can't play
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from kart_rewards.env import KartEnv
 from kart_rewards.env.observations import ObservationConfig
 from kart_rewards.evaluation.episodes import Policy, PolicyMaker
 from kart_rewards.integrations import find_game
+from kart_rewards.race import is_kart_race
+from kart_rewards.ram import RamLayout
 
 COURSES_FILE = "courses.json"
 """File in a game's folder that describes the middle of the road of its courses."""
@@ -33,12 +36,14 @@ class Contestant:
         make_policy: Makes the policy of each episode.
         env_options: The arguments of ``KartEnv`` by name, including ``game``.
         courses: The start states that it can play. None: all.
+        steps: Agent steps that it had trained, if it is an agent; for the drives.
     """
 
     label: str
     make_policy: PolicyMaker
     env_options: Mapping[str, Any]
     courses: Sequence[str] | None = None
+    steps: int | None = None
 
     def plays(self, state: str) -> bool:
         """Returns whether it can play this course."""
@@ -64,6 +69,12 @@ def _make_random(env: KartEnv, state: str, seed: int) -> Policy:
     return DriverPolicy(RandomDriver(seed))
 
 
+def _make_random_actions(env: KartEnv, state: str, seed: int) -> Policy:
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    return lambda env, observation: space.sample()
+
+
 def _make_full_throttle(env: KartEnv, state: str, seed: int) -> Policy:
     return DriverPolicy(full_throttle)
 
@@ -78,6 +89,8 @@ def drivers(env_options: Mapping[str, Any]) -> list[Contestant]:
     They read the RAM and choose buttons on each emulated frame. The reference driver follows the middle of the road. It
     can play the courses that ``courses.json`` in the game's folder describes.
 
+    In a game that is no kart race, there is only ``random``: random actions in the agent's environment.
+
     Args:
         env_options: The arguments of ``KartEnv`` by name, including ``game``, as for the agent's environment.
 
@@ -88,10 +101,13 @@ def drivers(env_options: Mapping[str, Any]) -> list[Contestant]:
         >>> [contestant.label for contestant in drivers({"game": "HomebrewKart-Snes"})]
         ['random', 'full-throttle', 'reference']
     """
+    game = find_game(env_options["game"], env_options.get("integrations"))
+    if not is_kart_race(RamLayout.from_file(game.json_path(env_options.get("info", "data"))).names):
+        return [Contestant("random", _make_random_actions, env_options)]
     frame_by_frame = {"action_mode": "all", "frame_skip": 1, "observation": ObservationConfig.raw()}
     options = {**env_options, **frame_by_frame}
     options.pop("wrappers", None)  # they are made for the agent
-    courses = find_game(options["game"], options.get("integrations")).folder / COURSES_FILE
+    courses = game.folder / COURSES_FILE
     known = list(centrelines(courses)) if courses.is_file() else []
     return [
         Contestant("random", _make_random, options),

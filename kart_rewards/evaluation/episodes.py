@@ -49,6 +49,7 @@ class EpisodeResult:
         wall_hits: Number of collisions with walls.
         episode_return: Sum of the rewards, after the reward transform.
         length_steps: Number of environment steps.
+        length_seconds: Duration of these steps, in seconds of the console.
         done_rule: The done rule that ended the episode. None if the frame limit or a wrapper ended it.
         reward_sums: Reward term -> sum of its weighted values, before the reward transform.
     """
@@ -64,6 +65,7 @@ class EpisodeResult:
     wall_hits: int | None
     episode_return: float
     length_steps: int
+    length_seconds: float
     done_rule: str | None
     reward_sums: dict[str, float]
 
@@ -129,6 +131,7 @@ def play_episode(
         wall_hits=race.get("wall_hits"),
         episode_return=episode_return,
         length_steps=steps,
+        length_seconds=steps * core.frame_skip / core.frames_per_second,
         done_rule=info.get("done_rule"),
         reward_sums=info["episode_rewards"]["sum"],
     )

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
+from kart_rewards.drives import SUFFIX
+from kart_rewards.env import KartEnv
+from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.video import OptionalVideo
 from kart_rewards.env.wrappers import make_wrapped
 from kart_rewards.errors import counted
 from kart_rewards.evaluation.contestants import Contestant
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker, play_episode
-from kart_rewards.files import copies_in_use, use_copies
+from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.integrations import state_labels
 from kart_rewards.training.processes import Workers, processor_count
 
@@ -46,6 +49,8 @@ class _Task:
         max_episode_frames: Number of emulated frames after which the episode is truncated.
         random_start_frames: The reset first drives 0 to this many emulated frames at random.
         video: The MP4 file to write. None: no video.
+        drive: The drive to write. None: no drive.
+        steps: Agent steps that the contestant had trained.
     """
 
     env_options: bytes
@@ -57,6 +62,8 @@ class _Task:
     max_episode_frames: int
     random_start_frames: int
     video: Path | None
+    drive: Path | None
+    steps: int | None
 
 
 class Evaluator:
@@ -96,10 +103,11 @@ class Evaluator:
         max_episode_frames: int = DEFAULT_MAX_EPISODE_FRAMES,
         random_start_frames: int = DEFAULT_RANDOM_START_FRAMES,
         video_folder: Path | None = None,
+        drive_folder: Path | None = None,
     ) -> Iterator[EpisodeResult]:
         """Yields the results by contestant and course, in an order that depends only on the arguments.
 
-        A video that can't be written is left out. A message after the last result says so.
+        A video or drive that can't be written is left out. A message after the last result says so.
 
         If the caller stops before the last result, the processes end. The next evaluation starts new ones.
 
@@ -112,6 +120,7 @@ class Evaluator:
             random_start_frames: Each reset first drives 0 to this many emulated frames at random.
             video_folder: Folder for a video of each contestant's first episode on each course, COURSE-LABEL.mp4, where
                 COURSE is the label of ``state_labels``. None: no videos.
+            drive_folder: Folder for a drive of each episode, COURSE-LABEL-NUMBER.drive. None: no drives.
 
         Raises:
             KartRewardsError: An environment or policy failed, or a worker process was killed or can't be started.
@@ -126,7 +135,7 @@ class Evaluator:
             make_policy = pickle.dumps(contestant.make_policy)
             for state in filter(contestant.plays, labels):
                 for number, episode_seed in enumerate(seeds):
-                    video = f"{labels[state]}-{contestant.label}.mp4"
+                    name = f"{labels[state]}-{contestant.label}"
                     task = _Task(
                         env_options,
                         copies_in_use(),
@@ -136,7 +145,9 @@ class Evaluator:
                         episode_seed,
                         max_episode_frames,
                         random_start_frames,
-                        video_folder / video if video_folder and number == 0 else None,
+                        video_folder / f"{name}.mp4" if video_folder and number == 0 else None,
+                        drive_folder / f"{name}-{number + 1}{SUFFIX}" if drive_folder else None,
+                        contestant.steps,
                     )
                     tasks.append((task,))
         return _without_trouble(self._workers.map(_play_task, tasks))
@@ -147,19 +158,21 @@ class Evaluator:
 
 
 def _without_trouble(results: Iterator[tuple[EpisodeResult, str]]) -> Iterator[EpisodeResult]:
-    """Yields the results, and prints why videos are missing."""
+    """Yields the results, and prints why videos or drives are missing."""
     troubles = []
     for result, trouble in results:
         troubles += [trouble] if trouble else []
         yield result
     if troubles:
-        others = f" {counted(len(troubles) - 1, 'other video')} can't be written either." if troubles[1:] else ""
+        others = f" {counted(len(troubles) - 1, 'other file')} can't be written either." if troubles[1:] else ""
         print(f"\n{troubles[0]}.{others} The evaluation goes on without.", file=sys.stderr)
 
 
 def _play_task(task: _Task) -> tuple[EpisodeResult, str]:
-    """Plays an episode in a worker process. Returns its result, and why its video failed."""
+    """Plays an episode in a worker process. Returns its result, and why its video or drive failed."""
     env = _kept_environment(task.env_options, task.copies)
+    core: KartEnv = env.unwrapped
+    core.recorder = DriveRecorder(task.label, task.steps) if task.drive else None
     with OptionalVideo(task.video, env.metadata["render_fps"]) as video:
         result = play_episode(
             env,
@@ -169,9 +182,15 @@ def _play_task(task: _Task) -> tuple[EpisodeResult, str]:
             label=task.label,
             max_episode_frames=task.max_episode_frames,
             random_start_frames=task.random_start_frames,
-            on_step=(lambda *_: video.append(env.unwrapped.em.get_screen())) if task.video else None,
+            on_step=(lambda *_: video.append(core.em.get_screen())) if task.video else None,
         )
-    return result, video.trouble
+    trouble = video.trouble
+    if core.recorder and task.drive:
+        try:
+            core.recorder.drive(core, limited=True).save(task.drive)
+        except UnwritableError as error:
+            trouble = trouble or str(error)
+    return result, trouble
 
 
 _kept: tuple[tuple[bytes, dict[Path, Path]], Any] | None = None

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kart_rewards.drives import DRIVES_FOLDER
 from kart_rewards.env import KartEnv
 from kart_rewards.evaluation.agents import EvalOptions
 from kart_rewards.evaluation.contestants import Contestant
@@ -97,7 +98,7 @@ class EvaluationInTraining:
         """
         options = self._options
         weights = {name: value.detach().cpu() for name, value in agent.state_dict().items()}
-        contestant = Contestant("agent", self._make_policy(weights, True), self._env_options)
+        contestant = Contestant("agent", self._make_policy(weights, True), self._env_options, steps=steps)
         videos = folder / "videos" / str(steps) if options.capture_video else None
         results = []
         for result in self._evaluator.play(
@@ -107,6 +108,7 @@ class EvaluationInTraining:
             options.eval_seed,
             max_episode_frames=self._max_episode_frames,
             video_folder=videos,
+            drive_folder=folder / DRIVES_FOLDER / str(steps),
         ):
             results.append(result)
             if stop.is_set():

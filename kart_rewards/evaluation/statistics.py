@@ -4,6 +4,7 @@
 * ``across_seeds`` - statistics over several agents, each trained with another seed
 * ``evaluation_score`` - compares two evaluations of an agent
 * ``Metrics``, ``Summary``, ``SeedStatistics`` - the types of the results
+* ``TERM_PREFIX`` - a part of the names of the metrics of reward terms
 
 Spread is the interquartile range: the middle half of the values lies between the values at 25 % and at 75 %. Lap times
 are those of all completed laps, including the laps of episodes that did not finish. Race times are those of finished
@@ -24,6 +25,8 @@ Metrics = dict[str, Any]
 """Metric -> value."""
 Summary = dict[str, dict[str, Metrics]]
 """Course -> policy -> metric -> value."""
+TERM_PREFIX = "rewards/"
+"""Beginning of the names of metrics of reward terms, after the statistic."""
 SeedStatistics = dict[str, dict[str, dict[str, Metrics]]]
 """Course -> policy -> metric -> statistic -> value."""
 
@@ -34,8 +37,9 @@ def summarise(episodes: Iterable[EpisodeResult]) -> Summary:
     Returns:
         Course -> policy -> metric -> number. A metric without any value is None. The metrics are ``episodes``,
         ``finish_rate``, ``best_``, ``lower_quartile_``, ``median_`` and ``upper_quartile_`` of ``lap_time_seconds`` and
-        ``race_time_seconds``, ``median_off_road_seconds``, ``median_wall_hits``, and ``lower_quartile_``, ``median_``
-        and ``upper_quartile_return``.
+        ``race_time_seconds``, ``median_off_road_seconds``, ``median_wall_hits``, ``median_length_seconds``,
+        ``lower_quartile_``, ``median_`` and ``upper_quartile_return``, and ``median_rewards/TERM`` for each reward
+        term: the weighted sum over an episode.
     """
     groups: dict[str, dict[str, list[EpisodeResult]]] = {}
     for episode in episodes:
@@ -50,6 +54,7 @@ def _metrics(episodes: list[EpisodeResult]) -> Metrics:
     finished = _known(episode.finished for episode in episodes)
     laps = [seconds for episode in episodes for seconds in episode.lap_times_seconds or ()]
     races = _known(episode.race_time_seconds for episode in episodes)
+    terms = {term: [episode.reward_sums[term] for episode in episodes] for term in episodes[0].reward_sums}
     return {
         "episodes": len(episodes),
         "finish_rate": sum(finished) / len(finished) if finished else None,
@@ -59,7 +64,9 @@ def _metrics(episodes: list[EpisodeResult]) -> Metrics:
         **_median_and_quartiles(races, "_race_time_seconds"),
         "median_off_road_seconds": _percentile(_known(episode.off_road_seconds for episode in episodes), 50),
         "median_wall_hits": _percentile(_known(episode.wall_hits for episode in episodes), 50),
+        "median_length_seconds": _percentile([episode.length_seconds for episode in episodes], 50),
         **_median_and_quartiles([episode.episode_return for episode in episodes], "_return"),
+        **{f"median_{TERM_PREFIX}{term}": _percentile(sums, 50) for term, sums in terms.items()},
     }
 
 

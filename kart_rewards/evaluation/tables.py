@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kart_rewards.errors import counted
-from kart_rewards.evaluation.statistics import Metrics, SeedStatistics, Summary
+from kart_rewards.evaluation.statistics import TERM_PREFIX, Metrics, SeedStatistics, Summary
 from kart_rewards.files import atomic_write
 
 _WIDER_THAN_ANY_TABLE = 10_000  # characters; rich wraps tables to the width of its console
@@ -42,6 +42,9 @@ _COLUMNS = (
     _Column("wall\nhits", "median_wall_hits", "{:.1f}"),
     _Column("return", "median_return", "{:.1f}"),
 )
+_LENGTH = _Column("length", "median_length_seconds", "{:.1f}")
+
+_TERM = f"median_{TERM_PREFIX}"
 
 _Row = tuple[str, Mapping[str, str]]
 """A label, and the text of each metric. A heading has no metrics."""
@@ -49,22 +52,23 @@ _Row = tuple[str, Mapping[str, str]]
 
 def table(summary: Summary) -> str:
     """Returns the statistics of ``summarise`` as a table, one row per course and policy."""
+    columns, is_race = _columns(metrics for by_policy in summary.values() for metrics in by_policy.values())
     rows: list[_Row] = []
     for course, by_policy in summary.items():
         rows.append((course, {}))
         for policy, metrics in by_policy.items():
-            cells, episodes, rate = _cells(metrics), metrics["episodes"], metrics["finish_rate"]
+            cells, episodes, rate = _cells(columns, metrics), metrics["episodes"], metrics["finish_rate"]
             if rate is not None:
                 cells["finish_rate"] = f"{round(rate * episodes)}/{episodes}"
                 del cells["episodes"]
             rows.append((f"  {policy}", cells))
-    legend = "Return: the median, after --reward-scale."
-    if any("finish_rate" in cells for _, cells in rows):
+    legend = "Length (seconds), return (after --reward-scale), sums of the reward terms (before it): medians."
+    if is_race:
         legend = (
             "Times are in seconds. Lap: all completed laps. Race: finished episodes.\n"
             "Off road, wall hits, return (after --reward-scale): medians."
         )
-    return f"{_layout(_COLUMNS, rows)}\n{legend}"
+    return f"{_layout(columns, rows)}\n{legend}"
 
 
 def seeds_table(statistics: SeedStatistics) -> str:
@@ -72,7 +76,8 @@ def seeds_table(statistics: SeedStatistics) -> str:
 
     A fourth row has the number of seeds with a value, if it differs between the columns.
     """
-    columns = [column for column in _COLUMNS if column.metric != "episodes"]
+    columns, _ = _columns(metrics for by_policy in statistics.values() for metrics in by_policy.values())
+    columns = [column for column in columns if column.metric != "episodes"]
     rows: list[_Row] = []
     for course, by_policy in statistics.items():
         rows.append((course, {}))
@@ -80,7 +85,7 @@ def seeds_table(statistics: SeedStatistics) -> str:
             seeds = {name: values["seeds"] for name, values in metrics.items()}
             most = f"{policy}, {counted(max(seeds.values()), 'seed')}"
             for label, part in ((most, "median"), ("  25%", "lower_quartile"), ("  75%", "upper_quartile")):
-                rows.append((f"  {label}", _cells({name: values[part] for name, values in metrics.items()})))
+                rows.append((f"  {label}", _cells(columns, {name: values[part] for name, values in metrics.items()})))
             if len(set(seeds.values()) - {0}) > 1:
                 rows.append(("    seeds", {name: str(count) for name, count in seeds.items() if count}))
     legend = (
@@ -90,8 +95,19 @@ def seeds_table(statistics: SeedStatistics) -> str:
     return f"{_layout(columns, rows)}\n{legend}"
 
 
-def _cells(metrics: Metrics) -> dict[str, str]:
-    known = ((column, metrics.get(column.metric)) for column in _COLUMNS)
+def _columns(all_metrics: Iterable[Metrics]) -> tuple[Sequence[_Column], bool]:
+    """Returns the columns, and whether the game is a kart race. In other games, each reward term has a column."""
+    all_metrics = list(all_metrics)
+    rates = [metrics["finish_rate"] for metrics in all_metrics]
+    if any(rate["seeds"] if isinstance(rate, dict) else rate is not None for rate in rates):
+        return _COLUMNS, True
+    names = dict.fromkeys(name for metrics in all_metrics for name in metrics if name.startswith(_TERM))
+    terms = [_Column(name.removeprefix(_TERM), name, "{:.1f}") for name in names]
+    return [*_COLUMNS[:-1], _LENGTH, _COLUMNS[-1], *terms], False
+
+
+def _cells(columns: Sequence[_Column], metrics: Metrics) -> dict[str, str]:
+    known = ((column, metrics.get(column.metric)) for column in columns)
     return {column.metric: column.number_format.format(value) for column, value in known if value is not None}
 
 

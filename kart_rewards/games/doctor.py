@@ -3,7 +3,7 @@
 * ``command`` - ``kart-rewards doctor [GAME]``: checks one game, or every game that has its ROM
 * ``diagnose`` - the same as a function, which returns whether nothing failed
 * ``check_machine`` - versions, memory, disk
-* ``check_game`` - files, ROM, emulator, start states, variables, reward terms, random play, speed
+* ``check_game`` - files, ROM, emulator, start states, variables, reward terms, snapshots, random play, speed
 * ``Findings`` - the results: one line per check, with what to do if the check failed
 
 Each function ``check_…`` makes one check and reports it. It returns what later checks need, or None if it failed. A
@@ -13,6 +13,7 @@ the variables should have; see ``kart_rewards.scenario``.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
@@ -21,6 +22,7 @@ import shutil
 import sys
 import textwrap
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -32,9 +34,7 @@ from typing import Annotated, Any, NamedTuple
 import psutil
 import tyro
 
-from kart_rewards.env import make_env
-from kart_rewards.env.actions import LEFT, RIGHT, THROTTLE
-from kart_rewards.env.observations import ObservationConfig, ScreenObserver
+from kart_rewards.env import KartEnv, make_env
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.games.condition import Condition
 from kart_rewards.games.console import Console
@@ -58,9 +58,9 @@ LEAST_FREE_MEMORY_GIB = 2.0  # on 2 cores the trainer and its environments take 
 LEAST_FREE_DISK_GIB = 1.0  # a run's log and checkpoints take 0.1 (*measured*), and videos take more
 
 _PACKAGES = ("stable-retro", "gymnasium", "numpy", "opencv-python-headless", "torch", "tyro", "tensorboard")
-_FLAGS = {"observation": "--crop None", "action_mode": "--action-mode multi-discrete"}  # of fitting_options
 _SECONDS_TO_PLAY = 2.0
 _MAX_SECONDS_TO_PLAY = 10.0  # if no episode ends before
+_FRAMES_TO_REPEAT = 300
 
 
 class Findings:
@@ -243,11 +243,12 @@ def check_game(game: Game, findings: Findings) -> None:
     scoring = check_scoring(scenario, layout, findings) if scenario else None
     states = check_default_state(game, findings) if check_has_states(game, findings) else []
     if not rom:
-        findings.skip("emulator, start states, checks, random play, speed", "not checked: they need the right ROM")
+        parts = "emulator, start states, checks, snapshots, random play, speed"
+        findings.skip(parts, "not checked: they need the right ROM")
         return
     console = check_emulator(rom, findings)
     if not console:
-        findings.skip("start states, checks, random play, speed", "not checked: they need the emulator")
+        findings.skip("start states, checks, snapshots, random play, speed", "not checked: they need the emulator")
         return
     readable = check_addresses(layout, console, game, findings) if layout else None
     console.set_layout(readable)
@@ -260,10 +261,14 @@ def check_game(game: Game, findings: Findings) -> None:
         unreadable = set(layout.names) - set(readable.names)
         for expectation in expectations:
             check_expectation(expectation, snapshots[read_in], unreadable, console, game, findings)
-    options = fitting_options(console)
-    del console  # there is one emulator per process, and random play needs it
-    if running and scoring and layout and readable is layout:
-        check_speed(check_random_play(running[0], options, game, findings), findings)
+    del console  # there is one emulator per process, and the environments below need it
+    playable = running and layout and readable is layout
+    if playable:
+        check_snapshots(running[0], game, findings)
+    else:
+        findings.skip("snapshots", "not checked: they need data.json and a start state, both without a fault")
+    if playable and scoring:
+        check_speed(check_random_play(running[0], game, findings), findings)
     else:
         needs = "data.json, scenario.json and a start state, all without a fault"
         findings.skip("random play, speed", f"not checked: they need {needs}")
@@ -319,7 +324,7 @@ def check_declared_checks(scenario: Path, findings: Findings) -> list[Check]:
 def check_scoring(scenario: Path, layout: RamLayout | None, findings: Findings) -> Scoring | None:
     """Checks that the reward terms and done rules exist and read only variables of ``data.json``. Returns them."""
     with findings.check("scenario.json"):
-        scoring = load_scoring(scenario)
+        scoring = load_scoring(scenario, variables=layout.names if layout else None)
         if layout:
             scoring.check(layout)
         findings.ok("scenario.json", f"terms: {_names(scoring.terms)}, rules: {_names(scoring.done)}")
@@ -350,9 +355,7 @@ def check_emulator(rom: Path, findings: Findings) -> Console | None:
     """Checks that the emulator starts. Returns it."""
     with findings.check("emulator", "pip install --force-reinstall stable-retro"):
         console = Console(rom)
-        rows, columns, _ = console.screen.shape
-        picture = f"{rows} rows x {columns} columns"
-        findings.ok("emulator", f"{console.name}, {picture}, {console.frames_per_second:.1f} frames/s")
+        findings.ok("emulator", f"{console.name}, {console.frames_per_second:.1f} frames/s")
         return console
     return None
 
@@ -384,9 +387,16 @@ def check_states_run_on(snapshots: dict[str, bytes], console: Console, game: Gam
     """Checks that the game runs on from each start state. Returns the names of those from which it does."""
     running: list[str] = []
     still: list[str] = []  # they load, but the game stands still
+    by_screen: dict[str, list[str]] = {}  # the states whose screen has this size
     for state, snapshot in snapshots.items():
         console.load(snapshot)
-        (running if console.runs_on() else still).append(state)
+        if console.runs_on():
+            running.append(state)
+            _start_episode(console, snapshot)
+            rows, columns, _ = console.screen.shape
+            by_screen.setdefault(f"{rows} rows x {columns} columns", []).append(state)
+        else:
+            still.append(state)
     counts_frames = console.layout is not None and "current_frame" in console.layout.names
     if counts_frames and still and not running:
         details = f"current_frame does not count in any of {', '.join(still)}: its address is wrong, or all states are"
@@ -397,7 +407,9 @@ def check_states_run_on(snapshots: dict[str, bytes], console: Console, game: Gam
         details = f"the game does not run on from it ({why}): it is from another ROM"
         findings.fail(f"start state {state}", details, _make_again(game, state))
     if running:
-        findings.ok("start states", f"{', '.join(running)}: loaded, and the game runs on")
+        sizes = [f"{size} in {', '.join(states)}" for size, states in by_screen.items()]
+        screen = ", ".join(sizes if len(sizes) > 1 else by_screen)
+        findings.ok("start states", f"{', '.join(running)}: loaded, and the game runs on; screen: {screen}")
     return running
 
 
@@ -486,16 +498,43 @@ def check_expectation(
         raise KartRewardsError(f"does not hold within {frames}; after the last: {condition.values(ram, before)}")
 
 
-def fitting_options(console: Console) -> dict[str, Any]:
-    """Returns the options that an environment needs because its defaults do not fit this console."""
-    options: dict[str, Any] = {}
-    try:
-        ScreenObserver(ObservationConfig(), console.screen.shape)
-    except KartRewardsError:
-        options["observation"] = ObservationConfig(crop=None)
-    if not {THROTTLE, LEFT, RIGHT} <= set(console.buttons):
-        options["action_mode"] = "multi-discrete"
-    return options
+def check_snapshots(state: str, game: Game, findings: Findings) -> None:
+    """Checks that the game runs on from a saved state as it did before: the same frames twice, with random buttons."""
+    with findings.check("snapshots"):
+        options: dict[str, Any] = {"integrations": game.folder.parent, "state": state, "scenario": None}
+        with closing(KartEnv(game.name, action_mode="multi-discrete", draw_all=True, **options)) as env:
+            env.action_space.seed(1)
+            actions = [env.action_space.sample() for _ in range(_FRAMES_TO_REPEAT // env.frame_skip)]
+            env.reset(seed=1)
+            saved = env.get_state()
+            first = list(_fingerprints(env, actions))
+            env.set_state(saved)
+            again = list(_fingerprints(env, actions))
+        for step, pairs in enumerate(zip(first, again, strict=True), start=1):
+            for what, before, after in zip(("RAM", "picture"), *pairs, strict=True):
+                if before != after:
+                    findings.warn(
+                        "snapshots",
+                        "from a saved state, the game does not continue as it did before: its "
+                        f"{what} differs after {step * env.frame_skip} frames",
+                        "training works, but a resumed run differs from one that was not stopped, and each environment "
+                        "needs a process of its own",
+                    )
+                    return
+        findings.ok(
+            "snapshots", f"{_FRAMES_TO_REPEAT} frames from {state} are the same again after a saved state is loaded"
+        )
+
+
+def _fingerprints(env: KartEnv, actions: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Yields the checksums of RAM and picture after each step."""
+    for action in actions:
+        env.step(action)
+        blocks = env.data.memory.blocks.values()
+        yield (
+            functools.reduce(lambda checksum, block: zlib.crc32(block, checksum), blocks, 0),
+            zlib.crc32(env.em.get_screen().tobytes()),
+        )
 
 
 class RandomPlay(NamedTuple):
@@ -514,24 +553,21 @@ class RandomPlay(NamedTuple):
     times_console_speed: float
 
 
-def check_random_play(state: str, options: dict[str, Any], game: Game, findings: Findings) -> RandomPlay | None:
+def check_random_play(state: str, game: Game, findings: Findings) -> RandomPlay | None:
     """Plays at random in the environment that training uses, for one episode and some seconds. Returns the result.
 
     Args:
         state: The start state.
-        options: The options of ``fitting_options``.
         game: The game.
         findings: The results.
     """
     with findings.check("random play"):
-        with closing(make_env(game.name, integrations=game.folder.parent, state=state, **options)) as env:
+        with closing(make_env(game.name, integrations=game.folder.parent, state=state)) as env:
             played = _play_at_random(env)
             core: Any = env.unwrapped
             drawing, alone = core.describe_drawing(), core.slow_turns() or core.sharing_fault()
-        flags = " ".join(flag for option, flag in _FLAGS.items() if option in options)
-        fitted = f"with {flags}, because the defaults do not fit this console, " if options else ""
         episode = played.end or f"{played.steps} steps of an episode"
-        findings.ok("random play", f"{fitted}from {state}, {episode}, all rewards finite")
+        findings.ok("random play", f"from {state}, {episode}, all rewards finite")
         findings.ok("drawing", drawing)
         if alone:
             remedy = "training does so by itself; in Python use gymnasium.vector.AsyncVectorEnv"

@@ -111,11 +111,9 @@ Next:
        pytest {folder}
   4. Check the game, now or at any time. The output lists what remains to be done.
        {doctor}
-  5. Train. The default options suit a kart race on the SNES: the agent sees rows 32
-     to 112 of the screen, and always holds B. With these options it sees the complete
-     screen, and may press any buttons:
-       {train} \\
-         --crop None --action-mode multi-discrete"""
+  5. Train. The agent sees the complete screen, and may press all buttons; --crop and
+     --action-mode change that.
+       {train}"""
 
 
 def command(

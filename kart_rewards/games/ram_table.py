@@ -29,7 +29,8 @@ def command(
         data: The data.json that describes the variables. By default the one beside the state.
     """
     if not is_file(state):
-        named = [game.state_path(state.name) for game in map(find_game, list_games()) if state.name in game.states()]
+        own = [game for game in map(find_game, list_games()) if not game.is_stock]
+        named = [game.state_path(state.name) for game in own if state.name in game.states()]
         if named:
             raise KartRewardsError(f"{state}: no such file. Did you mean {' or '.join(map(str, named))}?")
     work_ram = read_state_file(state)

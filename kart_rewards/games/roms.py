@@ -26,12 +26,14 @@ import tyro
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import atomic_write
 from kart_rewards.integrations import (
+    Game,
     find_game,
     incomplete_games,
     integration_folders,
     is_file,
     list_games,
     rom_sha1,
+    some_games,
     writable,
 )
 from kart_rewards.training.options import GamesFolder
@@ -83,7 +85,7 @@ def command(
     if not games:
         raise KartRewardsError(
             f"none of these files ({len(files)}) is the ROM of a known game. Known games: "
-            f"{', '.join(list_games(integrations_path))}{_of_incomplete(integrations_path)}"
+            f"{some_games(integrations_path)}{_of_incomplete(integrations_path)}"
         )
     print(f"{counted(len(files), 'file')} examined; ROMs in place: {', '.join(sorted(games))}")
 
@@ -252,10 +254,16 @@ class _Importer:
             if other in game.rom_hashes():
                 return f"is {game.name}'s ROM; another ROM that its rom.sha allows stays in place: {target}"
             replaced = f", and replaces another file (SHA-1 {other})"
-        target = writable(game).rom_path(suffix)
+        target = _holder(game).rom_path(suffix)
         for path in {target, target.with_name(f"rom{target.suffix}")}:  # an arcade game's ROM has two names
             _copy_rom(rom, path)
         return f"imported as {game.name}'s ROM: {target}{replaced}{f' ({note})' if note else ''}"
+
+
+def _holder(game: Game) -> Game:
+    """Returns the game in the folder that gets its ROM. stable-retro finds the ROMs of its own games in its package."""
+    in_place = game.is_stock and os.access(game.folder, os.W_OK | os.X_OK)
+    return game if in_place else writable(game)
 
 
 def _unreadable(name: str, error: Exception) -> Imported:

@@ -10,12 +10,17 @@ import functools
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
+from kart_rewards.drives import SUFFIX
+from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.wrappers import has_memory, make_wrapped, wrapped_observation
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.files import UnwritableError
+from kart_rewards.integrations import state_labels
 from kart_rewards.notices import notice
 from kart_rewards.training.ranks import Ranks
 from kart_rewards.training.vector import EnvGroups
@@ -28,7 +33,7 @@ class TrainingEpisodes(gym.Wrapper):
     ``r``, the return, and ``l``, the length in agent steps, as in Gymnasium's ``RecordEpisodeStatistics``.
 
     ``reset`` takes ``options={"states": [...]}``, the results of ``get_state`` of all environments, to resume. With a
-    wrapper that may have a memory, which is not saved, a new episode begins instead.
+    wrapper that may have a memory, or a Lua script, whose memory is not saved, a new episode begins instead.
 
     Args:
         env: A ``KartEnv``, or a wrapper around one.
@@ -42,16 +47,33 @@ class TrainingEpisodes(gym.Wrapper):
         self.max_episode_steps = max_episode_steps
         self.episode_return = 0.0
         self.episode_steps = 0
+        self.episodes = 0  # begun so far
+        self._record_interval = 0
+        self._drives: Path | None = None
+
+    def record_drives(self, interval: int) -> None:
+        """Records one of ``interval`` episodes as a drive, beginning with the first. ``keep_drives`` saves them."""
+        self._record_interval = interval
+
+    def keep_drives(self, folder: Path) -> None:
+        """Saves each recorded episode in this folder when it ends."""
+        self._drives = folder
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.episode_return = 0.0
         self.episode_steps = 0
+        core: Any = self.unwrapped
+        is_recorded = self._record_interval and self.episodes % self._record_interval == 0
+        core.recorder = DriveRecorder("training") if is_recorded else None
+        self.episodes += 1
         observation, info = self.env.reset(seed=seed, options=options)
-        if options and "states" in options and not has_memory(self.env):
+        forgets = has_memory(self.env) or getattr(core, "lua", None)
+        if options and "states" in options and not forgets:
             try:
                 state = options["states"][self.index]
                 self.episode_return, self.episode_steps = float(state["return"]), int(state["steps"])
-                observation = self.unwrapped.set_state(state["env"])  # type: ignore[attr-defined]
+                self.episodes = int(state.get("episodes", 1))
+                observation = core.set_state(state["env"])
                 observation = wrapped_observation(self.env, observation)
             except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, zlib.error) as error:
                 raise KartRewardsError(
@@ -67,6 +89,15 @@ class TrainingEpisodes(gym.Wrapper):
         if not (terminated or truncated):
             return observation, reward, False, False, {}
         info["episode"] = {"r": self.episode_return, "l": self.episode_steps}
+        recorder = self.unwrapped.recorder  # type: ignore[attr-defined]
+        if self._drives and recorder and recorder.has_drive:
+            drive = recorder.drive(self.unwrapped, limited=True)
+            label = state_labels([drive.info.state])[drive.info.state]
+            name = f"{label}-environment-{self.index}-episode-{self.episodes}{SUFFIX}"
+            try:
+                drive.save(self._drives / name)
+            except UnwritableError as error:
+                info["drive_trouble"] = str(error)
         return observation, reward, terminated, truncated, info
 
     def fingerprints(self) -> dict[str, str]:
@@ -76,7 +107,7 @@ class TrainingEpisodes(gym.Wrapper):
     def get_state(self) -> dict[str, Any]:
         """Returns everything that the rest of the episode depends on, as plain values and bytes."""
         env = self.unwrapped.get_state()  # type: ignore[attr-defined]
-        return {"return": self.episode_return, "steps": self.episode_steps, "env": env}
+        return {"return": self.episode_return, "steps": self.episode_steps, "episodes": self.episodes, "env": env}
 
 
 def make_training_env(env_options: Mapping[str, Any], index: int, max_episode_steps: int) -> TrainingEpisodes:

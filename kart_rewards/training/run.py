@@ -27,6 +27,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import nn
 
+from kart_rewards.drives import DRIVES_FOLDER
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.imports import source_files
@@ -72,6 +73,9 @@ class RunOptions:
     """Number of updates from one checkpoint to the next. The last update is saved, too. 0: only the last."""
     checkpoints_kept: Annotated[int, Ge(1)] = 3
     """Keep this many of the last checkpoints, as agent-STEPS.pt. agent.pt is the newest."""
+    record_drives: Annotated[int, Ge(0)] = 0
+    """Record one of this many episodes of each environment as a drive, in drives/ of the run's folder. 0: none. All
+    episodes of evaluations are recorded."""
     track: bool = False
     """Mirror the log to Weights & Biases (needs pip install 'kart_rewards[wandb]')."""
     wandb_project_name: str = "kart_rewards"
@@ -187,6 +191,7 @@ class Run:
         self._best_score: list[float] = []
         self._log: Log | None = None
         self._episodes = 0
+        self._has_drive_trouble = False
         self._saved: tuple[int, int] | None = None  # updates and steps of the last checkpoint
         self._seconds_before: list[dict[str, float]] = []
 
@@ -259,6 +264,8 @@ class Run:
         """Resets the environments. Returns their observations, and the state of each rank."""
         if any(each != self.rewards.scoring.fingerprints() for each in self.envs.call("fingerprints")):
             raise KartRewardsError("a file of reward terms has changed while the run started: start the run again")
+        if self.options.record_drives and self.ranks.rank == 0:
+            self.envs.call("record_drives", self.options.record_drives)
         states = self.resumption.env_states if self.resumption else None
         seed = self.options.seed + self.steps + self.ranks.rank * self.envs.num_envs
         observations = self.envs.reset(seed=seed, options=None if states is None else {"states": states})
@@ -277,6 +284,8 @@ class Run:
                 self.steps,
                 wandb if self.options.track else None,
             )
+            if self.options.record_drives:
+                self.envs.call("keep_drives", self.folder / DRIVES_FOLDER)
             self._log.writer.add_text("drawing", self.envs.drawing, self.steps)
         self._save(rank_states)  # a disk that is full should be reported before the first step
         self._seconds_before = self.envs.seconds()
@@ -299,6 +308,8 @@ class Run:
         counted_episodes = [(first + step * of_all + env, info) for step, env, info in episodes]
         of_all_ranks = [episode for part in self.ranks.gather(counted_episodes) for episode in part]
         self._episodes += len(of_all_ranks)
+        for trouble in (info["drive_trouble"] for _, info in of_all_ranks if "drive_trouble" in info):
+            self._warn_once(trouble)
         self.steps += self.steps_per_update
         self.updates += 1
         last = self.steps >= self._last_step
@@ -318,6 +329,11 @@ class Run:
             self._save(self.ranks.gather(self._rank_state()))
         self.stopwatch = Stopwatch()
         self._seconds_before = self.envs.seconds()
+
+    def _warn_once(self, trouble: str) -> None:
+        if not self._has_drive_trouble:
+            self._has_drive_trouble = True
+            print(f"\n{trouble}. Training goes on, and further drives that can't be written are not reported.")
 
     def _milliseconds(self) -> dict[str, float]:
         seconds = [

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kart_rewards.declared import scripts_of
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write, copies_in_use, copy_of, use_copies
@@ -38,7 +39,7 @@ class RunRewards:
         scoring: The terms and rules.
         fingerprints: Terms, rules, variables, ROM and core -> what identifies each; checkpoints hold it.
         fingerprints_of_0_1: The same as checkpoints of version 0.1 hold it.
-        files: The data file and the scenario.
+        files: The data file, the scenario, and its Lua files.
     """
 
     scoring: Scoring
@@ -56,9 +57,12 @@ class RunRewards:
             KartRewardsError: A file is missing or wrong.
         """
         data_path, scenario_path = game.json_path(info), None if scenario is None else game.json_path(scenario)
-        scoring = load_scoring(scenario_path, rewards, weights)
-        fingerprints = scoring.fingerprints(RamLayout.from_file(data_path)) | fingerprints_of(game.rom())
+        layout = RamLayout.from_file(data_path)
+        scoring = load_scoring(scenario_path, rewards, weights, layout.names)
+        fingerprints = scoring.fingerprints(layout) | fingerprints_of(game.rom())
+        scripts = scripts_of((*scoring.terms, *scoring.done))
         files = [*([scenario_path] if scenario_path else []), data_path]
+        files += [file.path for file in scripts.files] if scripts else []
         return cls(scoring, fingerprints, scoring.fingerprints_of_0_1(), files)
 
 
