@@ -150,11 +150,11 @@ class EpisodeDone:
         self.set_state = self.calls.set_state
         self._rules = rules
 
-    def __call__(self, ram: Any) -> DoneRule | None:
+    def __call__(self, ram: Any, buttons: frozenset[str] = frozenset(), action: Any = None) -> DoneRule | None:
         """Applies the rules to one emulated frame.
 
         Args:
-            ram: The frame's ``RamSnapshot``.
+            ram, buttons, action: The frame; see ``ScriptCalls.values``.
 
         Returns:
             The first rule that ends the episode on this frame, or None. A rule that truncates it counts only if no
@@ -165,7 +165,7 @@ class EpisodeDone:
                 the rule, its file and line, and the snapshot.
         """
         truncating = None
-        for i, stop in enumerate(self.calls.values(ram)):
+        for i, stop in enumerate(self.calls.values(ram, buttons, action)):
             if stop is False:
                 continue
             if stop is not True and not (

@@ -25,6 +25,7 @@ class EpisodeScore:
         transform: Converts a frame's weighted sum to the reward. See ``kart_rewards.rewards.make_transform``.
         frames_per_second: The console's frame rate, for the race clock.
         start_frames: The number of frames that the race clock includes before the first frame.
+        buttons: The names of the buttons that are held on the first frame.
 
     Attributes:
         ram: The snapshot of the latest frame.
@@ -44,11 +45,12 @@ class EpisodeScore:
         transform: Callable[[float], float],
         frames_per_second: float,
         start_frames: int = 0,
+        buttons: frozenset[str] = frozenset(),
     ) -> None:
         self.ram = ram
         self.rewards, self.done = episode_calls(scoring.terms, scoring.done, transform)
-        self.rewards(ram)
-        self.done(ram)
+        self.rewards(ram, buttons)
+        self.done(ram, buttons)
         self.rewards.discard()
         self.ended_by: DoneRule | None = None
         is_race = all(isinstance(getattr(ram, name, None), int) for name in METRIC_VARIABLES)  # an array is a tuple
@@ -60,11 +62,11 @@ class EpisodeScore:
         """Begins the next agent step: ``info`` sums the terms from here on."""
         self.rewards.start_step()
 
-    def __call__(self, ram: Any) -> float:
+    def __call__(self, ram: Any, buttons: frozenset[str] = frozenset(), action: Any = None) -> float:
         """Scores the next frame. ``ended_by`` says whether it ends the episode.
 
         Args:
-            ram: Its ``RamSnapshot``.
+            ram, buttons, action: The frame; see ``ScriptCalls.values``.
 
         Returns:
             The reward: the weighted sum of all terms, transformed.
@@ -73,10 +75,10 @@ class EpisodeScore:
             KartRewardsError: A term or rule failed.
         """
         self.ram = ram
-        reward = self.rewards(ram)
+        reward = self.rewards(ram, buttons, action)
         if self.race:
             self.race.update(ram)
-        self.ended_by = self.done(ram)
+        self.ended_by = self.done(ram, buttons, action)
         return reward
 
     @property

@@ -246,11 +246,11 @@ class EpisodeRewards:
         """Begins the next agent step: resets ``step`` to 0."""
         self.step = dict.fromkeys(self._weights, 0.0)
 
-    def __call__(self, ram: Any) -> float:
+    def __call__(self, ram: Any, buttons: frozenset[str] = frozenset(), action: Any = None) -> float:
         """Scores one emulated frame.
 
         Args:
-            ram: The frame's ``RamSnapshot``.
+            ram, buttons, action: The frame; see ``ScriptCalls.values``.
 
         Returns:
             The weighted sum of all terms, transformed.
@@ -259,7 +259,7 @@ class EpisodeRewards:
             KartRewardsError: A term raised an exception, or its value is not a finite number. The message names the
                 term, its file and line, and the snapshot.
         """
-        values = self.calls.values(ram)
+        values = self.calls.values(ram, buttons, action)
         paid = []
         plain = size = 0.0
         try:
@@ -275,7 +275,7 @@ class EpisodeRewards:
         except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
-            raise self._not_finite(values, ram)
+            raise self.not_finite(values, ram)
         if abs(plain) < ROUNDING * size:  # the terms cancel: the transform `sign` must not turn a rounding error into 1
             plain = 0.0
         reward = self._transform(plain)
@@ -287,7 +287,13 @@ class EpisodeRewards:
             self.counts[name] += 1
         return reward
 
-    def _not_finite(self, values: list[Any], ram: Any) -> KartRewardsError:
+    def not_finite(self, values: list[Any], ram: Any) -> KartRewardsError:
+        """Returns the error for a frame on which a term's value is not a finite number.
+
+        Args:
+            values: The value of each term.
+            ram: The snapshot.
+        """
         for i, (weight, value) in enumerate(zip(self._weights.values(), values, strict=True)):
             try:
                 finite = math.isfinite(float(weight * value))

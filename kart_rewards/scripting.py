@@ -6,6 +6,7 @@
 * ``pair_hint`` - what to say about a value that is a pair and should not be one
 * ``marked_scripts``, ``unique_by_name`` - the scripts of files and modules; ``import_source`` is of
   ``kart_rewards.imports``
+* ``INPUTS``, ``plain_action`` - the arguments for a frame's input; an action in the form that scripts get
 * ``to_plain``, ``from_plain`` - values in a form that any file format can store
 
 A script is a function that takes the frame's snapshot, or a class whose instances are such functions. A class has a
@@ -17,8 +18,11 @@ whether the episode is over. An episode then has one instance for both, which is
 
 The first positional argument is the frame's snapshot. An argument ``previous`` gets the snapshot of the previous frame,
 wherever it stands, with or without a default; so does a second positional argument without a default, whatever its
-name. On an episode's first frame, both arguments are the same snapshot. Other arguments keep their defaults. ``*args``
-and ``**kwargs`` add no snapshot; only if a wrapper has ``functools.wraps``, the wrapped function decides for ``*args``.
+name. On an episode's first frame, both arguments are the same snapshot. An argument ``buttons`` gets the buttons that
+are held on the frame, a ``frozenset`` of their names. An argument ``action`` gets the agent's action: a number, or a
+tuple of numbers if the action has several parts; None on the first frame. Other arguments keep their defaults.
+``*args`` and ``**kwargs`` get nothing; only if a wrapper has ``functools.wraps``, the wrapped function decides for
+``*args``.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ from kart_rewards.ram import RamLayout, RamSnapshot, shown, snapshot_class
 
 __all__ = [
     *("Script", "ScriptCalls", "SomeScript", "as_script", "from_plain", "import_source", "mark", "marked_scripts"),
-    *("name_of", "pair_hint", "script_of", "snake_case", "to_plain", "unique_by_name"),
+    *("INPUTS", "name_of", "pair_hint", "plain_action", "script_of", "snake_case", "to_plain", "unique_by_name"),
 ]
 
 SomeScript = TypeVar("SomeScript", bound="Script")
@@ -59,8 +63,13 @@ _COMPLETE_SNAPSHOT = (
 )
 """Code that reads all variables of a snapshot, or variables whose names are not in the code; {0} is the snapshot."""
 
-PASSED_BY_NAME = ("previous",)
+INPUTS = ("buttons", "action")
+"""The arguments for a frame's input. A script gets them if it has an argument of the name."""
+
+PASSED_BY_NAME = ("previous", *INPUTS)
 """The arguments that a script gets if it has an argument of the name."""
+
+_RELEASED: frozenset[str] = frozenset()
 
 _MARKS = "__kart_marks__"
 """The global variable of a module with the definitions that its code has marked, and their scripts."""
@@ -138,6 +147,11 @@ class Script:
         """The first line of the docstring."""
         return (inspect.getdoc(_origin(self.definition)) or "").partition("\n")[0]
 
+    @property
+    def inputs(self) -> list[str]:
+        """Those of ``INPUTS`` that the script asks for."""
+        return [name for name in self._signature.by_name if name in INPUTS]
+
     def reads(self) -> set[str]:
         """Returns the names of the RAM variables that the source code reads, including in helper functions."""
         return _attributes_read(_body(inspect.unwrap(_entry(self.definition))), self._signature.snapshots, set())
@@ -211,16 +225,16 @@ class _Signature:
         self.has_second = False
         self.by_name: list[str] = []
         self.snapshots = [item.name for item in positional[:1]]
-        if positional and _means_previous(positional[0].name):
+        if positional and (_means_previous(positional[0].name) or positional[0].name in INPUTS):
             raise _SignatureError(
                 f"has {positional[0].name!r} as its first argument, but the first one gets the snapshot of this frame. "
-                "The second one gets the previous snapshot"
+                f"Write it behind the first one"
             )
         held = call.keywords if isinstance(call, functools.partial) else {}
         for item in parameters:
             if item.name not in held and item not in positional[:1]:
                 self._add(item, is_second=item in positional[1:2])
-        if self.has_second and self.by_name:
+        if self.has_second and "previous" in self.by_name:
             raise _SignatureError(f"has two arguments for the previous snapshot: {', '.join(self.snapshots[1:])}")
 
     def _add(self, item: Parameter, is_second: bool) -> None:
@@ -229,15 +243,25 @@ class _Signature:
                 raise _SignatureError(f"has an argument *{item.name} that would always be empty. Write {item.name}")
             return
         required = item.default is Parameter.empty
-        if is_second and (required or item.name in PASSED_BY_NAME):
+        if item.name in INPUTS:
+            if item.kind is Parameter.POSITIONAL_ONLY:
+                raise _SignatureError(f"has an argument {item.name!r} before a /, but it is passed by its name")
+            self.by_name.append(item.name)
+        elif is_second and (required or item.name == "previous"):
+            if did_you_mean(item.name, INPUTS):
+                raise _SignatureError(
+                    f"has a second argument {item.name!r}, which would get the previous snapshot."
+                    f"{did_you_mean(item.name, INPUTS)} Otherwise call it previous"
+                )
             self.has_second = True
             self.snapshots.append(item.name)
-        elif item.name in PASSED_BY_NAME and item.kind is not Parameter.POSITIONAL_ONLY:
+        elif item.name == "previous" and item.kind is not Parameter.POSITIONAL_ONLY:
             self.by_name.append(item.name)
             self.snapshots.append(item.name)
         elif required:
             raise _SignatureError(
-                f"must take the RAM snapshot, and may take the previous one; its argument {item.name!r} needs a default"
+                f"must take the RAM snapshot, and may take {', '.join(PASSED_BY_NAME)}; its argument {item.name!r} "
+                f"needs a default.{did_you_mean(item.name, PASSED_BY_NAME)}"
             )
         elif _means_previous(item.name):
             raise _SignatureError(
@@ -364,6 +388,7 @@ class ScriptCalls:
 
     Attributes:
         previous: The snapshot of the previous frame; None before the first frame.
+        buttons, action: The input of the latest frame; see ``values``.
 
     Raises:
         KartRewardsError: A class can't be instantiated.
@@ -372,6 +397,7 @@ class ScriptCalls:
     def __init__(self, scripts: Sequence[Script], after: ScriptCalls | None = None) -> None:
         self.scripts = scripts
         self.previous: Any = None
+        self.buttons, self.action = _RELEASED, None
         self._pairs: dict[int, list[Any]] = {}  # id of the definition -> the pair of the latest frame
         self._pairs_before = after._pairs if after else {}
         copies: dict[int, Any] = {}  # id -> copy: two methods of one instance get the same copy of it
@@ -428,9 +454,14 @@ class ScriptCalls:
     def _plain_call(self, script: Script, instance: Any) -> Callable[[Any], Any]:
         is_itself = _is_function(instance) or isinstance(instance, functools.partial)
         call = instance if is_itself else instance.__call__  # a bound method is faster than an instance
-        if script._signature.has_second:
+        has_second, names = script._signature.has_second, script._signature.by_name
+        if script.inputs:
+            return lambda ram: call(
+                *((ram, self.previous) if has_second else (ram,)), **{name: getattr(self, name) for name in names}
+            )
+        if has_second:
             return lambda ram: call(ram, self.previous)
-        if script._signature.by_name:
+        if names:
             return lambda ram: call(ram, previous=self.previous)
         return call
 
@@ -467,11 +498,13 @@ class ScriptCalls:
                     object.__setattr__(holder, name, value)
         self.previous = from_plain(state["previous"])
 
-    def values(self, ram: Any) -> list[Any]:
+    def values(self, ram: Any, buttons: frozenset[str] = _RELEASED, action: Any = None) -> list[Any]:
         """Returns each script's value for one frame. This method runs once per emulated frame.
 
         Args:
             ram: The frame's ``RamSnapshot``.
+            buttons: The names of the buttons that are held on the frame.
+            action: The agent's action, in the form of ``plain_action``; None on the first frame.
 
         Raises:
             KartRewardsError: A script raised an exception. The message names the script, its file and line, and the
@@ -479,6 +512,7 @@ class ScriptCalls:
         """
         if self.previous is None:
             self.previous = ram
+        self.buttons, self.action = buttons, action
         values: list[Any] = []
         try:
             for call in self._calls:
@@ -499,7 +533,22 @@ class ScriptCalls:
             what: The fault, such as ``returned None, not a finite number``.
         """
         script = self.scripts[i]
-        return KartRewardsError(f"{script.name!r} ({script.where}) {what}\n  on {ram!r}")
+        given = "".join(f", {name} {getattr(self, name)!r}" for name in script.inputs)
+        return KartRewardsError(f"{script.name!r} ({script.where}) {what}\n  on {ram!r}{given}")
+
+
+def plain_action(action: Any) -> Any:
+    """Returns an action as scripts get it: a number, or a tuple of numbers. A script can keep it in its memory.
+
+    Args:
+        action: A number, or an array or list of numbers.
+
+    Example:
+        >>> plain_action([0.5, 1])
+        (0.5, 1)
+    """
+    action = action.tolist() if hasattr(action, "tolist") else action
+    return tuple(map(plain_action, action)) if isinstance(action, (list, tuple)) else action
 
 
 def _built_in_base(value: Any) -> str:

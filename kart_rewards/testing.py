@@ -4,7 +4,7 @@
 * ``score`` - returns the sum of each reward term over a trace
 * ``ends_at`` - returns the frame on which done rules end a trace
 * ``score_episode`` - returns both, of the part of a trace that is one episode
-* ``load_trace``, ``save_trace`` - read and write recorded traces; some are part of the package
+* ``load_trace`` - reads a recorded trace; some are part of the package
 * ``drive`` and the drivers of ``kart_rewards.drivers``
 
 A trace is a sequence of snapshots, one per emulated frame. The first is the snapshot after an episode's reset.
@@ -23,7 +23,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,13 @@ from kart_rewards.drivers import (  # noqa: F401 - public here, too
     full_throttle,
     reverse,
 )
+from kart_rewards.drives import SHIPPED, SUFFIX, Drive, load_drive
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.files import atomic_write
 from kart_rewards.integrations import INTEGRATIONS
 from kart_rewards.ram import RamLayout, shown, snapshot_class
 from kart_rewards.rewards import EpisodeRewards, as_term
 from kart_rewards.scenario import load_scoring
-from kart_rewards.scripting import unique_by_name
-
-TRACES = Path(__file__).parent / "traces"
-"""The traces of the package, all of HomebrewKart. ``homebrew/record_traces.py`` records them."""
+from kart_rewards.scripting import Script, plain_action, unique_by_name
 
 START_OF_RACE = {
     "laps": 127,
@@ -77,65 +74,81 @@ def snapshot(**values: int) -> Any:
     return _LAYOUT.snapshot(**(START_OF_RACE | values))
 
 
-def score(trace: Iterable[Any], terms: Any) -> dict[str, float]:
+def score(trace: Iterable[Any], terms: Any, buttons: Any = None, actions: Any = None) -> dict[str, float]:
     """Returns the weighted sum of each term over a trace.
 
     Args:
-        trace: One snapshot per frame. The first is from an episode's reset: the terms are called with it, but it is
-            not paid.
+        trace: One snapshot per frame, or a ``kart_rewards.drives.Drive``. The first is from an episode's reset: the
+            terms are called with it, but it is not paid.
         terms: Functions and classes, with or without ``@reward_term``; one of them or several.
+        buttons: For terms that ask for ``buttons``: for each frame, the names of the buttons that are held. By default
+            those of the drive.
+        actions: For terms that ask for ``action``: the agent's action on each frame; None on the first. By default
+            those of the drive.
 
     Returns:
         Term -> weighted sum.
 
     Raises:
-        KartRewardsError: The trace is not a sequence of snapshots, a term raised an exception, its value is not a
-            finite number, or two terms have the same name.
+        KartRewardsError: The trace is not a sequence of snapshots, a term asks for an input that is not given, a term
+            raised an exception, its value is not a finite number, or two terms have the same name.
+
+    Example:
+        >>> def hop(ram, buttons):
+        ...     return "L" in buttons
+        >>> score([snapshot()] * 3, hop, buttons=[{}, {"L"}, {"B", "L"}])
+        {'hop': 2.0}
     """
     rewards = EpisodeRewards(list(unique_by_name(map(as_term, _several(terms))).values()))
-    for frame, ram in enumerate(_frames(trace)):
-        rewards(ram)
-        if frame == 0:
+    for number, frame in enumerate(_frames(trace, buttons, actions, rewards.calls.scripts)):
+        rewards(*frame)
+        if number == 0:
             rewards.discard()
     return rewards.episode_summary()["sum"]
 
 
-def ends_at(trace: Iterable[Any], rules: Any) -> tuple[int, str] | None:
+def ends_at(trace: Iterable[Any], rules: Any, buttons: Any = None, actions: Any = None) -> tuple[int, str] | None:
     """Returns the frame on which done rules end a trace.
 
     Args:
-        trace: One snapshot per frame. The first is from an episode's reset: the rules are called with it, but it does
-            not end the episode.
+        trace: One snapshot per frame, or a drive. The first is from an episode's reset: the rules are called with it,
+            but it does not end the episode.
         rules: Functions and classes, with or without ``@done_rule``; one of them or several.
+        buttons, actions: See ``score``.
 
     Returns:
         The index of the frame in the trace and the name of the rule. None if no rule ends the trace.
 
     Raises:
-        KartRewardsError: The trace is not a sequence of snapshots, a rule raised an exception, or its value is not a
-            bool or an integer.
+        KartRewardsError: The trace is not a sequence of snapshots, a rule asks for an input that is not given, a rule
+            raised an exception, or its value is not a bool or an integer.
     """
     done = EpisodeDone([as_rule(rule) for rule in _several(rules)])
-    for frame, ram in enumerate(_frames(trace)):
-        rule = done(ram)
-        if rule and frame:
-            return frame, rule.name
+    for number, frame in enumerate(_frames(trace, buttons, actions, done.calls.scripts)):
+        rule = done(*frame)
+        if rule and number:
+            return number, rule.name
     return None
 
 
 def score_episode(
-    trace: Iterable[Any], scripts: Any, weights: Mapping[str, float] | None = None
+    trace: Iterable[Any],
+    scripts: Any,
+    weights: Mapping[str, float] | None = None,
+    buttons: Any = None,
+    actions: Any = None,
 ) -> tuple[dict[str, float], tuple[int, str] | None]:
     """Scores a trace up to the frame on which a rule ends the episode, as the environment does.
 
     A class that is a term and a rule has one instance for both.
 
     Args:
-        trace: One snapshot per frame. The first is from an episode's reset: it is not paid, and does not end the
-            episode.
+        trace: One snapshot per frame, or a drive. The first is from an episode's reset: it is not paid, and does not
+            end the episode.
         scripts: Terms and rules: functions and classes with marks; one of them or several. A function or class without
             a mark is a term.
         weights: Term -> weight; replaces the term's own.
+        buttons, actions: See ``score``.
 
     Returns:
         Term -> weighted sum; and what ``ends_at`` returns.
@@ -152,13 +165,13 @@ def score_episode(
     scoring = load_scoring(None, _several(scripts), weights)
     rewards, done = episode_calls(scoring.terms, scoring.done)
     end = None
-    for frame, ram in enumerate(_frames(trace)):
-        rewards(ram)
-        rule = done(ram)
-        if frame == 0:
+    for number, frame in enumerate(_frames(trace, buttons, actions, [*scoring.terms, *scoring.done])):
+        rewards(*frame)
+        rule = done(*frame)
+        if number == 0:
             rewards.discard()
         elif rule:
-            end = frame, rule.name
+            end = number, rule.name
             break
     return rewards.episode_summary()["sum"], end
 
@@ -168,59 +181,57 @@ def _several(scripts: Any) -> Iterable[Any]:
     return [scripts] if callable(scripts) or not isinstance(scripts, Iterable) else scripts
 
 
-def _frames(trace: Any) -> Iterable[Any]:
-    """A trace, which must not be a snapshot: that is a tuple of numbers."""
-    if hasattr(trace, "_fields") or not isinstance(trace, Iterable):
+def _frames(trace: Any, buttons: Any, actions: Any, scripts: Iterable[Script]) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields the snapshot, the buttons and the action of each frame of a trace."""
+    if hasattr(trace, "_fields") or not isinstance(trace, Iterable):  # a snapshot is a tuple of numbers
         what = "a single snapshot" if hasattr(trace, "_fields") else shown(trace)
         raise KartRewardsError(f"a trace must be a sequence of snapshots, such as [snapshot()], not {what}")
-    return trace
+    frames = list(trace)
+    if isinstance(trace, Drive):
+        buttons = trace.buttons if buttons is None else buttons
+        actions = trace.frame_actions if actions is None else actions
+    for name, argument, values in (("buttons", "buttons", buttons), ("action", "actions", actions)):
+        for script in scripts:
+            if name in script.inputs and values is None:
+                raise KartRewardsError(
+                    f"{script.name!r} ({script.where}) asks for {name!r}, which this trace does not have: pass "
+                    f"{argument}=[…] with one element per frame, or a drive"
+                )
+        if values is not None and len(values) != len(frames):
+            raise KartRewardsError(f"there are {len(values)} {argument} for {len(frames)} frames: pass one per frame")
+    held = [frozenset()] * len(frames) if buttons is None else list(map(frozenset, buttons))
+    chosen = [None] * len(frames) if actions is None else list(map(plain_action, actions))
+    yield from zip(frames, held, chosen, strict=True)
 
 
-def load_trace(name: str | Path) -> list[Any]:
+def load_trace(name: str | Path) -> Sequence[Any]:
     """Returns a recorded trace: one snapshot per frame. The first is from an episode's reset.
 
     Args:
-        name: ``race`` (a good drive of five laps), ``walls``, ``reverse`` or ``wander``; or the path of a ``.csv.gz``
-            file. The first row of the file is the names of the variables.
+        name: ``race`` (a good drive of five laps), ``walls``, ``reverse`` or ``wander``; or the path of a ``.drive``
+            file, or of a ``.csv.gz`` file of version 0.1, whose first row is the names of the variables.
+
+    Returns:
+        A ``kart_rewards.drives.Drive``; a list of snapshots if the file is a ``.csv.gz``.
 
     Raises:
         KartRewardsError: The trace does not exist, or the file is damaged.
     """
-    path = Path(name) if str(name).endswith(".csv.gz") else TRACES / f"{name}.csv.gz"
+    path = Path(name)
+    if not path.name.endswith(".csv.gz"):
+        path = path if path.suffix == SUFFIX else SHIPPED / f"{name}{SUFFIX}"
+        if path.parent == SHIPPED and not path.is_file():
+            shipped = ", ".join(sorted(file.name.removesuffix(SUFFIX) for file in SHIPPED.glob(f"*{SUFFIX}")))
+            raise KartRewardsError(f"{path}: no such trace; the package has {shipped}")
+        return load_drive(path)
     try:
         rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
         make = snapshot_class(tuple(next(rows)))
         return [make(*map(_value, row)) for row in rows]
     except FileNotFoundError:
-        shipped = ", ".join(sorted(file.name.removesuffix(".csv.gz") for file in TRACES.glob("*.csv.gz")))
-        raise KartRewardsError(f"{path}: no such trace; the package has {shipped}") from None
+        raise KartRewardsError(f"{path}: no such trace") from None
     except (OSError, EOFError, zlib.error, csv.Error, ValueError, TypeError, StopIteration) as error:
         raise KartRewardsError(f"{path}: is not a trace: {error!r}") from None
-
-
-def save_trace(path: str | Path, trace: Iterable[Any]) -> None:
-    """Writes a trace to a file that ``load_trace`` reads. The write is atomic.
-
-    Args:
-        path: The file, ``NAME.csv.gz``.
-        trace: One snapshot per frame. The first is from an episode's reset.
-
-    Raises:
-        KartRewardsError: The file can't be written.
-    """
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    for frame, ram in enumerate(trace):
-        if frame == 0:
-            rows.writerow(ram._fields)
-        rows.writerow(map(_cell, ram))
-    with atomic_write(path) as file:
-        file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))  # equal traces give equal bytes
-
-
-def _cell(value: int | tuple[int, ...]) -> str:
-    """Returns a value in the form of a file of traces. An array is ``[1 2 3]``."""
-    return f"[{' '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def _value(cell: str) -> int | tuple[int, ...]:

@@ -21,6 +21,7 @@ from gymnasium.vector import AsyncVectorEnv
 from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, done_rule, make_env, reward_term
 from kart_rewards.env.actions import ACTION_MODES
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError
+from kart_rewards.scripting import from_plain
 
 REFERENCE = ("wall", "checkpoint", "terrain", "time", "backwards")
 STRAIGHT = np.array([0.0], np.float32)
@@ -768,30 +769,112 @@ def test_a_stickiness_that_is_not_a_probability_is_refused(make: Any, probabilit
         make(sticky_actions=probability)
 
 
-# --- the default crop -------------------------------------------------------------------------------------------------
+# --- buttons and action -----------------------------------------------------------------------------------------------
+
+
+class Inputs:
+    """Keeps what it was called with."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __call__(self, ram: Any, buttons: frozenset[str], action: Any) -> float:
+        self.seen.append([sorted(buttons), action])
+        return 0
+
+
+def seen_by(env: Any) -> list[Any]:
+    memory = env.unwrapped.get_state()["rewards"]["calls"]["memories"]["inputs"]
+    return from_plain(memory)["seen"]  # type: ignore[no-any-return]
+
+
+def test_terms_see_the_buttons_of_each_frame_and_the_action_of_the_step(make: Any) -> None:
+    env = make(rewards=[Inputs])
+    env.reset(seed=1)
+    env.step(np.array([0.5], np.float32))
+    env.step([-1])
+    straight, right, left = ["B"], ["B", "RIGHT"], ["B", "LEFT"]
+    action = (0.5,)
+    assert seen_by(env)[0] == [[], None]
+    assert [buttons for buttons, _ in seen_by(env)[1:5]].count(right) == 2
+    assert all(buttons in (straight, right) for buttons, _ in seen_by(env)[1:5])
+    assert [given for _, given in seen_by(env)[1:5]] == [action] * 4
+    assert seen_by(env)[5:] == [[left, (-1,)]] * 4
+    state = env.unwrapped.get_state()
+    env.close()
+
+    resumed = make(rewards=[Inputs])
+    resumed.reset(seed=2)
+    resumed.unwrapped.set_state(state)
+    resumed.step([1])
+    assert seen_by(resumed)[5:] == [[left, (-1,)]] * 4 + [[right, (1,)]] * 4
+
+
+def test_terms_see_the_buttons_that_sticky_actions_hold(make: Any) -> None:
+    env = make(rewards=[Inputs], action_mode="driving", sticky_actions=0.9)
+    env.reset(seed=1, options={"random_start_frames": 30})
+    for action in (1, 2) * 5:
+        env.step(action)
+    frames = seen_by(env)[1:]
+    assert {given for _, given in frames} == {1, 2}
+    wanted = {1: ["B", "LEFT"], 2: ["B", "RIGHT"]}
+    late = sum(buttons != wanted[given] for buttons, given in frames)
+    assert 10 < late < 40
+
+
+# --- defaults of games that are no kart race --------------------------------------------------------------------------
 
 
 def without_race(folder: Path) -> None:
     info = json.loads((folder / "data.json").read_text())["info"]
     edit(folder / "data.json", info={"speed": info["speed"]})
-    edit(folder / "scenario.json", kart_rewards={"rewards": {}, "done": []})
+    (folder / "scenario.json").write_text(json.dumps({"kart_rewards": {"modules": ["own.py"]}}))
+    (folder / "own.py").write_text(
+        "from kart_rewards import done_rule, reward_term\n"
+        "@reward_term(weight=2)\ndef time(ram):\n    return 1\n"
+        "@reward_term()\ndef checkpoint(ram):\n    return 0\n"
+        "@done_rule\ndef wall_hits(ram):\n    return False\n"
+    )
+
+
+def shown_part(env: Any) -> tuple[slice, slice]:
+    observer = env.unwrapped._observer
+    return observer._rows, observer._columns
 
 
 # Observed: Airstriker was trained on rows 32 to 112 and columns 0 to 256 of its 224 x 320 pixels, without a word.
-def test_the_default_crop_on_another_game_is_reported_once(
+def test_a_game_that_is_no_kart_race_has_its_own_view_and_actions(
     make: Any, own_game: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    race = make()
+    assert shown_part(race) == (slice(32, 112), slice(0, 256))
+    assert race.action_space == gym.spaces.Box(-1, 1, (1,), np.float32)
+    race.close()
+
     without_race(own_game / GAME)
-    os.rename(own_game / GAME, own_game / "Other-Snes")  # noqa: PTH104
-    make("Other-Snes", integrations=own_game)
-    notice = (
-        "Other-Snes: the agent sees rows 32 to 112 and columns 0 to 256 of a screen of 224 rows and 256 columns. This "
-        "default crop is made for kart races on the SNES. To show the complete screen: --crop None, in Python "
-        "ObservationConfig(crop=None)\n"
-    )
-    assert capfd.readouterr().out == notice
-    make("Other-Snes", integrations=own_game)
-    make("Other-Snes", integrations=own_game, observation=ObservationConfig(crop=None))
-    make("Other-Snes", integrations=own_game, observation=ObservationConfig(crop=(32, 112, 0, 255)))
-    make()
+    env = make(GAME, integrations=own_game)
+    assert shown_part(env) == (slice(0, 224), slice(0, 256))
+    assert isinstance(env.action_space, gym.spaces.MultiDiscrete)
+    env.close()
+
+    edit(own_game / GAME / "scenario.json", crop=[8, 16, 100, 0], actions=[[[], ["LEFT"]], [[], ["B"], ["A"]]])
+    env = make(GAME, integrations=own_game)
+    assert shown_part(env) == (slice(16, 224), slice(8, 108))
+    assert env.action_space == gym.spaces.MultiDiscrete([2, 3])
+    stock = env.unwrapped.data.crop_info(0)
+    assert stock == (8, 16, 100, 0), "as stable-retro reads it"
     assert capfd.readouterr().out == ""
+
+
+def test_terms_of_a_game_that_is_no_kart_race_may_have_any_name(make: Any, own_game: Path) -> None:
+    without_race(own_game / GAME)
+    env = make(GAME, integrations=own_game, reward_transform="none")
+    env.reset(seed=1)
+    _, reward, *_, info = env.step(env.action_space.sample())
+    assert info["reward_terms"] == {"time": 8, "checkpoint": 0}
+    assert (reward, "race" in info) == (8, False)
+    env.close()
+
+    edit(own_game / GAME / "scenario.json", kart_rewards={"rewards": {"wall": 1}})
+    with pytest.raises(KartRewardsError, match=r"scenario\.json: 'wall' is for kart races only, and this game is none"):
+        make(GAME, integrations=own_game)

@@ -20,6 +20,7 @@ import pytest
 from conftest import GAME
 
 from kart_rewards.env import KartEnv
+from kart_rewards.drives import load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Contestant, EpisodeResult, Evaluator, Policy, drivers
 from kart_rewards.integrations import INTEGRATIONS
@@ -137,7 +138,7 @@ def test_videos_that_fail_cost_only_the_videos(
     expected = list(evaluator.play(agent, **play))
     assert list(evaluator.play(agent, **play, video_folder=tmp_path / "videos")) == expected
     assert capfd.readouterr().err == (
-        f"\n{tmp_path}/videos/Level1-agent.mp4: can't be written: Not a directory. 1 other video can't be written "
+        f"\n{tmp_path}/videos/Level1-agent.mp4: can't be written: Not a directory. 1 other file can't be written "
         "either. The evaluation goes on without.\n"
     )
 
@@ -155,6 +156,27 @@ def test_a_disk_that_becomes_full_costs_only_the_videos(tmp_path: Path, capfd: p
     [line] = capfd.readouterr().err.strip().splitlines()
     assert f"{tmp_path}/Level1-agent.mp4: can't be written: " in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_episode_is_recorded(evaluator: Evaluator, tmp_path: Path) -> None:
+    play: dict[str, Any] = {"states": ["Level1", "Level2"], "episodes": 2, "seed": 7, "max_episode_frames": 120}
+    results = list(evaluator.play(contestants()[-1:], **play, drive_folder=tmp_path / "drives"))
+    paths = [tmp_path / "drives" / f"{each.state}-agent-{number}.drive" for each, number in zip(results, [1, 2] * 2)]  # noqa: B905
+    assert sorted(paths) == sorted((tmp_path / "drives").iterdir())
+    for path, result in zip(paths, results, strict=True):
+        drive = load_drive(path)
+        assert (drive.info.driver, drive.info.seed, drive.info.truncated) == ("agent", result.seed, True)
+        assert drive.rewards.sum() == pytest.approx(result.episode_return)
+        assert len(drive.rewards) == result.length_steps
+
+
+def test_drives_that_fail_cost_only_the_drives(
+    evaluator: Evaluator, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "drives").write_text("")
+    play: dict[str, Any] = {"states": ["Level1"], "episodes": 1, "seed": 7, "max_episode_frames": 40}
+    assert len(list(evaluator.play(contestants()[-1:], **play, drive_folder=tmp_path / "drives"))) == 1
+    assert f"{tmp_path}/drives/Level1-agent-1.drive: can't be written: Not a directory" in capfd.readouterr().err
 
 
 def test_a_killed_worker_is_reported_and_replaced(evaluator: Evaluator) -> None:

@@ -166,6 +166,7 @@ def test_an_evaluation_plays_deterministic_episodes_with_its_own_seed(
             "seed": 77,
             "max_episode_frames": 160,
             "video_folder": None,
+            "drive_folder": tmp_path / "drives" / "96",
         }
     ]
     assert evaluator.contestant.env_options == {"game": GAME}

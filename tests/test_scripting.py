@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,15 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import EpisodeRewards, RewardTerm, as_term, reward_term
 from kart_rewards.scenario import Scoring
-from kart_rewards.scripting import Script, ScriptCalls, from_plain, marked_scripts, snake_case, to_plain
+from kart_rewards.scripting import (
+    Script,
+    ScriptCalls,
+    from_plain,
+    marked_scripts,
+    plain_action,
+    snake_case,
+    to_plain,
+)
 from kart_rewards.testing import ends_at, score, score_episode, snapshot
 
 
@@ -642,3 +651,81 @@ def test_a_variable_with_a_similar_name_is_suggested() -> None:
 
 def misspelt(ram: Any) -> float:
     return float(ram.sped)
+
+
+# --- buttons and action -----------------------------------------------------------------------------------------------
+
+
+def call_with(definition: Any, *, previous: Any = None) -> Any:
+    """What a script returns on a frame with buttons and an action."""
+    calls = ScriptCalls([as_term(definition)])
+    calls.previous = previous
+    return calls.values(RAM, frozenset({"B", "LEFT"}), (0.5, -1.0))[0]
+
+
+RAM = RamLayout([Variable("speed", 0, "|u1")]).snapshot(speed=7)
+
+
+def test_a_script_gets_buttons_and_action_by_name() -> None:
+    class Both:
+        def __call__(self, ram: Any, action: Any, buttons: frozenset[str]) -> Any:
+            return sorted(buttons), action
+
+    def keywords(ram: Any, *, buttons: Any = None, other: int = 3) -> Any:
+        return buttons, other
+
+    def with_previous(ram: Any, before: Any, action: Any) -> Any:
+        return before, action
+
+    def all_by_name(ram: Any, buttons: Any, previous: Any) -> Any:
+        return buttons, previous
+
+    held = frozenset({"B", "LEFT"})
+    assert call_with(Both) == (["B", "LEFT"], (0.5, -1.0))
+    assert call_with(keywords) == (held, 3)
+    assert call_with(with_previous, previous=RAM) == (RAM, (0.5, -1.0))
+    assert call_with(all_by_name, previous=RAM) == (held, RAM)
+    assert call_with(functools.partial(keywords, other=4)) == (held, 4)
+    assert call_with(functools.partial(keywords, buttons="mine")) == ("mine", 3), "a value of the author's own stays"
+    assert [as_term(each).inputs for each in (Both, with_previous)] == [["action", "buttons"], ["action"]]
+    assert as_term(all_by_name).reads() == set()
+
+
+def test_arguments_that_look_like_inputs_are_explained() -> None:
+    def first(buttons: Any) -> float:
+        return 0
+
+    def only_by_place(ram: Any, buttons: Any, /) -> float:
+        return 0
+
+    def misspelt(ram: Any, button: Any) -> float:
+        return 0
+
+    def misspelt_later(ram: Any, previous: Any, actions: Any) -> float:
+        return 0
+
+    for definition, message in (
+        (first, "has 'buttons' as its first argument, but the first one gets the snapshot of this frame"),
+        (only_by_place, "has an argument 'buttons' before a /, but it is passed by its name"),
+        (misspelt, "has a second argument 'button', which would get the previous snapshot. Did you mean 'buttons'?"),
+        (misspelt_later, "its argument 'actions' needs a default. Did you mean 'action'?"),
+    ):
+        with pytest.raises(KartRewardsError, match=re.escape(message)):
+            as_term(definition)
+
+
+def test_a_fault_names_the_input() -> None:
+    def bad(ram: Any, action: Any) -> float:
+        return 1 / 0
+
+    with pytest.raises(KartRewardsError, match=r"on RamSnapshot\(speed=7\), action \(0\.5, -1\.0\)$"):
+        call_with(bad)
+
+
+@pytest.mark.parametrize(
+    ("action", "plain"),
+    [(np.int64(3), 3), (np.array([0.5], np.float32), (0.5,)), ([1, (2, 3)], (1, (2, 3))), (True, True), (None, None)],
+)
+def test_an_action_is_plain_numbers_that_a_checkpoint_holds(action: Any, plain: Any) -> None:
+    assert plain_action(action) == plain
+    assert from_plain(to_plain(plain_action(action))) == plain

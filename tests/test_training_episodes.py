@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from training_runs import GAME
 
+from kart_rewards.drives import load_drive
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.training import episodes
@@ -75,7 +76,7 @@ def test_a_resumed_episode_has_its_old_return_and_length() -> None:
     env.reset(seed=3)
     play(env, 3)
     state = env.get_state()
-    assert state == {"return": 6.0, "steps": 3, "env": 3}
+    assert state == {"return": 6.0, "steps": 3, "episodes": 1, "env": 3}
 
     resumed = TrainingEpisodes(Counter(), 1, max_episode_steps=4)
     observation, _ = resumed.reset(seed=4, options={"states": [{}, state]})
@@ -97,6 +98,30 @@ def test_a_resumed_game_goes_on_as_if_it_had_not_stopped() -> None:
     with closing(TrainingEpisodes(KartEnv(**OPTIONS), 0, 99)) as env:
         env.reset(seed=2, options={"states": [state]})
         assert drive(env) == expected
+
+
+def test_one_of_several_episodes_is_recorded(tmp_path: Path) -> None:
+    with closing(TrainingEpisodes(KartEnv(**OPTIONS), 3, 5)) as env:
+        env.record_drives(2)
+        env.keep_drives(tmp_path / "drives")
+        returns = []
+        for _ in range(4):
+            env.reset()
+            returns.append(play(env, 5)[-1][4]["episode"]["r"])
+        state = env.get_state()
+        paths = sorted((tmp_path / "drives").iterdir())
+        assert [path.name for path in paths] == [f"Level1-environment-3-episode-{number}.drive" for number in (1, 3)]
+        drives = list(map(load_drive, paths))
+        assert [drive.rewards.sum() for drive in drives] == pytest.approx(returns[::2])
+        assert [(drive.info.driver, drive.info.truncated) for drive in drives] == [("training", True)] * 2
+        resumed = [state] * 4
+        env.reset(options={"states": resumed})
+        assert "drive_trouble" not in play(env, 5)[-1][4], "its beginning is missing, so it is no drive"
+        assert len(list((tmp_path / "drives").iterdir())) == 2
+        (tmp_path / "file").touch()
+        env.keep_drives(tmp_path / "file")
+        env.reset()
+        assert play(env, 5)[-1][4]["drive_trouble"].endswith("5.drive: can't be written: Not a directory")
 
 
 def test_each_rank_makes_its_share_of_the_environments() -> None:

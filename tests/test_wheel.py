@@ -235,5 +235,5 @@ def test_play_records_into_the_current_folder(user: User, display: Display) -> N
     finish(playing)
     assert sorted(path.name for path in user.here.glob("recordings/*")) == [
         f"{KART}-Level1-1.bk2",
-        f"{KART}-Level1-1.csv.gz",
+        f"{KART}-Level1-1.drive",
     ]

@@ -73,7 +73,7 @@ class Panel:
         """Returns speed, laps and times; for a game without race metrics, its first variables."""
         env = self._env
         if env.race is None:
-            first = itertools.islice(zip(env.layout.names, env.ram, strict=True), _MAX_VARIABLES)
+            first = itertools.islice(zip(env.ram._fields, env.ram, strict=True), _MAX_VARIABLES)
             return [_row(name, "", value_text(value, _NUMBER_COLUMNS)) for name, value in first]
         race = env.race.summary()
         best = race.get("best_lap_time_seconds")

@@ -3,7 +3,8 @@
 * ``command`` - the command line: a game in a window, played with the keyboard or a gamepad; each episode is recorded
 * ``Recording`` - one episode: its frames, their rewards, and its files
 
-A recording has two files. ``NAME.csv.gz`` has the RAM of each frame; ``kart_rewards.testing.load_trace`` reads it.
+A recording has two files. ``NAME.drive`` is a ``kart_rewards.drives.Drive``; ``load_trace`` of
+``kart_rewards.testing`` reads it.
 ``NAME.bk2`` has the buttons of each frame; stable-retro plays it back.
 """
 
@@ -21,17 +22,18 @@ from typing import Annotated, Any
 import stable_retro
 import tyro
 
+from kart_rewards.drives import SUFFIX
 from kart_rewards.env import KartEnv
+from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.window import Lit, Window, key_help
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import UnwritableError
 from kart_rewards.integrations import state_labels
 from kart_rewards.look.panel import Panel, fitting
 from kart_rewards.rewards import parse_weights
-from kart_rewards.testing import save_trace
 from kart_rewards.training.options import GamesFolder, Names
 
-_TRACE, _MOVIE = ".csv.gz", ".bk2"
+_MOVIE = ".bk2"
 
 
 def command(
@@ -53,7 +55,7 @@ def command(
         scenario: Reward terms and done rules: the name of a file in the game's folder, or a .json path.
         rewards: Python files or modules with reward terms and done rules to add.
         reward_weights: Weights that override the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02.
-        output: Folder for the recordings. Each episode has two files: NAME.csv.gz for load_trace, NAME.bk2 for
+        output: Folder for the recordings. Each episode has two files: NAME.drive for load_trace, NAME.bk2 for
             stable-retro.
         scale: Width and height, in pixels of the window, of a pixel of the game. Smaller if the window would not fit
             the display.
@@ -107,10 +109,10 @@ class Recording:
     def __init__(self, env: KartEnv, folder: Path) -> None:
         self._env = env
         self._system = stable_retro.get_romfile_system(str(env.game.rom()))
+        self._recorder = env.recorder = DriveRecorder("player")
         _, self._info = env.reset()
         self._state = self._info["state"]
         self._panel = Panel(env, self._info)
-        self._trace = [env.ram]
         self._held: list[list[bool]] = []
         self._folder = folder
         label = state_labels([self._state])[self._state]
@@ -132,11 +134,7 @@ class Recording:
             held: Names of the console's buttons that are down.
         """
         self._held.append([name in held for name in self._env.buttons])
-        try:
-            *_, self._info = self._env.step(self._held[-1])
-        finally:
-            # Also the frame on which a reward term failed, so that the recording reproduces the failure.
-            self._trace.append(self._env.ram)
+        *_, self._info = self._env.step(self._held[-1])
         self._panel.step(self._info)
 
     def lines(self) -> list[str]:
@@ -158,7 +156,7 @@ class Recording:
         Raises:
             KartRewardsError: A file can't be written.
         """
-        files = ((_TRACE, self._save_trace), (_MOVIE, self._save_movie)) if self._held else ()
+        files = ((SUFFIX, self._save_drive), (_MOVIE, self._save_movie)) if self._held else ()
         try:
             for suffix, write in files:
                 written = self._unfinished / f"{self._name}{suffix}"
@@ -171,10 +169,10 @@ class Recording:
         if self._held:
             total = sum(self._info["episode_rewards"]["sum"].values())
             frames = counted(len(self._held), "frame")
-            print(f"{self._folder / self._name}{_TRACE}, {_MOVIE}: {frames}, reward {total:.2f}")
+            print(f"{self._folder / self._name}{SUFFIX}, {_MOVIE}: {frames}, reward {total:.2f}")
 
-    def _save_trace(self, path: Path) -> None:
-        save_trace(path, self._trace)
+    def _save_drive(self, path: Path) -> None:
+        self._recorder.drive(self._env).save(path)
 
     def _save_movie(self, path: Path) -> None:
         env = self._env
@@ -213,7 +211,7 @@ def _new_recording(folder: Path, name: str) -> tuple[str, Path]:
                 unfinished.mkdir()
             except FileExistsError:
                 continue  # another program is recording under this name, or one was killed
-            if not any((folder / f"{numbered}{suffix}").exists() for suffix in (_TRACE, _MOVIE)):
+            if not any((folder / f"{numbered}{suffix}").exists() for suffix in (SUFFIX, _MOVIE)):
                 return numbered, unfinished
             unfinished.rmdir()
         raise AssertionError("unreachable: the numbers do not end")

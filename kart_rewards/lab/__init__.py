@@ -1,0 +1,1 @@
+"""Experiments with rewards: drives, and what a reward pays for on them."""

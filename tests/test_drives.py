@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kart_rewards.drivers import CentrelineDriver, centreline
+from kart_rewards.drives import SHIPPED, Drive, DriveInfo, load_drive, smallest
+from kart_rewards.env import KartEnv
+from kart_rewards.env.recorder import DriveRecorder
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.lab.replay import DepartedError, replay
+
+GAME = "HomebrewKart-Snes"
+
+
+@pytest.fixture(scope="module")
+def drive() -> Drive:
+    """Five seconds of an agent's drive with a random start, four frames per step."""
+    env = KartEnv(GAME, state="Level2", action_mode="driving", random_start_steps=10, sticky_actions=0.25)
+    env.recorder = DriveRecorder("agent", steps_before=4096)
+    env.action_space.seed(3)
+    env.reset(seed=3)
+    for _ in range(75):
+        env.step(env.action_space.sample())
+    recorded = env.recorder.drive(env)
+    env.close()
+    return recorded
+
+
+def same(one: Drive, other: Drive) -> bool:
+    arrays = ("masks", "lead", "step_frames", "actions", "rewards")
+    return (
+        replace(one.info, label="") == replace(other.info, label="")
+        and list(one) == list(other)
+        and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
+        and one.start == other.start
+    )
+
+
+def test_a_drive_is_the_same_after_its_file(drive: Drive, tmp_path: Path) -> None:
+    for path in (tmp_path / "a.drive", tmp_path / "new" / "b.drive"):
+        drive.save(path)
+        assert same(load_drive(path), drive)
+    assert (tmp_path / "a.drive").read_bytes() == (tmp_path / "new" / "b.drive").read_bytes()
+    assert load_drive(tmp_path / "a.drive").info.label == "a"
+    assert (len(drive), drive.info.seed, drive.info.steps_before, drive.info.state) == (301, 3, 4096, "Level2")
+    assert drive.info.driver == "agent"
+
+
+def test_a_drive_knows_the_input_of_each_frame(drive: Drive) -> None:
+    assert len(drive.buttons) == len(drive.frame_actions) == len(drive)
+    assert drive.frame_actions[0] is None
+    assert drive.frame_actions[1:9] == [int(action) for action in drive.actions[:2] for _ in range(4)]
+    assert all("B" in buttons for buttons in drive.buttons[1:])
+    assert {"LEFT", "RIGHT", "L"} <= frozenset().union(*drive.buttons)
+
+
+def test_a_replay_is_the_drive_bit_for_bit(drive: Drive) -> None:
+    screens = list(replay(drive))
+    assert len(screens) == len(drive)
+    assert screens[0].shape == (224, 256, 3)
+    masks = drive.masks.copy()
+    masks[100:] ^= 1  # the throttle
+    with pytest.raises(
+        DepartedError, match=r"the replay departs on frame 10\d: speed is \d+, and \d+ in the drive$"
+    ) as error:
+        list(replay(replace(drive, masks=masks)))
+    assert 101 <= error.value.frame <= 110
+    other = replace(drive.info, fingerprints=drive.info.fingerprints | {"ROM": "0"})
+    with pytest.raises(DepartedError, match=r"in the drive: it was recorded with another ROM$"):
+        list(replay(replace(drive, masks=masks, info=other)))
+    with pytest.raises(KartRewardsError, match="has no start state"):
+        list(replay(replace(drive, start=b"")))
+
+
+def test_a_race_of_five_laps_is_small(tmp_path: Path) -> None:
+    env = KartEnv(GAME, action_mode="all", frame_skip=1)
+    env.recorder = DriveRecorder("reference")
+    try:
+        env.reset(seed=1)
+        driver, terminated = CentrelineDriver(centreline("Level1")), False
+        while not terminated:
+            held = driver(env.ram)
+            *_, terminated, _, info = env.step([button in held for button in env.buttons])
+        recorded = env.recorder.drive(env)
+    finally:
+        env.close()
+    recorded.save(tmp_path / "race.drive")
+    assert (tmp_path / "race.drive").stat().st_size < 50_000
+    assert recorded.info.ended_by == "race_finished"
+    assert recorded.outcome == f"finished in {info['race']['race_time_seconds']:.2f} s"
+
+
+def test_the_drives_of_the_package_are_replayed() -> None:
+    drives = sorted(SHIPPED.glob("*.drive"))
+    assert len(drives) == 30
+    for path in drives[::4]:
+        drive = load_drive(path)
+        assert sum(1 for _ in replay(drive)) == len(drive)
+
+
+def test_a_term_that_fails_leaves_the_frame_in_the_drive() -> None:
+    class Broken:
+        calls = 0
+
+        def __call__(self, ram: Any) -> float:
+            self.calls += 1
+            return 1.0 / (6 - self.calls)
+
+    env = KartEnv(GAME, rewards=[Broken])
+    env.recorder = DriveRecorder("agent")
+    try:
+        env.reset(seed=1)
+        first = env.ram.current_frame
+        env.step([0.0])
+        with pytest.raises(KartRewardsError, match="ZeroDivisionError"):
+            env.step([0.0])
+        recorded = env.recorder.drive(env)
+    finally:
+        env.close()
+    assert recorded[-1].current_frame == first + 5
+    assert recorded.step_frames.tolist() == [4, 1]
+
+
+def test_an_environment_that_got_another_state_has_no_drive(drive: Drive) -> None:
+    env = KartEnv(GAME)
+    env.recorder = DriveRecorder("agent")
+    try:
+        env.reset(seed=1)
+        assert not env.recorder.has_drive
+        env.step([0.0])
+        assert env.recorder.has_drive
+        env.set_state(env.get_state())
+        env.step([0.0])
+        assert not env.recorder.has_drive
+        env.reset()
+        env.step([0.0])
+        assert env.recorder.has_drive
+    finally:
+        env.close()
+
+
+def damage(path: Path, changes: dict[str, bytes | None]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        content = {entry.filename: archive.read(entry) for entry in archive.infolist()} | changes
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            if data is not None:
+                archive.writestr(name, data)
+
+
+def npy(array: Any, allow_pickle: bool = False) -> bytes:
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.asarray(array), allow_pickle=allow_pickle)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"info.json": b"{"}, "is not a drive: "),
+        ({"info.json": None}, "is not a drive: .*info.json"),
+        ({"info.json": b'{"version": 99}'}, "it has version 99, and this program reads version 1"),
+        ({"masks.npy": None}, "is not a drive: .*masks.npy"),
+        ({"masks.npy": npy(np.zeros(3, np.uint32))}, "the parts of the drive have different numbers of frames"),
+        ({"masks.npy": b"\x93NUMPY"}, "is not a drive: "),
+        ({"actions.npy": npy([{}], allow_pickle=True)}, "is not a drive: Object arrays cannot be loaded"),
+        ({"ram/speed.npy": npy(np.zeros(7, np.int16))}, "the parts of the drive have different numbers of frames"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_reported(drive: Drive, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    drive.save(tmp_path / "a.drive")
+    damage(tmp_path / "a.drive", changes)
+    with pytest.raises(KartRewardsError, match=rf"a\.drive: .*{message}"):
+        load_drive(tmp_path / "a.drive")
+
+
+def test_files_that_are_no_drives_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.drive").write_text("no archive")
+    with pytest.raises(KartRewardsError, match=r"a\.drive: is not a drive: File is not a zip file"):
+        load_drive(tmp_path / "a.drive")
+    with pytest.raises(KartRewardsError, match=r"b\.drive: no such drive"):
+        load_drive(tmp_path / "b.drive")
+    with pytest.raises(KartRewardsError, match=r"can't be read: Is a directory"):
+        load_drive(tmp_path)
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused(
+    drive: Drive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive.save(tmp_path / "a.drive")
+    monkeypatch.setattr("kart_rewards.drives._MOST_BYTES", 10_000)
+    with pytest.raises(KartRewardsError, match="its content is larger than"):
+        load_drive(tmp_path / "a.drive")
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([0, 255], "uint8"), ([-1, 255], "int16"), ([0, 65536], "uint32"), ([-1, 2**40], "int64"), ([0.5, 1], "float64"),
+     ([True, False], "float64"), ([(1, -2), (3, 4)], "int8"), ([2**63], "uint64")],
+)  # fmt: skip
+def test_numbers_are_kept_in_the_smallest_type(values: list[Any], dtype: str) -> None:
+    array = smallest(values)
+    assert array.dtype == dtype
+    assert array.tolist() == [list(value) if isinstance(value, tuple) else value for value in values]
+
+
+def test_a_drive_of_a_file_with_other_facts_of_a_later_version_is_read(drive: Drive, tmp_path: Path) -> None:
+    drive.save(tmp_path / "a.drive")
+    with zipfile.ZipFile(tmp_path / "a.drive") as archive:
+        info = json.loads(archive.read("info.json"))
+    damage(tmp_path / "a.drive", {"info.json": json.dumps(info | {"weather": "rain"}).encode()})
+    assert load_drive(tmp_path / "a.drive").info == replace(drive.info, label="a")
+    assert DriveInfo().driver == ""

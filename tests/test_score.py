@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import run
+
+from kart_rewards.drivers import CentrelineDriver, RandomDriver, WallHugger, centreline
+from kart_rewards.drives import SHIPPED, Drive, load_drive
+from kart_rewards.env import KartEnv
+from kart_rewards.env.recorder import DriveRecorder
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.lab.score import RewardSet, find_drives, outcome_rank, score_drive, score_files, verdict
+
+GAME = "HomebrewKart-Snes"
+MINE = """
+from kart_rewards import done_rule, reward_term
+
+@reward_term(weight=0.5)
+def gas(ram, previous):
+    return max(ram.speed - previous.speed, 0)
+
+@reward_term(weight=-0.25)
+def hop(ram, buttons, action):
+    return "L" in buttons and action is not None
+
+@reward_term(weight=3)
+@done_rule(truncates=True)
+class Slow:
+    def __init__(self):
+        self.frames = 0
+
+    def __call__(self, ram):
+        self.frames = self.frames + 1 if ram.speed < 300 else 0
+        return self.frames == 5, self.frames > 400
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(MINE)
+    return str(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize("transform", ["scale", "sign", "none"])
+@pytest.mark.parametrize("driver", [CentrelineDriver(centreline("Level2")), RandomDriver(3, 8), WallHugger("LEFT")])
+def test_a_drive_is_paid_what_the_environment_paid(driver: Any, transform: str, mine: str) -> None:
+    env = KartEnv(
+        GAME, state="Level2", action_mode="all", frame_skip=1, rewards=mine, reward_transform=transform,
+        reward_weights={"time": -2.5},
+    )  # fmt: skip
+    env.recorder = DriveRecorder("test")
+    try:
+        env.reset(seed=1)
+        rewards, steps, over = [], 0, False
+        while not over and steps < 900:
+            held = driver(env.ram)
+            _, reward, terminated, truncated, info = env.step([button in held for button in env.buttons])
+            rewards.append(reward)
+            steps, over = steps + 1, terminated or truncated
+        drive = env.recorder.drive(env)
+    finally:
+        env.close()
+    score = score_drive(drive, RewardSet((mine,), weights={"time": -2.5}, transform=transform).load(drive))
+    assert score.rewards[1:].tolist() == rewards, "to the last bit"
+    paid = info["episode_rewards"]
+    assert {name: term.sum for name, term in score.terms.items()} == pytest.approx(paid["sum"])
+    assert {name: term.frames for name, term in score.terms.items()} == paid["count"]
+    assert score.transformed == pytest.approx(sum(rewards))
+    assert (score.ended_by, score.end) == (info.get("done_rule"), steps)
+    assert sum(abs(term.share) for term in score.terms.values()) == pytest.approx(1)
+
+
+def test_the_discounted_return_is_that_of_agent_steps() -> None:
+    drive = load_drive(SHIPPED / "walls.drive")
+    score = score_drive(drive, RewardSet(gamma=0.9).load(drive))
+    steps = [score.rewards[first : first + 4].sum() for first in range(1, score.end + 1, 4)]
+    assert score.discounted == pytest.approx(sum(0.9**i * paid for i, paid in enumerate(steps)))
+    env = KartEnv(GAME, frame_skip=6)
+    env.recorder = DriveRecorder("test")
+    try:
+        env.reset(seed=1)
+        rewards = [env.step([0.1])[1] for _ in range(50)]
+        drive = env.recorder.drive(env)
+    finally:
+        env.close()
+    score = score_drive(drive, RewardSet(gamma=0.9).load(drive))
+    assert score.discounted == pytest.approx(sum(0.9**i * paid for i, paid in enumerate(rewards)))
+
+
+def test_sums_end_with_the_episode_and_values_do_not() -> None:
+    drive = load_drive(SHIPPED / "walls.drive")
+    score = score_drive(drive, RewardSet().load(drive))
+    assert (score.ended_by, score.end) == ("wall_hits", 387)
+    assert score.terms["wall"].sum == -70
+    assert score.values["wall"].sum() == -310
+    assert len(score.values["wall"]) == len(drive)
+    race = load_drive(SHIPPED / "race.drive")
+    per_lap = score_drive(race, RewardSet().load(race)).terms["checkpoint"].per_lap
+    assert per_lap == 7200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def bad(ram):\n    return 1 / (ram.laps - 128)", r"race, frame \d+: 'bad' \(.*bad\.py:2\)"),
+        ("def bad(ram):\n    return float('nan')", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned nan, not a finite"),
+        ("def bad(ram):\n    return None", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned None, not a finite number"),
+        ("def bad(ram):\n    return ram.speeed", r"'bad' \(.*bad\.py:2\) reads 'speeed', which race does not have"),
+    ],
+)  # fmt: skip
+def test_faults_of_terms_are_reported_with_file_and_frame(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(f"from kart_rewards import reward_term\n@reward_term\n{text}\n")
+    drive = load_drive(SHIPPED / "race.drive")
+    with pytest.raises(KartRewardsError, match=message):
+        score_drive(drive, RewardSet((str(tmp_path / "bad.py"),)).load(drive))
+
+
+def test_many_drives_are_scored_in_processes(mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = find_drives()[:6]
+    sets = [RewardSet(), RewardSet((mine,))]
+    alone = list(score_files(paths, sets, workers=1))
+    monkeypatch.setattr("kart_rewards.lab.score._MOST_BYTES_ALONE", 0)
+    for one, other in zip(alone, score_files(paths, sets, workers=2), strict=True):
+        assert (one.path, one.rank, one.outcome) == (other.path, other.rank, other.outcome)
+        assert [score.terms for score in one.scores] == [score.terms for score in other.scores]
+
+
+def test_outcomes_are_ordered() -> None:
+    def drive(**race: Any) -> Drive:
+        race = {"finished": False, "laps_completed": 0, "race_time_seconds": 99.0} | race
+        walls = load_drive(SHIPPED / "walls.drive")
+        return replace(walls, info=replace(walls.info, race=race))
+
+    slow, fast = (outcome_rank(drive(finished=True, race_time_seconds=seconds)) for seconds in (60.0, 50.0))
+    unfinished = outcome_rank(drive())
+    standing = outcome_rank(load_drive(SHIPPED / "standing.drive"))
+    assert standing and unfinished and slow and fast
+    assert standing < unfinished < slow < fast
+    assert outcome_rank(replace(drive(), info=replace(drive().info, race=None))) is None
+
+
+def test_the_verdict_compares_drives_of_one_course() -> None:
+    ranks: list[Any] = [("a", (1.0, -50.0)), ("a", (0.0, 9.0)), ("b", (0.0, 3.0)), ("a", (0.0, 2.0)), ("a", None)]
+    assert verdict(ranks, [9, 8, 100, 7, 100]).tau == 1
+    assert verdict(ranks, [9, 8, 100, 7, 100]).worst is None
+    wrong = verdict(ranks, [7, 8, 0, 9, 0])
+    assert (wrong.tau, wrong.pairs, wrong.worst) == (-1, 3, (0, 3))
+    tie = verdict(ranks, [9, 8, 0, 8, 0])
+    assert (tie.tau, tie.worst) == (pytest.approx(2 / 3), (1, 3))
+    assert verdict(ranks[2:3], [1]).tau is None
+
+
+def test_the_command_prints_a_table_and_a_verdict(mine: str, tmp_path: Path) -> None:
+    done = run("score", "race", "standing", "walls-Level1", "--rewards", mine, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    header, course, race, *_ = done.stdout.splitlines()
+    assert header.split() == [
+        "drive", "outcome", "ends", "wall", "checkpoint", "terrain", "time", "backwards", "gas", "hop", "slow", "all",
+        "return", "discounted",
+    ]  # fmt: skip
+    assert course == "Level1"
+    assert race.split()[:8] == ["race", "finished", "in", "50.35", "s", "race_finished,", "frame", "3,026"]
+    assert "Rank correlation (Kendall) of the return with the outcome of the race: 1.00 over 3 pairs" in done.stdout
+    assert done.stdout.endswith("Each better drive earns more.\n")
+
+
+def test_a_reward_that_pays_for_standing_is_found(tmp_path: Path) -> None:
+    (tmp_path / "stand.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term(weight=100)\ndef stand(ram):\n    return ram.speed == 0\n"
+    )
+    done = run("score", "race", "standing", "--against", tmp_path / "stand.py", folder=tmp_path)
+    assert "return of the scenario with the outcome of the race: 1.00 over 1 pair " in done.stdout
+    worst = "Worst pair: standing (0 laps, stopped) earns 599.80, more than race (finished in 50.35 s), which earns "
+    assert worst in done.stdout
+    assert done.returncode == 0
+
+
+def test_everything_is_there_as_json(mine: str, tmp_path: Path) -> None:
+    done = run("score", "race", "walls", "--rewards", mine, "--json", folder=tmp_path)
+    content = json.loads(done.stdout)
+    assert [Path(each["drive"]).name for each in content["drives"]] == ["race.drive", "walls.drive"]
+    assert content["drives"][0]["scores"][0]["terms"]["checkpoint"] == {
+        "sum": 36000.0, "share": pytest.approx(0.95, abs=0.05), "frames": 120, "per_lap": 7200.0,
+    }  # fmt: skip
+    assert content["verdicts"] == [{"tau": None, "pairs": 0, "worst": None}]
+
+
+def test_drives_are_found_in_folders_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drive = load_drive(SHIPPED / "reverse.drive")
+    for name in ("recordings/mine.drive", "runs/a/drives/96/b.drive", "other/deep/c.drive"):
+        drive.save(name)
+    shipped = sorted(SHIPPED.glob("*.drive"))
+    assert find_drives() == [*shipped, Path("recordings/mine.drive"), Path("runs/a/drives/96/b.drive")]
+    found = find_drives([Path("other"), Path("recordings/mine.drive"), Path("race")])
+    assert found == [Path("other/deep/c.drive"), Path("recordings/mine.drive"), SHIPPED / "race.drive"]
+    with pytest.raises(KartRewardsError, match=r"rase: no such drive\. Did you mean 'race'\?"):
+        find_drives([Path("rase")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KartRewardsError, match=r"empty: has no \.drive file"):
+        find_drives([Path("empty")])
+
+
+def test_scoring_imports_neither_the_emulator_nor_torch() -> None:
+    code = "import sys, kart_rewards.lab.score; print('stable_retro' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_arrays_of_a_score_can_be_left_out() -> None:
+    drive = load_drive(SHIPPED / "reverse.drive")
+    score = score_drive(drive, RewardSet().load(drive))
+    assert score.without_frames().values == {}
+    assert np.array_equal(score.without_frames().rewards, np.empty(0))
