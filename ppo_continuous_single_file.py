@@ -61,7 +61,7 @@ class EnvOptions:
     env_id: str = "MarioKart-Snes"
     """The game: the name of a folder of integrations."""
     integrations_path: Path | None = None
-    """Folder of games like stable-retro's. By default ./integrations, your data folder, the package, stable-retro."""
+    """Folder of games. By default ./integrations, your data folder, then the packages kart_rewards and stable-retro."""
     fallback: bool = True
     """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
     state: Names = ()

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "kart_rewards.evaluation.agents:command",
     "watch": "kart_rewards.look.watch:command",
     "play": "kart_rewards.look.play:command",
+    "score": "kart_rewards.lab.score:command",
     "doctor": "kart_rewards.games.doctor:command",
     "games": "kart_rewards.games.listing:command",
     "import": "kart_rewards.games.roms:command",
@@ -33,6 +34,8 @@ COMMANDS = {
     "state": "kart_rewards.games.states:command",
     "search": "kart_rewards.games.search:command",
     "ram": "kart_rewards.games.ram_table:command",
+    "port": "kart_rewards.games.port:command",
+    "parity": "kart_rewards.games.parity:command",
 }
 
 _HELP = """usage: kart-rewards COMMAND [OPTIONS]
@@ -76,7 +79,7 @@ def _run(arguments: list[str]) -> None:
 
     from kart_rewards.training.options import check_given_once, flow_help
 
-    check_given_once(options, "--rewards", "--reward-weights", "--eval-states")
+    check_given_once(options, "--rewards", "--reward-weights", "--eval-states", "--against")
     module, function = COMMANDS[name].split(":")
     command = getattr(import_module(module), function)
     flow_help(command)

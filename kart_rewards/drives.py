@@ -70,6 +70,7 @@ class DriveInfo:
         terminated, truncated: How the last step ended the episode; both False if the player stopped.
         buttons: The names of the console's buttons, in the order of the bits in ``Drive.masks``.
         frame_skip: Emulated frames per step.
+        action_mode: The action mode of ``KartEnv`` that the actions are of.
         frames_per_second: Of the console.
         race: The metrics of ``RaceMetrics.summary`` at the end; None for games without race variables.
         fingerprints: Hashes of the ROM and of the emulator's core: what decides how a game runs, beside the buttons.
@@ -87,6 +88,7 @@ class DriveInfo:
     truncated: bool = False
     buttons: tuple[str | None, ...] = ()
     frame_skip: int = 1
+    action_mode: str = "all"
     frames_per_second: float = 60.0
     race: dict[str, Any] | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -133,6 +135,29 @@ class Drive(Sequence[Any]):
         if not fits:
             raise KartRewardsError("the parts of the drive have different numbers of frames or steps")
 
+    @classmethod
+    def of_snapshots(cls, snapshots: Sequence[Any], label: str = "") -> Drive:
+        """Returns a drive without buttons, actions and start state.
+
+        Args:
+            snapshots: One per frame.
+            label: See ``DriveInfo``.
+
+        Raises:
+            KartRewardsError: There is no snapshot.
+        """
+        columns = map(smallest, zip(*snapshots, strict=True))
+        frames = len(snapshots) - 1
+        return cls(
+            DriveInfo(label=label),
+            dict(zip(snapshots[0]._fields if snapshots else (), columns, strict=True)),
+            np.zeros(max(frames, 0), np.uint32),
+            np.zeros(0, np.uint32),
+            np.ones(max(frames, 0), np.uint16),
+            np.zeros(max(frames, 0), np.uint8),
+            np.zeros(max(frames, 0)),
+        )
+
     def __len__(self) -> int:
         return len(self.masks) + 1
 
@@ -152,15 +177,20 @@ class Drive(Sequence[Any]):
         return list(map(make, *lists))
 
     @cached_property
-    def buttons(self) -> list[frozenset[str]]:
-        """The buttons that are held on each frame, as terms get them."""
+    def all_buttons(self) -> list[frozenset[str]]:
+        """The buttons that are held on each frame after ``start``: those of ``lead`` and those of ``masks``."""
+        masks = [*self.lead.tolist(), *self.masks.tolist()]
         names = self.info.buttons
         held = {
-            mask: frozenset(name for bit, name in enumerate(names) if name and mask >> bit & 1)
-            for mask in {*self.masks.tolist(), *self.lead[-1:].tolist()}
+            mask: frozenset(name for bit, name in enumerate(names) if name and mask >> bit & 1) for mask in {*masks}
         }
-        first = held[self.lead.tolist()[-1]] if len(self.lead) else frozenset()
-        return [first, *(held[mask] for mask in self.masks.tolist())]
+        return [held[mask] for mask in masks]
+
+    @property
+    def buttons(self) -> list[frozenset[str]]:
+        """The buttons that are held on each frame, as terms get them."""
+        before = max(len(self.lead) - 1, 0)
+        return self.all_buttons[before:] if len(self.lead) else [frozenset(), *self.all_buttons]
 
     @cached_property
     def frame_actions(self) -> list[Any]:

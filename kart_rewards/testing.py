@@ -23,7 +23,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ START_OF_RACE = {
     "current_frame": 360,
 }
 """Values in the retail game at the start of a time trial on Mario Circuit 1. ``snapshot`` sets other variables to 0."""
+
+_OLD_SUFFIX = ".csv.gz"
 
 _LAYOUT = RamLayout.from_file(INTEGRATIONS / "HomebrewKart-Snes" / "data.json")
 
@@ -187,7 +189,7 @@ def _frames(trace: Any, buttons: Any, actions: Any, scripts: Iterable[Script]) -
         what = "a single snapshot" if hasattr(trace, "_fields") else shown(trace)
         raise KartRewardsError(f"a trace must be a sequence of snapshots, such as [snapshot()], not {what}")
     frames = list(trace)
-    if isinstance(trace, Drive):
+    if isinstance(trace, Drive) and trace.info.buttons:
         buttons = trace.buttons if buttons is None else buttons
         actions = trace.frame_actions if actions is None else actions
     for name, argument, values in (("buttons", "buttons", buttons), ("action", "actions", actions)):
@@ -204,7 +206,7 @@ def _frames(trace: Any, buttons: Any, actions: Any, scripts: Iterable[Script]) -
     yield from zip(frames, held, chosen, strict=True)
 
 
-def load_trace(name: str | Path) -> Sequence[Any]:
+def load_trace(name: str | Path) -> Drive:
     """Returns a recorded trace: one snapshot per frame. The first is from an episode's reset.
 
     Args:
@@ -212,18 +214,23 @@ def load_trace(name: str | Path) -> Sequence[Any]:
             file, or of a ``.csv.gz`` file of version 0.1, whose first row is the names of the variables.
 
     Returns:
-        A ``kart_rewards.drives.Drive``; a list of snapshots if the file is a ``.csv.gz``.
+        The drive: a sequence of snapshots. That of a ``.csv.gz`` has no buttons and no actions.
 
     Raises:
         KartRewardsError: The trace does not exist, or the file is damaged.
     """
     path = Path(name)
-    if not path.name.endswith(".csv.gz"):
-        path = path if path.suffix == SUFFIX else SHIPPED / f"{name}{SUFFIX}"
-        if path.parent == SHIPPED and not path.is_file():
-            shipped = ", ".join(sorted(file.name.removesuffix(SUFFIX) for file in SHIPPED.glob(f"*{SUFFIX}")))
-            raise KartRewardsError(f"{path}: no such trace; the package has {shipped}")
-        return load_drive(path)
+    if path.name.endswith(_OLD_SUFFIX):
+        return Drive.of_snapshots(_rows(path), path.name.removesuffix(_OLD_SUFFIX))
+    path = path if path.suffix == SUFFIX else SHIPPED / f"{name}{SUFFIX}"
+    if path.parent == SHIPPED and not path.is_file():
+        shipped = ", ".join(sorted(file.name.removesuffix(SUFFIX) for file in SHIPPED.glob(f"*{SUFFIX}")))
+        raise KartRewardsError(f"{path}: no such trace; the package has {shipped}")
+    return load_drive(path)
+
+
+def _rows(path: Path) -> list[Any]:
+    """Returns the snapshots in a file of version 0.1."""
     try:
         rows = csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode()))
         make = snapshot_class(tuple(next(rows)))

@@ -7,7 +7,6 @@ consoles make it shorter.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -22,10 +21,12 @@ import stable_retro
 from console_roms import PROGRAMS, SATURN_BIOS_FILES, fight_board, saturn, saturn_bios
 from tqdm import tqdm
 
-from kart_rewards.declared import Measure, Node, Pay
+from kart_rewards.declared import Measure, Node, Pay, scripts_of
 from kart_rewards.done import EpisodeDone
 from kart_rewards.env.core import start_emulator
+from kart_rewards.env.lua import LuaEngine, with_values
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.lua import LuaScripts, reads_of
 from kart_rewards.ram import RamLayout, Variable, attribute_name, int_64, load_json
 from kart_rewards.rewards import EpisodeRewards
 from kart_rewards.scenario import Scoring, load_scoring
@@ -36,7 +37,8 @@ ROMS = {
     "Snes": Path(__file__).parents[1] / "integrations" / "HomebrewKart-Snes" / "rom.sfc",
 }
 """Console -> a ROM that may be copied. The other consoles have a program of ``console_roms``."""
-HEADINGS = ("games", "frames", "rounded", "differences", "only scripts", "refused")
+HEADINGS = ("games", "frames", "rounded", "differences", "Lua", "refused")
+LUA_EPISODE = 40  # frames from one reset to the next
 SINGLE = 2.0**-24  # the largest rounding error of one operation in single precision, relative to its result
 
 
@@ -49,14 +51,14 @@ class Comparison:
     """What the comparison of one game found.
 
     Attributes:
-        declared: Whether the scenario declares a term or rule. Otherwise, functions of a script decide everything.
+        lua: Whether the reward or the end is a function of Lua.
         frames: The number of frames.
         rounded: The number of frames on which the rewards differ by rounding errors of single precision.
         differences: The frames on which they differ by more, or only one of the two ends the episode.
         unreached: The conditions that no frame made true, or none made false, although there are such values.
     """
 
-    declared: bool = True
+    lua: bool = False
     frames: int = 0
     rounded: int = 0
     differences: list[str] = field(default_factory=list)
@@ -216,24 +218,12 @@ def can_be(measure: Measure, variable: Variable, wanted: bool) -> bool:
     return any((passes(measure, number) > 0) == wanted for number in numbers)
 
 
-def scenario_without_scripts(folder: Path, into: Path) -> Path:
-    """Returns a copy of a game's scenario without the functions of scripts."""
-    content = load_json(folder / "scenario.json")
-    content.pop("scripts", None)
-    for key in ("reward", "done"):
-        content.get(key, {}).pop("script", None)
-    path = into / "scenario.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def compare(em: Any, folder: Path, scratch: Path, frames: int, seed: int = 0) -> Comparison:
+def compare(em: Any, folder: Path, frames: int, seed: int = 0) -> Comparison:
     """Compares the terms and rules of a game with stable-retro's reward and end, frame by frame.
 
     Args:
         em: The emulator.
         folder: The game's folder, with ``data.json`` and ``scenario.json``.
-        scratch: A folder to write into.
         frames: The number of frames.
         seed: Of the random walk.
 
@@ -241,17 +231,102 @@ def compare(em: Any, folder: Path, scratch: Path, frames: int, seed: int = 0) ->
         KartRewardsError: This project refuses the game.
     """
     layout = RamLayout.from_file(folder / "data.json")
+    scoring = load_scoring(folder / "scenario.json", variables=layout.names)
+    scoring.check(layout)
+    names = {attribute_name(name): name for name in load_json(folder / "data.json")["info"]}
+    scripts = scripts_of((*scoring.terms, *scoring.done))
+    if scripts:
+        return compared_in_turn(em, folder, layout, names, scoring, scripts, frames, f"{folder.name} {seed}")
     theirs, ours = stable_retro.data.GameData(), stable_retro.data.GameData()
     for data in (theirs, ours):
         em.configure_data(data)
     _BOUND[:] = theirs, ours
-    scenario = scenario_without_scripts(folder, scratch)
-    scoring = load_scoring(scenario)
-    assert theirs.load(str(folder / "data.json"), str(scenario))
-    names = {attribute_name(name): name for name in load_json(folder / "data.json")["info"]}
+    assert theirs.load(str(folder / "data.json"), str(folder / "scenario.json"))
     return walked(
         em, theirs, layout.reader(ours), layout, names, scoring, frames, random.Random(f"{folder.name} {seed}")
     )
+
+
+def compared_in_turn(
+    em: Any,
+    folder: Path,
+    layout: RamLayout,
+    names: dict[str, str],
+    scoring: Scoring,
+    scripts: LuaScripts,
+    frames: int,
+    seed: str,
+) -> Comparison:
+    """Compares as ``compare`` does, but runs stable-retro alone first: a process has one engine for Lua.
+
+    Both begin a new episode from time to time.
+    """
+    start = em.get_state()
+    theirs, ours = stable_retro.data.GameData(), stable_retro.data.GameData()
+    em.configure_data(ours)
+    _BOUND[:] = theirs, ours
+    declared = [part for part in parts_in(scoring) if isinstance(part, Measure)]
+    read = {attribute_name(name) for file in scripts.files for name in reads_of(file.code)}
+    measures = [*declared, *(Measure(name, False) for name in sorted(read))]
+    variables = {variable.name: variable for variable in layout.variables}
+
+    def walk(begin: Callable[[], None], frame_of: Callable[[Any], Any]) -> list[Any]:
+        em.set_state(start)
+        for data in (theirs, ours):  # some cores move their memory when they load a state
+            em.configure_data(data)
+        plain = layout.reader(ours)
+        way = Walk(ours, {name: name for name in names}, variables, measures, random.Random(seed))
+        found, ram = [], None
+        for frame in range(frames):
+            if frame % 25 == 24:
+                em.step()
+            if frame % LUA_EPISODE == 0:
+                begin()
+            else:
+                way.step(ram)
+            ram = plain()
+            found.append((frame % LUA_EPISODE == 0, ram, *frame_of(ram)))
+        return found
+
+    def frame_of_theirs(ram: Any) -> tuple[float, bool]:
+        theirs.update_ram()
+        return theirs.current_reward(), theirs.is_done()
+
+    assert theirs.load(str(folder / "data.json"), str(folder / "scenario.json"))
+    wanted = walk(theirs.reset, frame_of_theirs)
+    engine = LuaEngine(scripts, folder / "data.json", em.configure_data)
+    episode: list[Any] = []
+
+    def begin() -> None:
+        engine.begin_episode()
+        episode[:] = EpisodeRewards(scoring.terms), EpisodeDone(scoring.done)
+
+    def frame_of_ours(ram: Any) -> tuple[float, bool, float]:
+        rewards, done = episode
+        ram = with_values(lambda: ram, layout.names, scripts, engine)()
+        rewards.start_step()
+        return rewards(ram), done(ram) is not None, sum(map(abs, rewards.step.values()))
+
+    comparison = Comparison(lua=True)
+    found = walk(begin, frame_of_ours)
+    em.configure_data(ours)  # the emulator has a pointer to the engine's data
+    for (first, ram, reward, over), (_, same, paid, ended, size) in zip(wanted, found, strict=True):
+        assert ram == same, "both walks are the same"
+        if not first:  # stable-retro has no frame before it, or one of another episode
+            comparison.frames += 1
+            comparison.rounded += paid != reward
+            if abs(paid - reward) > (len(scoring.terms) + 4) * SINGLE * size or ended != over:
+                comparison.differences.append(f"{paid} and {reward}, {ended} and {over}\n  {ram}")
+    seen = {(reward != 0, over) for _, _, reward, over in wanted}
+    for place, what in enumerate(("a reward", "an end")):
+        if not any(each[place] for each in seen):
+            comparison.unreached.append(f"{what} of Lua is never seen")
+    return comparison
+
+
+def parts_in(scoring: Scoring) -> list[Any]:
+    """Returns all parts of the declarations of terms and rules."""
+    return [part for script in (*scoring.terms, *scoring.done) for part in parts_of(script.declaration)]  # type: ignore[attr-defined]
 
 
 def walked(
@@ -265,18 +340,17 @@ def walked(
     generator: random.Random,
 ) -> Comparison:
     """Walks and compares; see ``compare``."""
-    scoring.check(layout)
     rewards, done = EpisodeRewards(scoring.terms), EpisodeDone(scoring.done)
     variables = {variable.name: variable for variable in layout.variables}
-    parts = [part for script in (*scoring.terms, *scoring.done) for part in parts_of(script.declaration)]  # type: ignore[attr-defined]
+    parts = parts_in(scoring)
     watched = [part for part in parts if isinstance(part, (Measure, Node))]
     seen: list[set[bool]] = [set() for _ in watched]
     walk = Walk(theirs, names, variables, [part for part in parts if isinstance(part, Measure)], generator)
     theirs.reset()
     theirs.update_ram()
     ram = read()
-    found = Comparison(declared=bool(scoring.terms or scoring.done))
-    for frame in range(frames if found.declared else 0):
+    found = Comparison()
+    for frame in range(frames):
         if frame:
             if frame % 25 == 0:
                 em.step()
@@ -313,13 +387,12 @@ def row_of(console: str, frames: int) -> tuple[str, list[str]]:
         em = started(console, Path(scratch))
         for folder in tqdm(stock_games()[console], console, disable=None):
             try:
-                one = compare(em, folder, Path(scratch), frames)
+                one = compare(em, folder, frames)
             except KartRewardsError as error:
                 refused += 1
                 problems.append(f"{folder.name}: refused: {error}")
                 continue
-            if one.declared:
-                found.append(one)
+            found.append(one)
             problems += [f"{folder.name}: {text}" for text in (*one.differences[:2], *one.unreached)]
         del em
     numbers = [
@@ -327,7 +400,7 @@ def row_of(console: str, frames: int) -> tuple[str, list[str]]:
         sum(one.frames for one in found),
         sum(one.rounded for one in found),
         sum(len(one.differences) for one in found),
-        len(stock_games()[console]) - len(found) - refused,
+        sum(one.lua for one in found),
         refused,
     ]
     return "".join([f"{console:<10}", *(f"{number:>13,}" for number in numbers)]), problems

@@ -29,6 +29,7 @@ NODES += ["DoubleDunk-Atari2600-v0", "RoadRunner-Atari2600-v0", "TazMania-Snes-v
 ODD = ["ArdyLightfoot-Snes-v0", "BattleMasterKyuukyokuNoSenshiTachi-Snes-v0", "KingOfDragons-Snes-v0"]
 MASKS = ["Alien-Atari2600-v0", "Amidar-Atari2600-v0", "CoolSpot-Genesis-v0"]
 PLAYERS = ["Pong-Atari2600-v0", "FishingDerby-Atari2600-v0", "Adventure-Atari2600-v0"]
+LUA_GAMES = {"Atari2600": 4, "Genesis": 6, "Nes": 22, "Sms": 4, "Snes": 6}
 OPERATIONS = ["equal", "negative-equal", "not-equal", "less-than", "greater-than", "less-or-equal", "greater-or-equal"]
 OPERATIONS += ["zero", "nonzero", "positive", "negative", "sign"]
 
@@ -44,8 +45,19 @@ def sample(console: str) -> list[Path]:
 def test_games_of_a_console_pay_and_end_as_in_stable_retro(console: str, tmp_path: Path) -> None:
     em = started(console, tmp_path)
     for game in sample(console):
-        found = compare(em, game, tmp_path, 12 if console in ("N64", "Arcade") else 90)
+        found = compare(em, game, 12 if console in ("N64", "Arcade") else 90)
         assert found.differences == [], game.name
+
+
+@pytest.mark.parametrize("console", ["Atari2600", "Genesis", "Nes", "Sms", "Snes"])
+def test_all_lua_functions_of_stable_retro_pay_and_end_as_without_this_project(console: str, tmp_path: Path) -> None:
+    em = started(console, tmp_path)
+    games = [game for game in stock_games()[console] if load_json(game / "scenario.json").get("scripts")]
+    assert len(games) == LUA_GAMES[console]
+    for game in games:
+        found = compare(em, game, 100)
+        assert found.lua
+        assert found.differences == found.unreached == [], game.name
 
 
 def test_a_game_of_the_saturn_pays_and_ends_as_in_stable_retro(tmp_path: Path) -> None:
@@ -116,7 +128,7 @@ def test_random_scenarios_pay_and_end_as_in_stable_retro(console: str, start: in
     em, generator, ended, paid = started(console, tmp_path), random.Random(4), 0, 0
     for i in range(60):
         game = random_game(tmp_path / str(i), generator, start)
-        found = compare(em, game, tmp_path, 60)
+        found = compare(em, game, 60)
         assert found.differences == [], (game / "scenario.json").read_text()
         declared = declared_in(load_json(game / "scenario.json"), game / "scenario.json")
         ended += bool(declared.rules)
@@ -142,7 +154,7 @@ def test_the_comparison_finds_a_fault(fault: str, tmp_path: Path, monkeypatch: p
     else:
         monkeypatch.setattr(Variable, "core_mask", -1)
     em = started(console_of(game), tmp_path)
-    assert compare(em, game, tmp_path, 60).differences
+    assert compare(em, game, 60).differences
 
 
 def declare(**content: Any) -> Declared:
@@ -225,10 +237,18 @@ def test_an_empty_condition_of_all_ends_at_once_as_in_stable_retro() -> None:
     assert (rule.name, rule.summary, rule.definition(None, None)) == ("done", "always", True)
 
 
-def test_functions_of_scripts_replace_what_is_declared_beside_them() -> None:
-    content = {"script": "lua:pay", "variables": {"score": {"reward": 1}}}
-    declared = declare(reward=content, done={"script": "over", "variables": {"lives": {"op": "zero"}}})
-    assert declared == Declared((), (), "lua:pay", "over")
+def test_a_lua_function_replaces_what_is_declared_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a.lua").write_text("\nfunction pay() return 3 end")
+    reward = {"script": "lua:pay", "variables": {"score": {"reward": 1}}}
+    done = {"script": "over", "variables": {"lives": {"op": "zero"}}}
+    path = tmp_path / "scenario.json"
+    declared = declared_in({"scripts": ["a.lua"], "reward": reward, "done": done}, path)
+    where = f"{tmp_path / 'a.lua'}:2"
+    assert [(term.name, term.weight, term.where) for term in declared.terms] == [("lua", 1, where)]
+    assert [(rule.name, rule.where) for rule in declared.rules] == [("lua", str(path))]
+    assert declared.terms[0].summary == f"the Lua function pay, {where}"
+    only_reward = declared_in({"scripts": ["a.lua"], "reward": reward, "done": {"variables": done["variables"]}}, path)
+    assert [rule.name for rule in only_reward.rules] == ["lives"]
 
 
 def test_a_type_that_stable_retro_does_not_know_is_signed_here(tmp_path: Path) -> None:
@@ -236,7 +256,7 @@ def test_a_type_that_stable_retro_does_not_know_is_signed_here(tmp_path: Path) -
     (tmp_path / "data.json").write_text(json.dumps({"info": {"speed": {"address": 0x7E0000, "type": "<s2"}}}))
     absolute = {"variables": {"speed": {"reward": 1, "measurement": "absolute"}}}
     (tmp_path / "scenario.json").write_text(json.dumps({"reward": absolute}))
-    found = compare(started("Snes", tmp_path), tmp_path, tmp_path, 60)
+    found = compare(started("Snes", tmp_path), tmp_path, 60)
     assert found.differences
     assert any("RamSnapshot(speed=-" in text for text in found.differences)
 
@@ -263,7 +283,11 @@ def test_a_type_that_stable_retro_does_not_know_is_signed_here(tmp_path: Path) -
         ({"reward": {"variables": {"a": {}, "a ": {}}}}, "'a' and 'a ' are one variable here, 'a': rename one"),
         ({"reward": {"time": 1}}, '"time" must be an object'),
         ({"reward": {"time": {"rewards": 1}}}, r"unknown key 'rewards'\. Did you mean 'reward'\?"),
-        ({"reward": {"script": 3}}, '"script" must be the name of a function'),
+        ({"reward": {"script": 3}}, '"script" must be the name of a function of Lua, such as "lua:reward", not 3'),
+        ({"reward": {"script": "python:pay"}}, '"script" must be the name of a function of Lua'),
+        ({"done": {"script": "lua:"}}, '"done": "script" must be the name of a function of Lua.*, not \'lua:\''),
+        ({"reward": {"script": "pay"}}, r'"scripts" must be the list of the Lua files that define .pay., .*, not None'),
+        ({"reward": {"script": "a"}, "scripts": ["a.py"]}, r'"scripts" must be the list of the Lua files'),
         ({"rewards": {}}, '"rewards" must be a list with one object for each player'),
         ({"rewards": [3]}, '"rewards", player 1 must be an object'),
         ({"done": {"variables": {"a": {"reward": 1}}}}, "variable 'a': unknown key 'reward'"),

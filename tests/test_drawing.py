@@ -248,9 +248,10 @@ def test_a_state_that_someone_else_loads_between_steps_is_where_an_episode_ends(
 def test_whoever_watches_sees_every_frame(tmp_path: Path) -> None:
     folder = homebrew_game(tmp_path, "Level1")
     screens: dict[bool, list[bytes]] = {}
-    continuous: dict[str, Any] = {"action_mode": "continuous"}
+    options: dict[str, Any]
     for draw_all in (False, True):
-        with closing(KartEnv(folder.name, integrations=tmp_path, scenario=None, draw_all=draw_all, **continuous)) as env:
+        options = {"integrations": tmp_path, "action_mode": "continuous", "scenario": None, "draw_all": draw_all}
+        with closing(KartEnv(folder.name, **options)) as env:
             seen = screens.setdefault(draw_all, [])
             env.on_frame = lambda env=env, seen=seen: seen.append(env.em.get_screen().tobytes())
             env.reset(seed=1, options={"random_start_frames": 30})

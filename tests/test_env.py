@@ -785,7 +785,7 @@ class Inputs:
 
 def seen_by(env: Any) -> list[Any]:
     memory = env.unwrapped.get_state()["rewards"]["calls"]["memories"]["inputs"]
-    return from_plain(memory)["seen"]  # type: ignore[no-any-return]
+    return from_plain(memory)["seen"]
 
 
 def test_terms_see_the_buttons_of_each_frame_and_the_action_of_the_step(make: Any) -> None:
@@ -838,7 +838,7 @@ def without_race(folder: Path) -> None:
 
 
 def shown_part(env: Any) -> tuple[slice, slice]:
-    observer = env.unwrapped._observer
+    observer = env.unwrapped.observer
     return observer._rows, observer._columns
 
 

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from conftest import GAME
 
-from kart_rewards.env import KartEnv
 from kart_rewards.drives import load_drive
+from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Contestant, EpisodeResult, Evaluator, Policy, drivers
 from kart_rewards.integrations import INTEGRATIONS

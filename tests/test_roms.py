@@ -314,7 +314,8 @@ def test_a_game_of_stable_retro_gets_its_rom_in_the_package(
     (tmp_path / "dump.sfc").write_bytes(tiny_rom())
     if locked:
         access = os.access  # root may write everywhere
-        monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not Path(path).is_relative_to(stock))
+        allowed = lambda path, mode: access(path, mode) and not Path(path).is_relative_to(stock)  # noqa: E731
+        monkeypatch.setattr(os, "access", allowed)
     command((tmp_path / "dump.sfc",))
     folder = tmp_path / "user" if locked else stock
     assert f"imported as Stock-Snes-v0's ROM: {folder}/Stock-Snes-v0/rom.sfc" in capsys.readouterr().out

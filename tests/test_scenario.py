@@ -235,17 +235,17 @@ def test_a_python_term_replaces_the_declared_one_of_its_name(folder: Path, capsy
     assert out.count(" replaces the one ") == 2
 
 
-def test_a_function_of_a_script_has_a_notice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_functions_of_lua_are_a_term_and_a_rule_of_one_name(folder: Path) -> None:
+    (folder / "script.lua").write_text("function pay() end function over() end")
     content = {"reward": {"script": "lua:pay"}, "done": {"script": "over"}, "scripts": ["script.lua"]}
     (folder / "scenario.json").write_text(json.dumps(content))
     scoring = load_scoring(folder / "scenario.json")
-    assert (weights(scoring), names(scoring)) == ({}, [])
-    out = capsys.readouterr().out
-    assert "\"reward\" is the function 'lua:pay' of a script of stable-retro, and has no effect here" in out
-    assert "\"done\" is the function 'over'" in out
-    (folder / "scenario.json").write_text(json.dumps(content | {"kart_rewards": {"rewards": {}, "done": []}}))
-    load_scoring(folder / "scenario.json")
-    assert capsys.readouterr().out == ""
+    assert (weights(scoring), names(scoring)) == ({"lua": 1}, ["lua"])
+    assert "Checkpoints lack the memory of Lua scripts: a resumed run begins new episodes." in scoring.notices()
+    own = {"rewards": {"wall": -3, "lua": 0.5}, "done": ["wall_hits"]}
+    (folder / "scenario.json").write_text(json.dumps(content | {"kart_rewards": own}))
+    scoring = load_scoring(folder / "scenario.json")
+    assert (weights(scoring), names(scoring)) == ({"wall": -3, "lua": 0.5}, ["wall_hits"])
 
 
 def test_checks_are_read_and_do_not_change_the_scoring(folder: Path) -> None:

@@ -57,6 +57,12 @@ class Calls:
         return self.calls
 
 
+@reward_term()
+def inputs(ram: Any, buttons: frozenset[str], action: Any) -> float:
+    """Pays for held buttons and for the parts of the action."""
+    return len(buttons) + 0.01 * sum(i * part for i, part in enumerate(action or ()))
+
+
 class After:
     """Ends the episode on a frame."""
 
@@ -91,6 +97,7 @@ def played(env: Any, masks: list[np.ndarray]) -> list[tuple[float, bool, bool, d
         (GAME, {"rewards": [moved, Calls, After50], "reward_weights": {"moved": -2.0}}, 60),
         (GAME, {"rewards": Calls, "scenario": None, "reward_transform": "none"}, 60),
         (GAME, {"rewards": [moved, After20], "reward_transform": "sign"}, 60),
+        (GAME, {"rewards": [inputs], "scenario": None}, 120),
         (AIRSTRIKER, {"rewards": [moved, Calls]}, 900),
         (AIRSTRIKER, {"rewards": [moved], "reward_weights": {"score": 3.0}, "reward_scale": 2.0}, 300),
     ],

@@ -123,6 +123,8 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         step_seconds: Part -> wall-clock seconds in ``step`` so far. The parts are ``emulator``, ``scoring`` (decoding,
             terms, rules and info) and ``observation``.
         lua: The engine of the scenario's Lua scripts; None if no term or rule needs it.
+        observer: The ``ScreenObserver`` that makes the observations.
+        action_mode: See the arguments.
         em: stable-retro's emulator. After ``reset`` or ``step`` it runs this environment's game, until another
             environment uses it.
         buttons: The names of the console's buttons in the core's order; None where the core has no button.
@@ -197,6 +199,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.frame_skip = frame_skip
         self.random_start_steps = random_start_steps
         self.sticky_actions = sticky_actions
+        self.action_mode = action_mode
         self.render_mode = render_mode
         self._transform = make_transform(reward_transform, reward_scale)
         self.score: EpisodeScore | None = None
@@ -258,16 +261,16 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._actions = make_actions(
             action_mode, self.buttons, self.data.valid_actions(), self.data.filter_action, self._is_snes_race
         )
-        self._observer = ScreenObserver(observation, screens[self.states[0]], self._own_crop(screens[self.states[0]]))
+        self.observer = ScreenObserver(observation, screens[self.states[0]], self._own_crop(screens[self.states[0]]))
         for name, screen in screens.items():
             try:
-                self._observer.fit(screen)
+                self.observer.fit(screen)
             except KartRewardsError as error:
                 raise KartRewardsError(f"{self.game.state_path(name)}: {error}") from None
         self._pooled_frame = self.frame_skip if observation.max_pool and self.frame_skip > 1 else None
         self._first_seen = self.frame_skip - 1 if self._pooled_frame else self.frame_skip  # of a step's frames, from 1
         self.action_space = self._actions.space
-        self.observation_space = self._observer.space
+        self.observation_space = self.observer.space
 
     @property
     def _is_snes_race(self) -> bool:
@@ -352,7 +355,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.score = EpisodeScore(
             self.scoring, self.ram, self._transform, self.frames_per_second, start_frames, self._pressed(self._held)
         )
-        return self._observer.reset(self.em.get_screen()), {"state": state, **self.score.info()}
+        return self.observer.reset(self.em.get_screen()), {"state": state, **self.score.info()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Holds an action for ``frame_skip`` emulated frames.
@@ -408,7 +411,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             recorder.paid(reward)
         if score.ended_by and self._emulator.drawing.behind:
             self._draw_again()
-        observation = self._observer.observe(self.em.get_screen(), screen_before)
+        observation = self.observer.observe(self.em.get_screen(), screen_before)
         observed = perf_counter()
         info = score.info()
         if measured:
@@ -508,7 +511,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             **self.score.get_state(),
             "remainder": self._actions.remainder,
             "held": self._held.tobytes(),
-            "frames": self._observer.frames.tobytes(),
+            "frames": self.observer.frames.tobytes(),
             "random": to_plain(self.np_random.bit_generator.state),
         }
 
@@ -537,10 +540,10 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.score.set_state(state, self.ram)
         self._actions.remainder = float(state["remainder"])
         self._held = held
-        frames = self._observer.frames
+        frames = self.observer.frames
         frames[:] = np.frombuffer(state["frames"], frames.dtype).reshape(frames.shape)
         self.np_random.bit_generator.state = from_plain(state["random"])
-        return self._observer.observation()
+        return self.observer.observation()
 
     def render(self) -> Any:
         """Returns the screen in ``rgb_array`` mode, uint8, shape (height, width, 3); None in the other modes.

@@ -107,6 +107,7 @@ class DriveRecorder:
                 truncated=env.score.truncated or (limited and not env.score.terminated),
                 buttons=tuple(env.buttons),
                 frame_skip=env.frame_skip,
+                action_mode=env.action_mode,
                 frames_per_second=env.frames_per_second,
                 race=info.get("race"),
                 fingerprints=_fingerprints(env.game.rom()),

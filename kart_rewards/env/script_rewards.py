@@ -36,6 +36,7 @@ from kart_rewards.lua import LuaScripts
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import make_transform
 from kart_rewards.scenario import load_scoring
+from kart_rewards.scripting import plain_action
 
 
 class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPickle):
@@ -106,14 +107,16 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
         self._scripts = scripts_of((*self.scoring.terms, *self.scoring.done))
         if self._scripts:
             self._use_lua(self._scripts)
-        self._frames = frames = [0]  # of this step; unpickling makes a second wrapper that shares the list
+        self._asks = any(script.inputs for script in (*self.scoring.terms, *self.scoring.done))
+        # The action of each frame of this step. Unpickling makes a second wrapper that shares the list.
+        self._actions = actions = list[Any]()
         plain_step = core.step
 
-        def step_and_count(action: Any) -> Any:
-            frames[0] += 1
+        def step_and_note(action: Any) -> Any:
+            actions.append(action)
             return plain_step(action)
 
-        core.step = step_and_count
+        core.step = step_and_note
 
     def _use_lua(self, scripts: LuaScripts) -> None:
         """Adds the values of the Lua functions to the snapshots. The environment itself runs its scenario's scripts."""
@@ -161,18 +164,29 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
         """
         if self.score is None:
             raise gym.error.ResetNeeded("Call reset before step")
-        self._frames[0] = 0
+        self._actions.clear()
         with self._lua_errors():
             observation, _, _, truncated, info = self.env.step(action)
-        if self._frames[0] != 1:
+        if len(self._actions) != 1:
             raise KartRewardsError(
-                f"a step of the wrapped environment ran {self._frames[0]} frames; ScriptRewards must score each one: "
+                f"a step of the wrapped environment ran {len(self._actions)} frames; "
+                "ScriptRewards must score each one: "
                 "put ScriptRewards around the environment of stable_retro.make, and the frame skip around ScriptRewards"
             )
         self.score.start_step()
-        reward = self.score(self._read())
+        reward = self.score(self._read(), *self._input())
         truncated = bool(truncated) or self.score.truncated
         return observation, reward, self.score.terminated, truncated, {**info, **self.score.info()}
+
+    def _input(self) -> tuple[frozenset[str], Any]:
+        """Returns the buttons of the latest frame, of the first player, and its action. It takes time."""
+        if not self._asks:
+            return frozenset(), None
+        core: Any = self.unwrapped
+        [action] = self._actions
+        held, *_ = core.action_to_array(action)
+        names = zip(core.buttons, held, strict=True)
+        return frozenset(name for name, is_held in names if is_held and name), plain_action(action)
 
     def close(self) -> None:
         """Closes the environment."""

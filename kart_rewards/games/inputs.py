@@ -1,6 +1,6 @@
 """Inputs: the buttons that are held in each frame, from a text script or a recorded movie.
 
-* ``read_inputs`` - reads a text script, or a ``.bk2`` movie that stable-retro recorded
+* ``read_inputs`` - reads a text script, a drive, or a ``.bk2`` movie that stable-retro recorded
 * ``parse_inputs`` - reads the text of a script
 * ``format_inputs`` - writes inputs as the text of a script
 * ``button_masks`` - inputs for the emulator: one mask per frame
@@ -26,7 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from kart_rewards.drives import SUFFIX, load_drive
 from kart_rewards.errors import KartRewardsError
+
+MOVIES = (".bk2", SUFFIX)
+"""The suffixes of recordings with a start state of their own."""
 
 Held = tuple[int, frozenset[str]]
 """A number of frames, and the names of the buttons held in them."""
@@ -38,7 +42,8 @@ def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
     """Returns the inputs in a file, in order.
 
     Args:
-        path: A text script, or a movie if the name ends in ``.bk2``. Of a movie, the inputs of player 1 are read.
+        path: A text script; a drive if the name ends in ``.drive``; or a movie if it ends in ``.bk2``. Of a movie, the
+            inputs of player 1 are read.
         buttons: The console's buttons, in the core's order.
 
     Raises:
@@ -46,6 +51,8 @@ def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
     """
     if str(path).endswith(".bk2"):
         return list(_read_movie(path, buttons))
+    if str(path).endswith(SUFFIX):
+        return list(_run_lengths(load_drive(path).all_buttons))
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -53,7 +60,9 @@ def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
     except OSError as error:
         raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise KartRewardsError(f"{path}: is not a text script of buttons. A movie's name must end in .bk2") from None
+        raise KartRewardsError(
+            f"{path}: is not a text script of buttons. A movie's name must end in .bk2, a drive's in {SUFFIX}"
+        ) from None
     return parse_inputs(text, buttons, str(path))
 
 
@@ -112,11 +121,13 @@ def _open_movie(path: str | Path) -> Any:
 
 
 def movie_start(path: str | Path) -> bytes:
-    """Returns the emulator's snapshot that a movie starts from.
+    """Returns the emulator's snapshot that a movie or a drive starts from.
 
     Raises:
-        KartRewardsError: The file can't be read as a movie.
+        KartRewardsError: The file can't be read as a movie or as a drive.
     """
+    if str(path).endswith(SUFFIX):
+        return load_drive(path).start
     return bytes(_open_movie(path).get_state())
 
 

@@ -28,7 +28,7 @@ from kart_rewards.env.core import buttons_of, console_of, start_emulator
 from kart_rewards.env.window import Window, key_help
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.games.data_file import add_variable, read_entries
-from kart_rewards.games.inputs import Held, button_masks, movie_start, parse_inputs, read_inputs
+from kart_rewards.games.inputs import MOVIES, Held, button_masks, movie_start, parse_inputs, read_inputs
 from kart_rewards.games.ram_search import COMPARISONS, RamSearch, Reading
 from kart_rewards.integrations import Game, find_game, writable
 from kart_rewards.training.options import GamesFolder
@@ -234,9 +234,9 @@ class SearchPrompt(cmd.Cmd):
     def do_trace(self, file: str, frame: str = "") -> None:
         """trace FILE [FRAME]: go to a frame of a recording, by default to its end
 
-        FILE is a .bk2 movie or a script of buttons. A movie starts from the state inside it. A script starts from the
-        start state of this search. A .csv.gz trace can't be used: it contains the variables that were known when it
-        was recorded, and no other RAM. Use the .bk2 movie that was recorded with it.
+        FILE is a drive, a .bk2 movie or a script of buttons. Drives and movies start from the state inside them. A
+        script starts from the start state of this search. A .csv.gz trace can't be used: it contains the variables
+        that were known when it was recorded, and no other RAM. Use the .bk2 movie that was recorded with it.
         """
         path = Path(file)
         if file.endswith((".csv.gz", ".csv")):
@@ -251,7 +251,7 @@ class SearchPrompt(cmd.Cmd):
         if not 0 <= goal <= length:
             raise KartRewardsError(f"{file}: has only {counted(length, 'frame')}: frame {goal} does not exist")
         if self._trace != path or goal < self._frame:
-            snapshot = movie_start(path) if file.endswith(".bk2") else self._start_state
+            snapshot = movie_start(path) if file.endswith(MOVIES) else self._start_state
             self._load(snapshot, path)
             self._trace = path
         masks = itertools.islice(button_masks(inputs, self._buttons), self._frame, goal)

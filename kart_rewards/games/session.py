@@ -14,7 +14,7 @@ from pathlib import Path
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
 from kart_rewards.games.console import Console
-from kart_rewards.games.inputs import movie_start
+from kart_rewards.games.inputs import MOVIES, movie_start
 from kart_rewards.integrations import Game, is_file
 from kart_rewards.ram import RamLayout, read_snapshot, value_text
 
@@ -62,7 +62,7 @@ class Session:
         self.origin, snapshot = "power-on", None
         if start:
             self.origin, snapshot = f"state {start}", game.load_state(start)
-        elif movie and movie.suffix == ".bk2":
+        elif movie and movie.suffix in MOVIES:
             self.origin, snapshot = f"the start of {movie}", movie_start(movie)
         self.console = Console(rom, layout)
         self.saved = False

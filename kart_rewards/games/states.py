@@ -55,7 +55,7 @@ def command(
         play: Play by hand in a window. The window lists the keys; F5 keeps the state. With --inputs, the script runs
             first.
         inputs: A script of the buttons to press. Its lines hold a number of frames and the buttons held, such as "60"
-            or "30 B+LEFT". A .bk2 movie works, too. After the end of the script no button is pressed.
+            or "30 B+LEFT". A drive and a .bk2 movie work, too. After the end of the script no button is pressed.
         until: Stop on the first frame after which this condition holds, such as "laps == 127 and current_frame > 60".
             With --play and without --inputs, the game pauses there.
         max_frames: Maximum number of frames to wait for --until.

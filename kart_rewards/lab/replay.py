@@ -61,18 +61,14 @@ def replay(drive: Drive, integrations: str | Path | None = None) -> Iterator[np.
     console = Console(rom, RamLayout(shared, layout.source))
     try:
         console.load(drive.start, name)
-        names = drive.info.buttons
-        held = {
-            mask: frozenset(button for bit, button in enumerate(names) if button and mask >> bit & 1)
-            for mask in {*drive.lead.tolist(), *drive.masks.tolist()}
-        }
-        for mask in drive.lead.tolist():
-            console.step(held[mask])
+        for held in drive.all_buttons[: len(drive.lead)]:
+            console.step(held)
         columns = [drive.columns[variable.name] for variable in shared]
+        buttons = drive.buttons
         recorded = zip(*(column.tolist() for column in columns), strict=True)
         for frame, values in enumerate(recorded):
             if frame:
-                console.step(held[int(drive.masks[frame - 1])])
+                console.step(buttons[frame])
             ram = console.ram()
             if tuple(ram) != values and [*map(_plain, ram)] != list(values):
                 different = next(i for i, value in enumerate(values) if _plain(ram[i]) != value)

@@ -53,8 +53,8 @@ GamesFolder = Annotated[
     Path | None,
     tyro.conf.arg(
         metavar="PATH",
-        help="Folder of games, in stable-retro's layout. By default ./integrations, your data folder, the "
-        "package, stable-retro.",
+        help="Folder of games. By default ./integrations, your data folder, then the packages kart_rewards and "
+        "stable-retro.",
         help_behavior_hint="",
     ),
 ]
