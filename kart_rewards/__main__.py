@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "kart_rewards.evaluation.agents:command",
     "watch": "kart_rewards.look.watch:command",
     "play": "kart_rewards.look.play:command",
+    "drives": "kart_rewards.lab.exports:command",
     "score": "kart_rewards.lab.score:command",
     "doctor": "kart_rewards.games.doctor:command",
     "games": "kart_rewards.games.listing:command",

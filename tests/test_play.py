@@ -23,6 +23,7 @@ from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.env import KartEnv
+from kart_rewards.env.movie import save_movie
 from kart_rewards.env.window import PANEL_LINES, Lit, compose
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import INTEGRATIONS, find_game
@@ -335,8 +336,8 @@ def test_a_full_disk_is_reported_and_leaves_no_incomplete_file(make: Callable[..
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        with pytest.raises(KartRewardsError, match=r"Level1-1\.bk2: can't be written: is the disk full\?"):
-            recording._save_movie(recording._unfinished / f"{GAME}-Level1-1.bk2")
+        with pytest.raises(KartRewardsError, match=r"a\.bk2: can't be written: is the disk full\?"):
+            save_movie(recording._recorder.drive(recording._env), tmp_path / "a.bk2", recording._env.em)
         with pytest.raises(KartRewardsError, match=f"{tmp_path}: the recording can't be written: File too large"):
             recording.save()
     finally:

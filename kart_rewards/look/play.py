@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import signal
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ import tyro
 
 from kart_rewards.drives import SUFFIX
 from kart_rewards.env import KartEnv
+from kart_rewards.env.movie import save_movie
 from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.window import Lit, Window, key_help
 from kart_rewards.errors import KartRewardsError, counted
@@ -156,12 +156,14 @@ class Recording:
         Raises:
             KartRewardsError: A file can't be written.
         """
-        files = ((SUFFIX, self._save_drive), (_MOVIE, self._save_movie)) if self._held else ()
         try:
-            for suffix, write in files:
-                written = self._unfinished / f"{self._name}{suffix}"
-                write(written)
-                written.rename(self._folder / written.name)
+            if self._held:
+                drive = self._recorder.drive(self._env)
+                files = [self._unfinished / f"{self._name}{suffix}" for suffix in (SUFFIX, _MOVIE)]
+                drive.save(files[0])
+                save_movie(drive, files[1], self._env.em)
+                for file in files:
+                    file.rename(self._folder / file.name)
         except (OSError, UnwritableError) as error:
             raise KartRewardsError(f"{self._folder}: the recording can't be written: {error.strerror}") from None
         finally:
@@ -170,28 +172,6 @@ class Recording:
             total = sum(self._info["episode_rewards"]["sum"].values())
             frames = counted(len(self._held), "frame")
             print(f"{self._folder / self._name}{SUFFIX}, {_MOVIE}: {frames}, reward {total:.2f}")
-
-    def _save_drive(self, path: Path) -> None:
-        self._recorder.drive(self._env).save(path)
-
-    def _save_movie(self, path: Path) -> None:
-        env = self._env
-        movie = stable_retro.Movie(str(path), True, 1)
-        movie.configure(env.game.name, env.em)
-        movie.set_state(env.game.load_state(self._state))
-        movie.step()  # the frame that a reset plays, without buttons
-        for held in self._held:
-            for button, down in enumerate(held):
-                movie.set_key(button, down, 0)
-            movie.step()
-        movie.close()
-        try:
-            with zipfile.ZipFile(path) as written:  # stable-retro does not report write errors
-                damaged = written.testzip()
-        except (OSError, zipfile.BadZipFile):
-            damaged = path.name
-        if damaged:
-            raise KartRewardsError(f"{self._folder / path.name}: can't be written: is the disk full?")
 
 
 def _new_recording(folder: Path, name: str) -> tuple[str, Path]:
