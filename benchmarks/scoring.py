@@ -10,14 +10,19 @@ All parts are measured in one run, in turns, with the RAM of a running race. It 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import stable_retro
 
 from kart_rewards.done import EpisodeDone
+from kart_rewards.drives import SHIPPED, load_drive
 from kart_rewards.env import KartEnv
+from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import EpisodeRewards, as_term
 
@@ -89,6 +94,9 @@ def main() -> None:
     ram = env.ram
     at_a_wall = ram._replace(collision=1, speed=0)
 
+    recorder, mask = DriveRecorder("benchmark"), np.zeros(len(env.buttons), np.uint8)
+    race = load_drive(SHIPPED / "race.drive")
+
     parts: dict[str, Callable[[], Any]] = {
         "the emulated frame": env.em.step,
         f"decoding {len(env.layout.names)} variables": read,
@@ -100,6 +108,7 @@ def main() -> None:
         "ten user terms": lambda: users(ram),
         "the two done rules": lambda: done(ram),
         "the screen as RGB": env.em.get_screen,
+        "recording it in a drive": lambda: recorder.frame(mask, ram),
         "a change of turns": lambda: env.em.set_state(env.em.get_state()),
     }
     microseconds: dict[str, list[float]] = {name: [] for name in parts}
@@ -113,6 +122,14 @@ def main() -> None:
     print(f"{'':<28} {'µs':>8} {'of a frame':>11}")
     for name, times in microseconds.items():
         print(f"{name:<28} {statistics.median(times):>8.2f} {statistics.median(times) / frame:>11.2%}")
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            race.save(Path(folder) / "race.drive")
+            seconds.append(time.perf_counter() - begin)
+    saving = statistics.median(seconds) / len(race) * 1e6
+    print(f"{'saving a drive, per frame':<28} {saving:>8.2f} {saving / frame:>11.2%}")
 
 
 if __name__ == "__main__":
