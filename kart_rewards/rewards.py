@@ -223,6 +223,7 @@ class EpisodeRewards:
         sums: Term -> weighted sum over the episode, before the transform.
         transformed: Term -> weighted sum over the episode, after the transform.
         counts: Term -> number of the episode's frames on which its value was not 0.
+        unpaid: Term of weight 0 -> sum of its values over the episode: such a term is measured, but not paid.
 
     Raises:
         KartRewardsError: A class can't be instantiated.
@@ -240,6 +241,7 @@ class EpisodeRewards:
         self.sums = dict.fromkeys(self._weights, 0.0)
         self.transformed = dict.fromkeys(self._weights, 0.0)
         self.counts = dict.fromkeys(self._weights, 0)
+        self.unpaid = {name: 0.0 for name, weight in self._weights.items() if not weight}
         self.start_step()
 
     def start_step(self) -> None:
@@ -285,6 +287,10 @@ class EpisodeRewards:
             self.sums[name] += weighted
             self.transformed[name] += weighted * factor
             self.counts[name] += 1
+        if self.unpaid:
+            for name, value in zip(self._weights, values):  # noqa: B905 - equally many
+                if name in self.unpaid:
+                    self.unpaid[name] += float(value)
         return reward
 
     def not_finite(self, values: list[Any], ram: Any) -> KartRewardsError:
@@ -309,13 +315,14 @@ class EpisodeRewards:
         Raises:
             KartRewardsError: See ``ScriptCalls.get_state``.
         """
-        return {
+        state = {
             "calls": self.calls.get_state(),
             "step": dict(self.step),
             "sums": dict(self.sums),
             "transformed": dict(self.transformed),
             "counts": dict(self.counts),
         }
+        return state | ({"unpaid": dict(self.unpaid)} if self.unpaid else {})
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state that ``get_state`` returned.
@@ -327,18 +334,20 @@ class EpisodeRewards:
         try:
             self.step, self.sums = dict(state["step"]), dict(state["sums"])
             self.transformed, self.counts = dict(state["transformed"]), dict(state["counts"])
+            self.unpaid = dict(state.get("unpaid", {}))
         except TypeError:
             raise KartRewardsError(
                 "another version of kart_rewards saved these rewards: continue with that version, or start a new run"
             ) from None
 
     def episode_summary(self) -> dict[str, dict[str, float]]:
-        """Returns four tables of the episode so far. Each table maps a term to a number.
+        """Returns five tables of the episode so far. Each table maps a term to a number.
 
         Returns:
             ``sum``: weighted sum before the transform. ``transformed``: weighted sum after the transform. ``share``:
             the transformed sum, divided by the sum of the absolute transformed sums of all terms; -1 to 1. ``count``:
-            number of frames on which the term's value was not 0.
+            number of frames on which the term's value was not 0. ``unpaid``: the sum of the values, only of terms of
+            weight 0.
         """
         everything = sum(map(abs, self.transformed.values())) or 1.0
         return {
@@ -346,6 +355,7 @@ class EpisodeRewards:
             "transformed": dict(self.transformed),
             "share": {name: paid / everything for name, paid in self.transformed.items()},
             "count": dict(self.counts),
+            "unpaid": dict(self.unpaid),
         }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import stable_retro
-from training_runs import SMALL, TERM_OF_SPEED, TrainedRun, only_run, train
+from training_runs import SMALL, TERM_OF_SPEED, TrainedRun, only_run, train_here
 
 from kart_rewards.integrations import INTEGRATIONS
 
@@ -51,9 +51,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "two_machines", "damaged_checkpoints", "benchmarks", "homebrew", "docs", "ranks", "wheel", "run", "agents",
-    "devices", "sb3", "evaluator", "threads", "log", "integrating", "consoles", "watch", "reference", "in_training",
-    "sources", "vector", "ppo", "drawing", "declared", "cost",
+    "two_machines", "ranks", "run", "homebrew", "benchmarks", "wheel", "damaged_checkpoints", "ppo", "watch", "sb3",
+    "threads", "docs", "in_training", "evaluator", "integrating", "agents_command", "env", "log", "sources", "agents",
+    "reference", "checkpoints", "consoles", "reference_laps", "new", "search", "doctor", "play", "devices", "vector",
+    "drawing", "declared", "cost",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 
@@ -167,7 +168,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A short run of the retail game without its ROM, with an additional reward term, evaluations and videos."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "my_rewards.py").write_text(TERM_OF_SPEED)
-    finished = train(
+    finished = train_here(
         "--env-id", "MarioKart-Snes", *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40,
         "--eval-interval", 2, "--eval-episodes", 2, "--capture-video", "--video-gif",
         "--rewards", folder / "my_rewards.py", "--reward-weights", "wall=-5", "--runs-path", folder / "runs",

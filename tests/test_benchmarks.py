@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import load_module
+from training_runs import run_here
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -16,10 +15,7 @@ speed = load_module(BENCHMARKS / "speed.py")
 
 def smoke(name: str) -> str:
     """Runs a benchmark as short as possible. Returns what it prints."""
-    command = [sys.executable, str(BENCHMARKS / name), "--smoke"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_here(BENCHMARKS / name, "--smoke").stdout
 
 
 def test_each_part_of_the_speed_benchmark_runs() -> None:

@@ -43,9 +43,14 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, *options: str, input: str = "") -> tuple[str, list[str]]:
-    """Runs pytest in a project. Returns its output, and the worker of each test: none is pytest's own process."""
+    """Runs pytest in a project. Returns its output, and the worker of each test: none is pytest's own process.
+
+    Of the installed plugins it loads only pytest-xdist: Hypothesis would take most of the time.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    xdist = [] if "no:xdist" in options else ["-p", "xdist"]
+    command = [sys.executable, "-m", "pytest", *xdist, "-p", "no:cacheprovider", *options]
     done = subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, timeout=120, check=False, input=input
     )

@@ -13,7 +13,7 @@ import math
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,12 +22,13 @@ import platformdirs
 import pytest
 import torch
 import torch._dynamo  # by the first optimizer otherwise, too late to be exempted from garbage collection
-from training_runs import GAME, RESUME, SMALL, assert_refused, only_run, train, train_here
+from training_runs import GAME, RESUME, SMALL, assert_refused, only_run, train_here
 
 import kart_rewards.__main__ as command_line
 from kart_rewards.training.checkpoints import Checkpoint
+from kart_rewards.training.processes import Workers
 
-MUTATIONS = {"resume": 150, "evaluate": 15, "watch": 135}  # an evaluation starts processes, which takes long
+MUTATIONS = {"resume": 150, "evaluate": 30, "watch": 135}
 JUNK: list[Any] = [
     None,
     True,
@@ -54,7 +55,7 @@ JUNK: list[Any] = [
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two updates, with agent.pt and best.pt."""
     runs = tmp_path_factory.mktemp("runs")
-    train(
+    train_here(
         "--env-id", GAME, *SMALL, "--total-timesteps", 64, "--eval-interval", 1, "--eval-episodes", 1,
         "--max-episode-steps", 3, "--runs-path", runs,
     )  # fmt: skip
@@ -101,6 +102,11 @@ def kart_rewards(*arguments: object) -> tuple[int, str]:
     return code, stderr.getvalue()
 
 
+def map_here(workers: Workers, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Calls a function once per task in this process. Each process of an evaluation would import PyTorch."""
+    return (function(*task) for task in tasks)
+
+
 # harvard-edge/cs249r_book#2050: damaged checkpoints ended in errors deep inside, which name neither the file nor the
 # fault.
 @pytest.mark.parametrize("command", MUTATIONS)
@@ -119,7 +125,7 @@ def test_a_checkpoint_with_one_wrong_value_is_refused_in_one_message_or_works(
             finished = train_here("--resume", folder / "agent.pt", *more, check=False)
             code, stderr = finished.returncode, finished.stderr
         elif command == "evaluate":
-            with mock.patch("kart_rewards.evaluation.evaluator.processor_count", return_value=1):  # one import of torch
+            with mock.patch("kart_rewards.training.processes.Workers.map", map_here):
                 code, stderr = kart_rewards(
                     "evaluate", folder / "agent.pt", "--eval-episodes", 1, "--eval-states", "Level1"
                 )
@@ -145,7 +151,7 @@ def test_an_optimizer_moment_of_the_wrong_shape_is_refused(run_folder: Path, tmp
     content = torch.load(run_folder / "agent.pt", weights_only=True)
     content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
     torch.save(content, tmp_path / "agent.pt")
-    finished = train(*RESUME, tmp_path / "agent.pt", "--total-timesteps", 96, check=False)
+    finished = train_here(*RESUME, tmp_path / "agent.pt", "--total-timesteps", 96, check=False)
     assert_refused(finished, "agent.pt: is damaged: the optimizer's state does not fit the agent")
 
 
@@ -165,18 +171,18 @@ def foreign(run_folder: Path, tmp_path: Path) -> Path:
 # mit-ll-responsible-ai/equine#168: a model that was shared runs the code that it contains before anything is checked.
 def test_code_that_a_foreign_checkpoint_names_does_not_run(foreign: Path) -> None:
     folder = foreign.parent
-    finished = train(*RESUME, foreign, "--total-timesteps", 96, check=False)
+    finished = train_here(*RESUME, foreign, "--total-timesteps", 96, check=False)
     assert_refused(finished, "was not made by you on this computer", str(folder / "evil.py"), "--trust")
     code, stderr = kart_rewards("watch", foreign, "--output", folder / "video.mp4", "--seconds", 0.05, "--scale", 1)
     assert code == 0, stderr
     assert (folder / "video.mp4").exists(), "the agent is still watched"
-    finished = train("--evaluate", foreign, "--eval-episodes", 1, "--eval-states", "Level1")
+    finished = train_here("--evaluate", foreign, "--eval-episodes", 1, "--eval-states", "Level1")
     assert "there are race metrics, but no rewards" in finished.stdout
     assert not (folder / "trace").exists()
 
 
 def test_a_trusted_checkpoint_runs_its_code(foreign: Path) -> None:
-    train(*RESUME, foreign, "--total-timesteps", 96, "--trust", "--allow-changed-rewards")
+    train_here(*RESUME, foreign, "--total-timesteps", 96, "--trust", "--allow-changed-rewards")
     assert (foreign.parent / "trace").exists()
 
 

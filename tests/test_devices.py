@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from training_runs import GAME, SMALL, only_run, train, weights
+from training_runs import GAME, SMALL, only_run, train, train_here, weights
 
 import ppo_continuous_single_file as ppo
 from kart_rewards.errors import KartRewardsError
@@ -125,13 +125,13 @@ def test_a_gpu_needs_one_thread() -> None:
 def test_a_resumed_run_keeps_what_was_measured(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     options = ["--precision", "auto", "--total-timesteps", 64, "--checkpoint-interval", 1, "--runs-path", folder]
-    first = train("--env-id", GAME, *SMALL, *options)
+    first = train_here("--env-id", GAME, *SMALL, *options)
     assert "measured forward and backward passes" in first.stdout
     [checkpoint] = folder.glob("*/agent-32.pt")
     saved = Checkpoint.load(checkpoint).options["run"]
     assert saved["precision"] in ("float32", "bfloat16")
     assert saved["threads"] == processor_count()
-    resumed = train("--resume", checkpoint)
+    resumed = train_here("--resume", checkpoint)
     assert "measured" not in resumed.stdout
     assert f"on cpu in {saved['precision']}" in resumed.stdout
 

@@ -1,4 +1,8 @@
-"""Every example in README.md and docs/ works: Python code is run, and commands are run (training is shortened)."""
+"""Every example in README.md and docs/ works: Python code is run, and commands are run (training is shortened).
+
+The commands run in the process of the test, which saves the time of their imports: other tests run the training script
+and ``kart-rewards`` in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from training_runs import COMMAND, SCRIPT, run_here
 
 import kart_rewards
 from kart_rewards.__main__ import COMMANDS
@@ -25,12 +30,14 @@ PAGES += [ROOT / "agents" / "README.md"]
 RUN_IN_A_TEST_OF_ITS_OWN = ROOT / "docs" / "integrating.md"  # its steps build on each other: test_integrating.py
 SHORT = (
     "--total-timesteps 32 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 0 "
-    "--eval-interval 0"
+    "--eval-interval 0 --precision float32"
 )
 SHORT_EVALUATION = "--eval-episodes 1 --eval-states Level1 --max-episode-steps 40 --output evaluation.json"
 SHORTENED = {
     "python ppo_": SHORT,
     "kart-rewards ram": "",
+    "kart-rewards score": "",
+    "kart-rewards drives": "",
     "kart-rewards watch": "--seconds 0.1 --scale 1",
 }
 # Commands that other tests or CI run, or that need what a test does not have.
@@ -68,7 +75,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def run(arguments: list[str], folder: Path) -> None:
-    """Runs a command as a reader does: in the folder, with the virtual environment active."""
+    """Runs Python as a reader does: in the folder, with the virtual environment active."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False, timeout=180,
                           env=os.environ | {"PATH": path, "PYTHONPATH": str(folder)})  # fmt: skip
@@ -78,7 +85,8 @@ def run(arguments: list[str], folder: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page != RUN_IN_A_TEST_OF_ITS_OWN], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_the_examples_on_a_page_work(page: Path, workspace: Path) -> None:
+def test_the_examples_on_a_page_work(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
     files = {}
     for code in blocks(page, "python"):
         if match := re.match(r"# (\w+\.py)\n", code):
@@ -89,9 +97,8 @@ def test_the_examples_on_a_page_work(page: Path, workspace: Path) -> None:
     for code in blocks(page, "python"):
         if code not in files.values():
             run([sys.executable, "-c", code], workspace)
-    for name in files:
-        if name.startswith("test_"):
-            run([sys.executable, "-m", "pytest", "-q", name], workspace)
+    if tests := [name for name in files if name.startswith("test_")]:
+        run([sys.executable, "-m", "pytest", "-q", *tests], workspace)
     for command in commands(page):
         if command.startswith(ELSEWHERE):
             continue
@@ -101,7 +108,9 @@ def test_the_examples_on_a_page_work(page: Path, workspace: Path) -> None:
             short += " --output drive.mp4"
         if "--evaluate" in command:
             short = SHORT_EVALUATION
-        run([*shlex.split(command), *short.split()], workspace)
+        program, *options = shlex.split(command.removeprefix("python "))
+        assert program in (SCRIPT.name, COMMAND.name), command
+        run_here(workspace / program if program == SCRIPT.name else COMMAND, *options, *short.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -23,7 +23,6 @@ from training_runs import (
     assert_refused,
     only_run,
     scalars,
-    train,
     train_here,
 )
 
@@ -626,7 +625,7 @@ def test_resuming_does_not_mention_the_missing_rom_of_another_game(trained: Trai
 
 def test_agents_are_evaluated_against_the_drivers(trained: TrainedRun, tmp_path: Path) -> None:
     run = trained.copy(tmp_path / "runs")
-    finished = train(
+    finished = train_here(
         "--evaluate", run / "agent.pt", run / "best.pt", "--eval-episodes", 2, "--eval-states", "Level1", "Level2"
     )
     report = json.loads((run / "evaluation.json").read_text())

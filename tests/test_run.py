@@ -727,14 +727,15 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(
 
 
 def test_a_second_ctrl_c_ends_a_run_that_is_stuck(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"  # exists as soon as the endless loop runs
     (tmp_path / "stuck.py").write_text(
         "from kart_rewards import reward_term\n@reward_term()\n"
-        "def stuck(ram):\n    while ram.speed > 50:\n        pass\n    return 0.0\n"
+        f"def stuck(ram):\n    while ram.speed > 50:\n        open({str(loop)!r}, 'w').close()\n    return 0.0\n"
     )
     arguments = ["--env-id", GAME, *SMALL, "--rewards", tmp_path / "stuck.py", "--runs-path", tmp_path / "runs"]
     with started(*arguments) as process:
         wait_until(lambda: list(tmp_path.glob("runs/*/agent.pt")), 120)
-        time.sleep(3)  # into the endless loop
+        wait_until(loop.exists, 60)
         workers = children(process.pid)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)

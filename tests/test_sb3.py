@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env
+from training_runs import run_here
 
 from kart_rewards import KartEnv, ObservationConfig
 from kart_rewards.env.actions import ACTION_MODES
@@ -64,10 +63,7 @@ def test_an_environment_can_be_pickled() -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An agent that the example has trained for two rollouts."""
     path = tmp_path_factory.mktemp("sb3") / "model.zip"
-    train = [sys.executable, str(EXAMPLES / "sb3_agent.py"), str(path), "--timesteps", "256"]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # several threads would slow down the tests that run beside it
-    done = subprocess.run(train, env=one_thread, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_here(EXAMPLES / "sb3_agent.py", path, "--timesteps", 256)
     return path
 
 

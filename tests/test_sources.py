@@ -17,7 +17,6 @@ from training_runs import (
     only_run,
     scalars,
     started,
-    train,
     train_here,
     wait_until,
 )
@@ -110,7 +109,7 @@ def test_the_copies_serve_an_agent_whose_files_are_gone(gift: Path, tmp_path: Pa
     run = only_run(tmp_path / "runs")
     gift.unlink()
     (tmp_path / "amounts.py").write_text("AMOUNT = 7.0\n")
-    finished = train("--evaluate", run / "agent.pt", "--eval-episodes", 1, "--eval-states", "Level1")
+    finished = train_here("--evaluate", run / "agent.pt", "--eval-episodes", 1, "--eval-states", "Level1")
     assert f"{gift}: is missing: the run's copy" in finished.stdout
     report = json.loads((run / "evaluation.json").read_text())
     [episode] = [each for each in report["agents"][0]["episodes"] if each["policy"] == "agent, deterministic"]

@@ -99,6 +99,7 @@ def test_an_error_in_a_thread_is_raised() -> None:
 def speeds(runs: int, folder: Path) -> list[float]:
     """Trains some agents at the same time, as users start them. Returns the agent steps/s of the slowest update."""
     command = [sys.executable, str(SCRIPT), "--env-id", GAME, "--num-envs", "4", "--total-timesteps", "768"]
+    command += ["--update-epochs", "1"]
     command += ["--eval-interval", "0", "--device", "cpu", "--precision", "bfloat16", "--threads", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     processes = []

@@ -110,7 +110,10 @@ def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Displa
         ([], "is set. To write a video instead: --output drive.mp4"),
         (["--output", "drive.avi"], "drive.avi: must end in .mp4 or .gif"),
         (["--output", "pyproject.toml/drive.mp4"], "pyproject.toml/drive.mp4: can't be written: Not a directory"),
-        (["--output", "pyproject.toml/drive.gif"], "pyproject.toml/drive.gif: can't be written: Not a directory"),
+        (
+            ["--output", "pyproject.toml/drive.gif", "--seconds", "0.1", "--scale", "1"],
+            "pyproject.toml/drive.gif: can't be written: Not a directory",
+        ),
         (["--state", "Level9", "--output", "drive.mp4"], "Level9.state: no such start state"),
         (["--scale", "17", "--output", "drive.mp4"], "--scale must be between 1 and 16, not 17"),
     ],

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 KART = "HomebrewKart-Snes"
 SHORT = (
     "--num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 1 --eval-interval 0 "
-    "--max-episode-steps 50"
+    "--max-episode-steps 50 --precision float32"
 )
 HIDDEN = ("DISPLAY", "WAYLAND_DISPLAY", "PYTHONPATH", "XDG_DATA_HOME", "KART_REWARDS_INTEGRATIONS")
 pytestmark = needs_setpriv

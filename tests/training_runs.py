@@ -20,9 +20,11 @@ from unittest import mock
 import psutil
 
 from kart_rewards.files import copies_in_use, use_copies
+from kart_rewards.notices import notice
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "ppo_continuous_single_file.py"
+COMMAND = Path(sys.executable).parent / "kart-rewards"
 GAME = "HomebrewKart-Snes"
 SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "2", "--update-epochs", "1"]
 SMALL += ["--device", "cpu", "--precision", "float32", "--eval-interval", "0", "--size", "42", "42"]
@@ -57,16 +59,27 @@ def train(*arguments: object, check: bool = True, **options: Any) -> Finished:
 
 
 def train_here(*arguments: object, check: bool = True) -> Finished:
-    """Runs the script in this process, which saves its imports. The environments have processes of their own.
-
-    The workers of an evaluation would import the test runner in place of the script: a run with ``--evaluate`` or
-    evaluations in training needs ``train``.
+    """Runs the script in this process, as ``run_here`` does. The environments have processes of their own.
 
     Args:
         arguments: The options of the script.
         check: Whether it must succeed.
     """
-    words = [str(SCRIPT), *map(str, arguments)]
+    return run_here(SCRIPT, *arguments, check=check)
+
+
+def run_here(program: Path, *arguments: object, check: bool = True) -> Finished:
+    """Runs a Python program in this process, which saves its imports.
+
+    An evaluation has one process, however many cores there are, because each process imports PyTorch.
+
+    Args:
+        program: The file of the program.
+        arguments: Its options.
+        check: Whether it must succeed.
+    """
+    words = [str(program), *map(str, arguments)]
+    notice.cache_clear()  # a new process prints each notice again
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with contextlib.ExitStack() as changed:
         changed.enter_context(mock.patch.object(sys, "argv", words))
@@ -74,10 +87,11 @@ def train_here(*arguments: object, check: bool = True) -> Finished:
         for number in (signal.SIGINT, signal.SIGTERM):
             changed.callback(signal.signal, number, signal.getsignal(number))
         changed.callback(use_copies, copies_in_use())  # a run replaces them by its own
+        changed.enter_context(mock.patch("kart_rewards.evaluation.evaluator.processor_count", return_value=1))
         changed.enter_context(contextlib.redirect_stdout(stdout))
         changed.enter_context(contextlib.redirect_stderr(stderr))
         try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
+            runpy.run_path(str(program), run_name="__main__")
         except SystemExit as end:
             code = int(end.code or 0)
     finished = subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
