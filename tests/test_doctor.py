@@ -125,6 +125,21 @@ def test_no_game_with_a_rom_is_a_failure(examine: Diagnose, games: Path) -> None
     assert failures(lines) == ["games"]
 
 
+def test_games_of_stable_retro_without_a_rom_are_not_listed(
+    examine: Diagnose, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(games / GAME, tmp_path / "stable" / "Stock-Snes-v0")
+    (tmp_path / "stable" / "Stock-Snes-v0" / "rom.sfc").unlink()
+    monkeypatch.setattr(integrations, "_stock_folders", lambda: [tmp_path / "stable"])
+    monkeypatch.setattr(integrations, "INTEGRATIONS", games)
+    monkeypatch.setenv(integrations.FOLDER_VARIABLE, str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    assert diagnose(None)
+    assert "Stock-Snes-v0" not in capsys.readouterr().out
+    assert not diagnose("Stock-Snes-v0")
+    assert "FAIL  ROM: Stock-Snes-v0 has no ROM" in capsys.readouterr().out
+
+
 def test_faults_hide_neither_each_other_nor_what_is_sound(examine: Diagnose, games: Path, tiny_state: bytes) -> None:
     folder = games / GAME
     level = (folder / "Level1.state").read_bytes()

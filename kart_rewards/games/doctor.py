@@ -147,7 +147,7 @@ def diagnose(name: str | None, integrations: Path | None = None) -> bool:
     """Checks this machine and a game, or every game that has its ROM, and prints the results.
 
     Args:
-        name: The name of the game's folder. None: every game.
+        name: The name of the game's folder. None: every game; of stable-retro's own, those that have a ROM.
         integrations: The only folder to look for games in. None: the standard lookup.
 
     Returns:
@@ -161,6 +161,7 @@ def diagnose(name: str | None, integrations: Path | None = None) -> bool:
         games = [find_folder(name, integrations) or find_game(name, integrations)]
     else:
         games = [find_game(each, integrations) for each in list_games(integrations)]
+        games = [game for game in games if not game.is_stock or _has_rom(game)]
     check_machine(findings)
     without_rom = [game for game in games if not name and not _has_rom(game)]
     for game in without_rom:
