@@ -25,6 +25,8 @@ import torch._dynamo  # by the first optimizer otherwise, too late to be exempte
 from training_runs import GAME, RESUME, SMALL, assert_refused, only_run, train_here
 
 import kart_rewards.__main__ as command_line
+from kart_rewards.evaluation import evaluator
+from kart_rewards.files import copies_in_use, use_copies
 from kart_rewards.training.checkpoints import Checkpoint
 from kart_rewards.training.processes import Workers
 
@@ -103,8 +105,16 @@ def kart_rewards(*arguments: object) -> tuple[int, str]:
 
 
 def map_here(workers: Workers, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Calls a function once per task in this process. Each process of an evaluation would import PyTorch."""
-    return (function(*task) for task in tasks)
+    """Plays the episodes of an evaluation in this process. Each process of an evaluation would import PyTorch."""
+    copies = copies_in_use()
+    try:
+        for task in tasks:
+            yield function(*task)
+    finally:
+        if evaluator._kept:
+            evaluator._kept[1].close()
+        evaluator._kept = None
+        use_copies(copies)
 
 
 # harvard-edge/cs249r_book#2050: damaged checkpoints ended in errors deep inside, which name neither the file nor the
