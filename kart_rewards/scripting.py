@@ -154,6 +154,10 @@ class Script:
 
     def reads(self) -> set[str]:
         """Returns the names of the RAM variables that the source code reads, including in helper functions."""
+        return set(self._reads)
+
+    @cached_property
+    def _reads(self) -> set[str]:
         return _attributes_read(_body(inspect.unwrap(_entry(self.definition))), self._signature.snapshots, set())
 
     def may_read(self, names: Iterable[str]) -> set[str]:

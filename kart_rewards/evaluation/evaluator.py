@@ -12,7 +12,7 @@ import functools
 import pickle
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ import numpy as np
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
 from kart_rewards.drives import SUFFIX
 from kart_rewards.env import KartEnv
+from kart_rewards.env.panel import Panel, fitting
 from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.video import OptionalVideo
+from kart_rewards.env.window import compose
 from kart_rewards.env.wrappers import make_wrapped
 from kart_rewards.errors import counted
 from kart_rewards.evaluation.contestants import Contestant
+from kart_rewards.evaluation.courses import Marks, split_times
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker, play_episode
 from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.integrations import state_labels
@@ -79,7 +82,7 @@ class Evaluator:
         >>> from kart_rewards.evaluation import drivers, summarise, table
         >>> options = {"game": "HomebrewKart-Snes"}
         >>> with Evaluator(workers=1) as evaluator:
-        ...     episodes = list(evaluator.play(drivers(options)[:2], ["Level1"], episodes=3, seed=1))
+        ...     episodes = list(evaluator.play(drivers(options)[:2], ["Level1"], episodes=1, seed=1))
         >>> print(table(summarise(episodes)).splitlines()[2])
         Level1
     """
@@ -118,8 +121,9 @@ class Evaluator:
             seed: The episodes' seeds are derived from it. They are the same for all contestants and courses.
             max_episode_frames: Number of emulated frames after which an episode is truncated.
             random_start_frames: Each reset first drives 0 to this many emulated frames at random.
-            video_folder: Folder for a video of each contestant's first episode on each course, COURSE-LABEL.mp4, where
-                COURSE is the label of ``state_labels``. None: no videos.
+            video_folder: Folder for a video of each contestant's first episode on each course, with the payments of
+                each reward term beside the game: COURSE-LABEL.mp4, where COURSE is the label of ``state_labels``. None:
+                no videos.
             drive_folder: Folder for a drive of each episode, COURSE-LABEL-NUMBER.drive. None: no drives.
 
         Raises:
@@ -173,7 +177,22 @@ def _play_task(task: _Task) -> tuple[EpisodeResult, str]:
     env = _kept_environment(task.env_options, task.copies)
     core: KartEnv = env.unwrapped
     core.recorder = DriveRecorder(task.label, task.steps) if task.drive else None
+    marks, panel, panel_lines = Marks(), None, 0
     with OptionalVideo(task.video, env.metadata["render_fps"]) as video:
+
+        def on_step(action: Any, reward: float, info: dict[str, Any]) -> None:
+            nonlocal panel, panel_lines
+            marks.step(info)
+            if not task.video:
+                return
+            if panel:
+                panel.step(info)
+            else:
+                panel = Panel(core, info)
+            lines = fitting([[f"{task.label}, {task.state}"], *panel.blocks()])
+            panel_lines = panel_lines or len(lines) + 1
+            video.append(compose(core.em.get_screen(), lines, 1, panel_lines))
+
         result = play_episode(
             env,
             _kept_maker(task.make_policy)(env, task.state, task.seed),
@@ -182,12 +201,14 @@ def _play_task(task: _Task) -> tuple[EpisodeResult, str]:
             label=task.label,
             max_episode_frames=task.max_episode_frames,
             random_start_frames=task.random_start_frames,
-            on_step=(lambda *_: video.append(core.em.get_screen())) if task.video else None,
+            on_step=on_step,
         )
-    trouble = video.trouble
+    result, trouble = replace(result, marks=marks), video.trouble
     if core.recorder and task.drive:
+        drive = core.recorder.drive(core, limited=True)
+        result = replace(result, split_times_seconds=split_times(drive))
         try:
-            core.recorder.drive(core, limited=True).save(task.drive)
+            drive.save(task.drive)
         except UnwritableError as error:
             trouble = trouble or str(error)
     return result, trouble
