@@ -598,12 +598,9 @@ def show_training(sizes: Sizes, rates: dict[str, float]) -> dict[str, float]:
         answers = [call(*runs[column]) for column in columns]
         turns.append([rate[0][0] for rate, _ in answers])
     rates["training"] = statistics.median(turn[-1] for turn in turns)
-    shown = columns
-    if sizes.trainings == len(runs):
-        once, _ = call("stable_baselines", 1, *size)
-        turns[0].append(once[0][0])
-        shown = [*columns, "Stable-Baselines3 on KartEnv, once"]
-    ratios = show(shown, turns)
+    once, _ = call("stable_baselines", 1, *size)
+    turns[0].append(once[0][0])
+    ratios = show([*columns, "Stable-Baselines3 on KartEnv, once"], turns)
     lines = [line for line in answers[-1][1].splitlines() if line.startswith(("chosen: ", "time/", "memory/"))]
     print(f"  {columns[-1]}, the last run: median, first and last value")
     print("".join(f"    {line}\n" for line in lines), end="")
