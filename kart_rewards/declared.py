@@ -351,6 +351,7 @@ def declared_in(content: Mapping[str, Any], path: Path) -> Declared:
         >>> [(rule.name, rule.summary) for rule in declared.rules]
         [('lives', 'lives is 0')]
     """
+    _check_view(content, path)
     terms: dict[str, DeclaredTerm] = {}
     per_frame, paying = None, None
     for where, block in _reward_blocks(content, path):
@@ -376,6 +377,25 @@ def declared_in(content: Mapping[str, Any], path: Path) -> Declared:
     lua_terms = _of_lua(DeclaredTerm, paid, LUA_REWARD, scripts.reward, scripts)
     lua_rules = _of_lua(DeclaredRule, is_over, LUA_DONE, scripts.done, scripts)
     return Declared(lua_terms or tuple(terms.values()), lua_rules or rules)
+
+
+def _check_view(content: Mapping[str, Any], path: Path) -> None:
+    """Checks the form of what else stable-retro reads in the file. It raises exceptions of its JSON library instead."""
+    crop, actions = content.get("crop", [0, 0, 0, 0]), content.get("actions", [])
+    if not (isinstance(crop, list) and len(crop) == 4 and all(type(each) is int and each >= 0 for each in crop)):
+        raise KartRewardsError(f'{path}: "crop" must be [x, y, width, height] in pixels, not {shown(crop)}')
+    if content.get("crops"):
+        raise KartRewardsError(f'{path}: "crops" does not work in stable-retro: write "crop": [x, y, width, height]')
+    well_formed = _has_lists(actions) and all(map(_has_lists, actions))
+    if not (well_formed and all(isinstance(each, str) for group in actions for buttons in group for each in buttons)):
+        raise KartRewardsError(
+            f'{path}: "actions" must be a list of groups of combinations of buttons, such as [[[], ["LEFT"]], [["B"]]]'
+            f", not {shown(actions)}"
+        )
+
+
+def _has_lists(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, list) for each in value)
 
 
 def _of_lua(kind: Any, call: Any, variable: str, function: str | None, scripts: LuaScripts) -> tuple[Any, ...]:

@@ -159,6 +159,8 @@ def load_scoring(
         KartRewardsError: The scenario is not valid; a term or rule that it names does not exist; a weight is not a
             finite number or is for a term that does not exist; or the import of a file fails.
     """
+    if not isinstance(weights or {}, Mapping):
+        raise KartRewardsError(f'the reward weights must be a dict such as {{"wall": -50}}, not {weights!r}')
     content = load_json(path) if path else {}
     own = _own_part(content, path) if path else {"rewards": {}, "done": []}
     modules, chosen_terms, chosen_rules = own.get("modules", []), own.get("rewards"), own.get("done")

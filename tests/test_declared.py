@@ -293,6 +293,12 @@ def test_a_type_that_stable_retro_does_not_know_is_signed_here(tmp_path: Path) -
         ({"done": {"variables": {"a": {"reward": 1}}}}, "variable 'a': unknown key 'reward'"),
         ({"done": {"condition": "All"}}, "\"condition\" is one of any, all, not 'All'"),
         ({"done": {"nodes": {"n": {"nodes": {"m": {"script": "x"}}}}}}, "node 'n': node 'm': unknown key 'script'"),
+        ({"crop": "all"}, r""""crop" must be \[x, y, width, height\] in pixels, not 'all'"""),
+        ({"crop": [0, 16, -1, 8]}, r'"crop" must be \[x, y, width, height\] in pixels, not \[0, 16, -1, 8\]'),
+        ({"crops": [[0, 0, 9, 9]]}, '"crops" does not work in stable-retro: write "crop"'),
+        ({"actions": [["B"]]}, r"\"actions\" must be a list of groups of combinations of buttons, .* not \[\['B'\]\]"),
+        ({"actions": {"B": []}}, '"actions" must be a list of groups of combinations of buttons'),
+        ({"actions": [[[1]]]}, '"actions" must be a list of groups of combinations of buttons'),
     ],
 )
 def test_a_mistake_in_a_declaration_is_reported(content: Any, message: str) -> None:

@@ -493,6 +493,11 @@ def test_files_that_do_not_fit_are_refused(make: Any, own_game: Path) -> None:
         make(integrations=own_game)
 
     edit(folder / "data.json", info=info)
+    edit(folder / "scenario.json", actions=[[[], ["LEFTT"]]])
+    with pytest.raises(KartRewardsError, match=r"\"actions\": Snes has no button 'LEFTT', .*Did you mean 'LEFT'"):
+        make(integrations=own_game)
+
+    edit(folder / "scenario.json", actions=[])
     (folder / "rom.sfc").write_bytes(tiny_rom())
     with pytest.raises(KartRewardsError, match=r"rom\.sfc: is not the ROM that HomebrewKart-Snes needs"):
         make(integrations=own_game)

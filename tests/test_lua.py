@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,10 +24,10 @@ from kart_rewards import KartEnv, KartRewardsError, ScriptRewards, done_rule, re
 from kart_rewards.declared import declared_in, scripts_of
 from kart_rewards.drivers import WallHugger
 from kart_rewards.env.lua import LuaEngine, with_values
+from kart_rewards.env.panel import Panel
 from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.files import use_copies
 from kart_rewards.integrations import INTEGRATIONS, find_game
-from kart_rewards.look.panel import Panel
 from kart_rewards.lua import LuaFile
 from kart_rewards.ram import RamLayout, load_json
 from kart_rewards.scenario import load_scoring
@@ -297,6 +298,14 @@ def test_the_wrapper_pays_what_the_environment_pays(games: Path, wrapped: Callab
             own.reset(seed=1)
             assert own.score
             assert [(own.step(mask)[1:3], own.score.ram) for mask in masks] == wanted
+    again: Any = pickle.loads(pickle.dumps(own))  # noqa: S301 - our own; the first one has released the emulator
+    with closing(again.env) as inner:
+        again.reset(seed=1)
+        assert [again.step(mask)[1:3] for mask in masks[:9]] == [results for results, _ in wanted[:9]]
+        del again
+        gc.collect()
+        inner.reset(seed=1)
+        assert [inner.step(mask)[2] for mask in masks[:9]] == [False] * 9, "it goes on without the wrapper"
 
 
 def test_the_wrapper_reports_faults_of_lua(games: Path, wrapped: Callable[..., ScriptRewards]) -> None:
@@ -317,8 +326,18 @@ def test_the_wrapper_reports_faults_of_lua(games: Path, wrapped: Callable[..., S
     with closing(wrapped()) as env:
         env.reset(seed=1)
         env.step(pressed(1)[0])
-        with pytest.raises(KartRewardsError, match=r"a script reads a variable that data\.json does not define"):
+        with pytest.raises(KartRewardsError, match=r"script\.lua:2: data has no variable sped.*Did you mean 'speed'"):
             env.step(pressed(1)[0])
+    del env
+    gc.collect()
+    script.write_text(script.read_text().replace("return data.sped", "return 'text'"))
+    with closing(wrapped()) as env:
+        env.reset(seed=1)
+        env.step(pressed(1)[0])
+        with pytest.raises(KartRewardsError, match="reference_reward returned a string, not a number"):
+            env.step(pressed(1)[0])
+        core: Any = env.unwrapped
+        assert core.data.valid_actions() == core.button_combos, "the rest of the scenario is still in use"
 
 
 def test_the_wrapper_needs_the_scenario_of_its_environment(games: Path, wrapped: Callable[..., ScriptRewards]) -> None:
@@ -383,6 +402,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripts]:
         ("reward = function() return true end", [1, 1, 1]),
         ("#!/usr/bin/lua\n-- Größe\nfunction reward() return #'ö' end", [2, 2, 2]),
         (b"function reward() return #'\xf6\\n\0' end", [3, 3, 3]),
+        ("type, pcall, error, tostring = 1, 2, 3, 4 function reward() return type + pcall end", [3, 3, 3]),
     ],
 )
 def test_scripts_may_use_all_that_stable_retro_offers(scripts: Scripts, text: str | bytes, wanted: list[float]) -> None:
@@ -411,6 +431,7 @@ def test_functions_are_called_in_the_order_of_stable_retro(scripts: Scripts) -> 
         ("\nx = nil + 1", "script.lua:2: attempt to perform arithmetic on a nil value"),
         ("function rewards() end", "no script defines the function 'reward'; they define rewards. Did you mean"),
         ("", "no script defines the function 'reward'; they define none."),
+        ("x = 1\nlocal function reward() end", "script.lua:2: 'reward' is local, or inside a table"),
     ],
 )
 def test_a_script_that_can_not_be_loaded_is_reported(scripts: Scripts, text: str, message: str) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ def test_terms_and_rules_that_were_never_seen_are_named(game: Game, capsys: pyte
     code, out = compared(game, capsys, frames=60)
     assert (code, out.splitlines()[0]) == (0, "60 frames, equal")
     assert "Never seen in these frames: term speed, rule race_over. Add drives that show them: --drives" in out
+
+
+def test_what_the_port_lacks_and_was_never_seen_is_named(game: Game, capsys: pytest.CaptureFixture[str]) -> None:
+    port(game, "@done_rule\n", "")
+    code, out = compared(game, capsys, frames=100)
+    assert (code, out.splitlines()[0]) == (0, "100 frames, equal")
+    assert "Never seen in these frames: rule race_seconds. Add drives" in out
 
 
 @pytest.mark.parametrize(
@@ -254,6 +262,10 @@ def test_recorded_drives_and_movies_are_played_as_they_were_recorded(game: Game,
         held = [{name for name, down in zip(buttons, mask, strict=True) if down and name} for mask in masks]
         assert [pressed for _, pressed in seen[1:]] == held
         assert ram in (None, seen[-1][0])
+    other = replace(drive, info=replace(drive.info, game="Pong-Snes", fingerprints={"ROM": "0123"}))
+    other.save(tmp_path / "a.drive")
+    with pytest.raises(KartRewardsError, match=r"a\.drive: was recorded with another ROM than Homebrew.*: Pong-Snes's"):
+        recorded_inputs(tmp_path / "a.drive", game, parity.buttons)
 
 
 def test_a_file_without_buttons_or_start_is_refused(game: Game, tmp_path: Path) -> None:
@@ -282,6 +294,11 @@ def test_mistakes_are_reported(game: Game, tmp_path: Path) -> None:
     )
     with pytest.raises(KartRewardsError, match="there is nothing to compare: --frames is 0, and there are no --drives"):
         command(GAME, game.folder / "port.py", frames=0)
+    with pytest.raises(KartRewardsError, match="--frames must be 0 or more, not -5"):
+        command(GAME, game.folder / "port.py", frames=-5)
+    (game.folder / "scenario.json").write_text(json.dumps({"reward": {"variables": {"_old": "lives", "speed": {}}}}))
+    with pytest.raises(KartRewardsError, match=r"scenario\.json: stable-retro can't compute this scenario \(_old\)"):
+        next(Parity(game, Scoring([], [])).compare(inputs) for inputs in random_inputs(game, [], 1))
     (game.folder / "scenario.json").write_text(json.dumps({"reward": {"variables": {"sped": {"reward": 1}}}}))
     with pytest.raises(KartRewardsError, match=r"'sped' \(.*scenario\.json\) reads 'sped', .*Did you mean 'speed'"):
         Parity(game, Scoring([], []))

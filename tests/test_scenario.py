@@ -288,6 +288,8 @@ def test_a_misspelt_key_of_a_check_is_reported_with_the_right_one(folder: Path) 
 def test_weights_of_unknown_terms_are_reported(folder: Path) -> None:
     with pytest.raises(KartRewardsError, match="there is no reward term 'top_sped'"):
         rules(folder, weights={"top_sped": 1.0})
+    with pytest.raises(KartRewardsError, match=r"the reward weights must be a dict such as .*, not \['wall'\]"):
+        load_scoring(None, weights=["wall"])  # type: ignore[arg-type]
     with pytest.raises(KartRewardsError, match=r"reward weights: .*\. Did you mean 'terrain'\?"):
         rules(folder, weights={"terain": 1.0})
 

@@ -162,7 +162,12 @@ def test_another_scenario_and_other_variables(own_game: Path) -> None:
     assert [(term.name, term.weight) for term in env.scoring.terms] == [("time", -3)]
     with pytest.raises(KartRewardsError, match=r"stable-retro finds no sprint\.json of this game"):
         ScriptRewards(env.env, scenario="sprint")
+    named = ScriptRewards(env.env, scenario="scenario.json", info="data.json")
+    assert (own_game / named.layout.source).name == "data.json"
+    assert "wall" in [term.name for term in named.scoring.terms]
     env.close()
+    with pytest.raises(KartRewardsError, match="needs an open environment, and this one is closed: make another"):
+        ScriptRewards(env.env)
 
 
 def test_the_environments_own_scenario_counts(own_game: Path) -> None:

@@ -21,6 +21,7 @@ import gc
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -47,7 +48,7 @@ from kart_rewards.files import copy_of
 from kart_rewards.integrations import find_game
 from kart_rewards.notices import notice
 from kart_rewards.race import RaceMetrics, is_kart_race
-from kart_rewards.ram import RamLayout
+from kart_rewards.ram import RamLayout, load_json
 from kart_rewards.rewards import make_transform
 from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, plain_action, to_plain
@@ -243,7 +244,20 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             self._emulator.configure(data)
         if not data.load(str(copy_of(data_path)), scenario_path and str(copy_of(scenario_path))):
             raise KartRewardsError(f"stable-retro can't load {data_path} with {scenario_path}: check both files")
+        if scenario_path:
+            self._check_buttons(scenario_path)
         return data
+
+    def _check_buttons(self, scenario_path: Path) -> None:
+        """Raises KartRewardsError if ``actions`` name a button that the console lacks. stable-retro presses none."""
+        buttons = [name for name in buttons_of(self._emulator.console) if name]
+        for name in chain.from_iterable(chain.from_iterable(load_json(scenario_path).get("actions", []))):
+            if name not in buttons:
+                hint = did_you_mean(name, buttons)
+                raise KartRewardsError(
+                    f'{scenario_path}: "actions": {self._emulator.console} has no button {name!r}, but '
+                    f"{', '.join(buttons)}.{hint}"
+                )
 
     def _prepare(self, rom: Path, action_mode: str, observation: ObservationConfig) -> None:
         """Does the part of the constructor that needs the emulator."""

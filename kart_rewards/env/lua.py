@@ -35,8 +35,14 @@ _CHUNK = "kart_rewards_{}"
 
 _FAILED = "Lua call failed: "
 
+_SCRIPTS = "scripts.lua"
+_REWARD = {"reward": {"script": "lua:kart_rewards_reward"}}
+_DONE = {"done": {"script": "lua:kart_rewards_done"}}
+
 _LIBRARY = """
 local values, frames, failure = data, scenario, nil
+local error, ipairs, loadstring, pcall = error, ipairs, loadstring, pcall
+local setmetatable, tonumber, tostring, type = setmetatable, tonumber, tostring, type
 local known, kept = {known}, {{}}
 
 local function element(address)
@@ -99,7 +105,7 @@ local function run(script, name)
 end
 """
 """What stands before the scripts. It replaces two tables of stable-retro, which let the process crash or return 0 where
-a script is wrong."""
+a script is wrong. Scripts may have global variables with the names of Lua's own functions, such as ``type``."""
 
 _CHECK = """
 function kart_rewards_done()
@@ -151,12 +157,11 @@ class LuaEngine:
         self._data = stable_retro.data.GameData()
         bind(self._data)
         self._folder = TemporaryDirectory(prefix="kart_rewards-")  # stable-retro reads a script at each reset
-        scenario = Path(self._folder.name) / "scenario.json"
-        functions = {"reward": {"script": "lua:kart_rewards_reward"}, "done": {"script": "lua:kart_rewards_done"}}
-        scenario.write_text(json.dumps({"scripts": ["scripts.lua"], **functions}))
+        self._data_path, self._scenario = data_path, Path(self._folder.name) / "scenario.json"
+        self._scenario.write_text(json.dumps({"scripts": [_SCRIPTS], **_REWARD, **_DONE}))
         named = (scripts.done, scripts.reward, *scripts.others)
         self._write(_CHECK.format(functions=_list(name for name in named if name)))
-        self._data.load(str(copy_of(data_path)), str(scenario))
+        self._data.load(str(copy_of(data_path)), str(self._scenario))
         with lua_errors(scripts, self._variables):
             self._data.update_ram()
         done, reward = (f"call({_text(name)})" if name else "0" for name in (scripts.done, scripts.reward))
@@ -167,7 +172,25 @@ class LuaEngine:
         known = "{" + "".join(f"[{_text(name)}] = true, " for name in self._variables) + "}"
         runs = [f'run({_text(_source(file))}, "={_CHUNK.format(i)}")' for i, file in enumerate(self.scripts.files)]
         text = "\n".join([_LIBRARY.format(known=known), *runs, functions])
-        (Path(self._folder.name) / "scripts.lua").write_text(text, encoding="ascii")
+        self._scenario.with_name(_SCRIPTS).write_text(text, encoding="ascii")
+
+    def lend(self, data: Any) -> None:
+        """Lets an environment of stable-retro call the functions itself, from its next reset on.
+
+        The engine must be kept as long as the environment. Without this method, stable-retro takes a wrong value of a
+        function for 0, or even crashes.
+
+        Args:
+            data: The environment's ``GameData``. Its scenario stays the same but for the functions.
+        """
+        content = {**load_json(self.scripts.scenario), "scripts": [_SCRIPTS]}
+        if self.scripts.reward:
+            content.pop("rewards", None)
+            content |= _REWARD
+        if self.scripts.done:
+            content |= _DONE
+        self._scenario.write_text(json.dumps(content))
+        data.load(str(copy_of(self._data_path)), str(self._scenario))
 
     def begin_episode(self) -> None:
         """Loads the scripts again, as a reset of stable-retro does. The next call reads the episode's first frame."""
@@ -216,6 +239,11 @@ def _message(text: str, scripts: LuaScripts, variables: list[str]) -> str:
         text = f"a script reads a variable that data.json does not define; it defines {', '.join(variables)}"
     if found := re.fullmatch("missing (.*)", text):
         defined = [each.name for file in scripts.files for each in file.functions]
+        if found[1] in defined:
+            return (
+                f"{scripts.where(found[1])}: {found[1]!r} is local, or inside a table or another function: "
+                "stable-retro calls only global functions"
+            )
         return (
             f"{scripts.scenario}: no script defines the function {found[1]!r}; they define "
             f"{', '.join(defined) or 'none'}.{did_you_mean(found[1], defined)}"

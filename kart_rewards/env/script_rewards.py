@@ -95,8 +95,8 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
         gym.Wrapper.__init__(self, env)
         core: Any = env.unwrapped
         _, _, own_scenario, own_info, *_ = core._ezpickle_args
-        self.layout = RamLayout.from_file(_path(core, info or own_info or "data"))
-        path = None if scenario is None else _path(core, scenario or own_scenario or "scenario")
+        self.layout = RamLayout.from_file(_path(core, info, own_info or "data"))
+        path = None if scenario is None else _path(core, scenario, own_scenario or "scenario")
         self.scoring = load_scoring(path, rewards, reward_weights, self.layout.names)
         self.scoring.check(self.layout)
         self.score: EpisodeScore | None = None
@@ -119,20 +119,21 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
         core.step = step_and_note
 
     def _use_lua(self, scripts: LuaScripts) -> None:
-        """Adds the values of the Lua functions to the snapshots. The environment itself runs its scenario's scripts."""
+        """Adds the values of the Lua functions to the snapshots. The environment itself calls them."""
         core: Any = self.unwrapped
         _, _, scenario, info, *_ = core._ezpickle_args
-        own = _path(core, scenario or "scenario"), _path(core, info or "data")
+        own = _path(core, "", scenario or "scenario"), _path(core, "", info or "data")
         if (scripts.scenario.resolve(), Path(self.layout.source).resolve()) != tuple(path.resolve() for path in own):
             raise KartRewardsError(
                 f"{scripts.scenario}: uses Lua, which the wrapped environment must run from its own files: make it "
                 "with this scenario and these variables, stable_retro.make(…, scenario=…, info=…)"
             )
+        data = core.data
         try:
-            LuaEngine(scripts, own[1], core.em.configure_data)  # only to check them: the next reset loads them again
+            core.lua = LuaEngine(scripts, own[1], lambda each: core.em.configure_data(each))
+            core.lua.lend(data)
         finally:
             self._bind()
-        data = core.data
         self._read = with_values(
             self._read, self.layout.names, scripts, lambda: (data.current_reward(), data.is_done())
         )
@@ -197,6 +198,8 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
 def _check_is_of_stable_retro(env: Any) -> None:
     core = env.unwrapped if isinstance(env, gym.Env) else env
     if isinstance(core, stable_retro.RetroEnv):
+        if not hasattr(core, "em"):
+            raise KartRewardsError("ScriptRewards needs an open environment, and this one is closed: make another")
         return
     remedy = "wrap an environment of stable_retro.make"
     if isinstance(core, KartEnv):
@@ -206,12 +209,18 @@ def _check_is_of_stable_retro(env: Any) -> None:
     raise KartRewardsError(f"ScriptRewards needs an environment of stable-retro, not {env!r}: {remedy}")
 
 
-def _path(core: Any, name: str | Path) -> Path:
-    """Returns the path of a JSON file of the game."""
-    if str(name).endswith(".json"):
-        return Path(name)
-    inttype = core._ezpickle_args[7]
-    found = stable_retro.data.get_file_path(core.gamename, f"{name}.json", inttype)
-    if not found:
-        raise KartRewardsError(f"{core.gamename}: stable-retro finds no {name}.json of this game")
-    return Path(found)
+def _path(core: Any, name: str | Path, own: str) -> Path:
+    """Returns the path of a JSON file of the game.
+
+    Args:
+        core: The environment.
+        name: The name of the file in the game's folder, or its path. Empty: that of the environment.
+        own: The name or the path that the environment was made with.
+    """
+    if not name and own.endswith(".json"):
+        return Path(own)
+    file = f"{str(name or own).removesuffix('.json')}.json"
+    found = stable_retro.data.get_file_path(core.gamename, file, core._ezpickle_args[7])
+    if not (found or str(name).endswith(".json")):
+        raise KartRewardsError(f"{core.gamename}: stable-retro finds no {file} of this game")
+    return Path(found or name)

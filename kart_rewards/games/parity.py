@@ -20,6 +20,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,10 +31,11 @@ from rich.console import Console as Terminal
 from rich.table import Table
 from tqdm import tqdm
 
-from kart_rewards.declared import declared_in, scripts_of
+from kart_rewards.declared import DeclaredRule, DeclaredTerm, LuaValue, declared_in, scripts_of
 from kart_rewards.done import episode_calls
 from kart_rewards.drivers import Driver
 from kart_rewards.drives import SUFFIX, load_drive
+from kart_rewards.env.core import fingerprints_of
 from kart_rewards.env.lua import LuaEngine, lua_errors
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import copy_of
@@ -234,6 +236,7 @@ class Parity:
         their_info: str | Path = "",
     ) -> None:
         path, data_path = game.json_path(scenario), game.json_path(their_info or info)
+        self._path = path
         self._layout = layout = RamLayout.from_file(game.json_path(info))
         declared = declared_in(load_json(path), path)
         self._terms, self._rules = list(declared.terms), list(declared.rules)
@@ -248,6 +251,7 @@ class Parity:
         self.buttons = self._console.buttons
         self.frames = 0
         self.fired: Counter[tuple[str, str]] = Counter()
+        self._unseen: list[DeclaredTerm | DeclaredRule] = [*self._terms, *self._rules]  # of the scenario
         self._theirs = stable_retro.data.GameData()
         self._scripts = scripts_of((*self._terms, *self._rules))
         if self._scripts:
@@ -262,11 +266,14 @@ class Parity:
 
     def _update(self) -> None:
         """Lets stable-retro compute its reward and end."""
-        if not self._scripts:
-            self._theirs.update_ram()
-            return
-        with lua_errors(self._scripts, self._theirs.list_variables()):
-            self._theirs.update_ram()
+        try:
+            with lua_errors(self._scripts, self._theirs.list_variables()) if self._scripts else nullcontext():
+                self._theirs.update_ram()
+        except (ValueError, IndexError) as error:
+            raise KartRewardsError(
+                f"{self._path}: stable-retro can't compute this scenario ({error}): it takes comments inside "
+                '"variables" for variables, and does not know pointers'
+            ) from None
 
     def _begin(self, inputs: Inputs) -> tuple[Driver, ScoreFrame, Any]:
         """Begins an episode. Returns who drives, what scores, and the first snapshot."""
@@ -306,6 +313,9 @@ class Parity:
             self.frames, frame = self.frames + 1, frame + 1
             self.fired.update(("term", name) for name in scored.terms)
             self.fired.update([("rule", scored.rule)] if scored.rule else [])
+            if reward or over:
+                unseen = self._unseen
+                self._unseen = [each for each in unseen if not self._has_effect(each, reward, over, previous, ram)]
             operations = max(len(self._terms), len(scored.terms)) + 4
             size = sum(map(abs, scored.terms.values()))
             if (scored.rule is not None) != over or not _equal(scored.reward, reward, operations, size):
@@ -333,10 +343,23 @@ class Parity:
             ram,
         )
 
+    @staticmethod
+    def _has_effect(script: DeclaredTerm | DeclaredRule, reward: float, over: bool, previous: Any, ram: Any) -> bool:
+        """Returns whether one of the scenario's terms pays on a frame, or one of its rules ends the episode."""
+        if isinstance(script.declaration, LuaValue):
+            return bool(reward if isinstance(script, DeclaredTerm) else over)
+        return bool(script.definition(ram, previous))
+
     def silent(self) -> list[str]:
-        """Returns the port's terms that have never paid, and the rules that have never ended an episode."""
-        terms = [f"term {each.name}" for each in self._port.terms if ("term", each.name) not in self.fired]
-        return terms + [f"rule {each.name}" for each in self._port.done if ("rule", each.name) not in self.fired]
+        """Returns the terms that have never paid, and the rules that have never ended an episode.
+
+        They are those of the port. If all of these were seen, they are those of the scenario, which the port may lack.
+        """
+        terms = [each.name for each in self._port.terms if ("term", each.name) not in self.fired]
+        terms = terms or [each.name for each in self._unseen if isinstance(each, DeclaredTerm) and each.weight]
+        rules = [each.name for each in self._port.done if ("rule", each.name) not in self.fired]
+        rules = rules or [each.name for each in self._unseen if isinstance(each, DeclaredRule)]
+        return [*(f"term {name}" for name in terms), *(f"rule {name}" for name in rules)]
 
 
 def random_inputs(game: Game, buttons: Sequence[str | None], number: int) -> Iterator[Inputs]:
@@ -383,6 +406,9 @@ def recorded_inputs(path: Path, game: Game, buttons: Sequence[str | None]) -> In
         drive = load_drive(path)
         if not drive.start:
             raise KartRewardsError(f"{path}: can't be played again: the drive has no start state")
+        rom = fingerprints_of(game.rom())["ROM"]
+        if drive.info.fingerprints.get("ROM", rom) != rom:
+            raise KartRewardsError(f"{path}: was recorded with another ROM than {game.name}'s: {drive.info.game}'s")
         held, start, names = drive.buttons[1:], drive.start, drive.info.buttons
         lead = [
             frozenset(name for bit, name in enumerate(names) if name and mask >> bit & 1)
@@ -426,7 +452,9 @@ def command(
         drives: Recorded drives, which are played first: .drive files, .bk2 movies, or text scripts of buttons.
         frames: Number of frames with random buttons, from all start states of the game in turn.
     """
-    if frames <= 0 and not drives:
+    if frames < 0:
+        raise KartRewardsError(f"--frames must be 0 or more, not {frames}")
+    if frames == 0 and not drives:
         raise KartRewardsError("there is nothing to compare: --frames is 0, and there are no --drives")
     found = find_game(game, integrations_path)
     layout = RamLayout.from_file(found.json_path("data"))
