@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,7 +109,8 @@ def _columns(all_metrics: Iterable[Metrics]) -> tuple[Sequence[_Column], bool]:
 
 def _cells(columns: Sequence[_Column], metrics: Metrics) -> dict[str, str]:
     known = ((column, metrics.get(column.metric)) for column in columns)
-    return {column.metric: column.number_format.format(value) for column, value in known if value is not None}
+    texts = ((column.metric, column.number_format.format(value)) for column, value in known if value is not None)
+    return {metric: re.sub(r"^-(?=0(\.0*)?$)", "", text) for metric, text in texts}  # not -0.0
 
 
 def _layout(columns: Sequence[_Column], rows: Sequence[_Row]) -> str:
