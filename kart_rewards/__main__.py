@@ -28,6 +28,8 @@ COMMANDS = {
     "play": "kart_rewards.look.play:command",
     "drives": "kart_rewards.lab.exports:command",
     "score": "kart_rewards.lab.score:command",
+    "lint": "kart_rewards.lab.lint:command",
+    "lab": "kart_rewards.lab.page:command",
     "doctor": "kart_rewards.games.doctor:command",
     "games": "kart_rewards.games.listing:command",
     "import": "kart_rewards.games.roms:command",

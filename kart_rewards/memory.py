@@ -365,7 +365,7 @@ class _FunctionSearch:
             return None
         if attribute in assigned:
             values = assigned[attribute]
-            return values[0] if all(values) else None
+            return values[0] if values and all(values) else None
         holder = next((base for base in cls.__mro__ if attribute in vars(base)), None)
         if holder is None or self._search.is_library(holder):
             return None

@@ -52,9 +52,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 LONGEST = (
     "two_machines", "ranks", "run", "homebrew", "benchmarks", "wheel", "damaged_checkpoints", "ppo", "watch", "sb3",
-    "threads", "docs", "in_training", "evaluator", "integrating", "agents_command", "env", "log", "sources", "agents",
-    "reference", "checkpoints", "consoles", "reference_laps", "new", "search", "doctor", "play", "devices", "vector",
-    "drawing", "declared", "cost",
+    "threads", "lint", "page", "docs", "in_training", "evaluator", "integrating", "agents_command", "env", "log",
+    "sources", "agents", "reference", "checkpoints", "consoles", "reference_laps", "new", "search", "doctor", "play", "devices", "vector",
+    "drawing", "declared", "cost", "server", "score", "lua", "film",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 

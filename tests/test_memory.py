@@ -266,3 +266,21 @@ def test_in_python_a_test_may_record_what_its_term_sees() -> None:
     for term in (gained, most):
         with pytest.raises(KartRewardsError, match=r"test_memory\.py:\d+: '\w+' keeps a value outside itself"):
             as_term(term)
+
+
+def test_an_attribute_that_depends_on_itself_is_no_memory_of_others() -> None:
+    class Best:
+        def __init__(self) -> None:
+            self.best = None
+
+        def __call__(self, ram: Any) -> float:
+            self.best = ram.speed if self.best is None else self.best
+            return float(self.best)
+
+    class Last:
+        def __call__(self, ram: Any) -> float:
+            self.last = self.last if hasattr(self, "last") else ram.speed
+            return float(self.last)
+
+    for honest in (Best, Last):
+        assert as_term(honest).name == honest.__name__.lower()

@@ -173,7 +173,6 @@ def command(
         minari: Write the drives as a Minari dataset of this name, such as kart/level1-v0, with observations.
         game: The game of the .bk2 movies.
         output: Folder for the drives of .bk2 movies.
-        integrations_path: Folder of games.
     """
     movies = [path for path in drives if path.suffix == ".bk2"]
     paths = (

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -352,7 +353,8 @@ def outcome_rank(drive: Drive) -> tuple[float, ...] | None:
         return (1.0, -float(race["race_time_seconds"]))
     if not {"laps", "checkpoint", "num_checkpoints"} <= drive.columns.keys():
         return (0.0, float(race["laps_completed"]))
-    return (0.0, float(max(map(progress, drive))))
+    columns = {name: column.astype(np.int64) for name, column in drive.columns.items()}
+    return (0.0, float(progress(SimpleNamespace(**columns)).max()))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

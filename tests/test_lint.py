@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import run
+
+from kart_rewards.done import DoneRule
+from kart_rewards.drives import SHIPPED, Drive, load_drive
+from kart_rewards.integrations import INTEGRATIONS, find_game
+from kart_rewards.lab.columns import fault_of
+from kart_rewards.lab.evidence import Evidence, gather
+from kart_rewards.lab.lint import findings
+from kart_rewards.lab.probes import Probes, make_probes, recorded_again
+from kart_rewards.lab.replay import replay
+from kart_rewards.lab.score import RewardSet
+from kart_rewards.ram import RamLayout, Variable
+from kart_rewards.scripting import marked_scripts
+from kart_rewards.testing import ends_at
+
+GAME = "HomebrewKart-Snes"
+LAYOUT = RamLayout.from_file(INTEGRATIONS / GAME / "data.json")
+IMPORTS = """
+import itertools
+import random
+import time
+from collections import Counter, deque
+
+import numpy as np
+
+from kart_rewards import done_rule, reward_term
+from kart_rewards.race import *
+"""
+LINE = IMPORTS.count("\n") + 1
+
+
+@functools.cache
+def shipped(*courses: str) -> list[Drive]:
+    drives = [load_drive(path) for path in sorted(SHIPPED.glob("*.drive"))]
+    return [drive for drive in drives if not courses or drive.info.state in courses]
+
+
+@pytest.fixture(scope="session")
+def probes() -> Probes:
+    return make_probes(find_game(GAME), LAYOUT, shipped())
+
+
+def term(value: str, weight: float = 1, arguments: str = "ram") -> str:
+    return f"@reward_term(weight={weight})\ndef planted({arguments}):\n    return {value}\n"
+
+
+def memory(start: str, call: str, weight: float = 1, arguments: str = "ram") -> str:
+    lines = "".join(f"        {line}\n" for line in call.splitlines())
+    return (
+        f"@reward_term(weight={weight})\nclass Planted:\n    def __init__(self):\n        {start}\n\n"
+        f"    def __call__(self, {arguments}):\n{lines}"
+    )
+
+
+def rule(value: str, mark: str = "@done_rule()") -> str:
+    return f"{mark}\ndef planted(ram):\n    return {value}\n"
+
+
+def counting_rule(value: str, mark: str = "@done_rule()") -> str:
+    return (
+        f"{mark}\nclass Planted:\n    def __init__(self):\n        self.frames = 0\n\n    def __call__(self, ram):\n"
+        f"        {value}\n"
+    )
+
+
+BEST = "gain = progress(ram) > self.best\nself.best = max(self.best, progress(ram))\n"
+SPEED_OF_BYTES = "sum(range(40_000)) * 0 + (ram.speed > 900)"
+
+FAULTY: list[tuple[str, str, dict[str, object]]] = [
+    ("never-fires", term("ram.speed > 5000"), {}),
+    ("never-fires", term("ram.laps == 5", 1000), {}),
+    ("never-fires", term("ram.backward == 1", -5), {}),
+    ("never-fires", term("ram.surface == 0x99", -1), {}),
+    ("never-fires", term("ram.current_frame - previous.current_frame == 4", arguments="ram, previous"), {}),
+    ("every-frame", term("ram.laps", 0.01), {}),
+    ("every-frame", term("1 + ram.speed / 10_000", 0.1), {}),
+    ("every-frame", term("1.0 if ram.speed > 700 else 0.5", 0.1), {}),
+    ("constant", term("1.0"), {}),
+    ("constant", term("ram.num_checkpoints", 0.1), {}),
+    ("constant", term("ram.speed > -1000", 0.1), {}),
+    ("constant", term("1.0", -1e-9), {}),
+    ("ranking", term("ram.speed > 900", 1e-7), {}),
+    ("ranking", term("ram.current_frame % 60 == 0"), {}),
+    ("ranking", memory("self.frame = 0", "self.frame += 1\nreturn self.frame == 10", 50), {}),
+    ("ranking", memory("self.best = -1", f"{BEST}return gain", 1e-6), {}),
+    ("dominates", term("ram.speed / 10", 10), {}),
+    ("dominates", term("ram.collision != 0", -100_000), {}),
+    ("dominates", term("abs(ram.steering)", 50), {}),
+    ("erased", term("max(ram.speed, 0) / 1000"), {"transform": "sign"}),
+    ("erased", memory("self.best = -1", f"{BEST}return gain", 50), {"transform": "sign"}),
+    ("erased", term("ram.speed > 900"), {"scale": 1e-60}),
+    ("cycle", term("max(ram.speed - previous.speed, 0) / 100", 0.1, "ram, previous"), {}),
+    ("cycle", term("max(ram.laps - previous.laps, 0)", 1000, "ram, previous"), {}),
+    ("cycle", term("ram.checkpoint != previous.checkpoint", 10, "ram, previous"), {}),
+    ("cycle", term("max(progress(ram) - progress(previous), 0)", 10, "ram, previous"), {}),
+    ("cycle", term("ram.surface == START_LINE", 100), {}),
+    ("cycle", term("ram.surface == ROAD and previous.surface in (DIRT, GRASS)", 20, "ram, previous"), {}),
+    ("cycle", memory("self.laps = 0", "new = ram.laps > self.laps\nself.laps = ram.laps\nreturn new", 500), {}),
+    ("leaks", term("random.random() * (ram.speed > 300)"), {}),
+    ("leaks", "SUM = np.zeros(1)\n" + term("np.add(SUM, ram.speed > 900, out=SUM)[0] < 500 and ram.speed > 900"), {}),
+    ("leaks", "BEST = {0}\nadd = BEST.add\n" + term("len(BEST) < 300 and (add(ram.speed) or ram.speed > 300)"), {}),
+    ("leaks", rule("random.random() < 0.001 and ram.speed > 300"), {}),
+    (
+        "call-order",
+        "BOX = np.zeros(1)\n@reward_term\ndef other(ram):\n    np.copyto(BOX, ram.speed)\n    return ram.speed > 700\n"
+        + term("BOX[0] > 900 and ram.speed > 300"),
+        {},
+    ),
+    (
+        "frame-skip",
+        memory(
+            "self.last = None",
+            "new = action is not self.last\nself.last = action\nreturn new and ram.speed > 300",
+            0.1,
+            "ram, action",
+        ),
+        {},
+    ),
+    ("checkpoint", memory("self.sums = np.zeros(3)", "self.sums[0] += 1\nreturn ram.speed > 900"), {}),
+    ("checkpoint", memory("self.seen = Counter()", "self.seen[ram.laps] += 1\nreturn ram.speed > 900"), {}),
+    (
+        "checkpoint",
+        memory("self.at = None", "if ram.collision:\n    self.at = np.array([ram.laps])\nreturn ram.collision > 0", -3),
+        {},
+    ),
+    ("slow", term(SPEED_OF_BYTES), {}),
+    ("slow", term("time.sleep(0.0002) or ram.speed > 900"), {}),
+    ("slow", rule("sum(range(40_000)) < 0 or ram.speed < -200"), {}),
+    ("standing", term("ram.speed < 100"), {}),
+    ("standing", term("1 - abs(ram.speed) / 1200"), {}),
+    ("standing", term("not buttons", 5, "ram, buttons"), {}),
+    ("early-end", term("1.0", -20), {}),
+    ("early-end", term("ram.collision != 0", 10_000), {}),
+    ("good-drive", rule("ram.laps >= 128"), {}),
+    ("good-drive", counting_rule("self.frames += 1; return self.frames > 1500"), {}),
+    ("good-drive", rule("ram.surface != ROAD", "@done_rule(truncates=True)"), {}),
+]  # fmt: skip
+
+HONEST = [
+    term("ram.speed > 900", 0.5),
+    term("ram.speed / 1000", 0.5),
+    term("max(ram.speed, 0) / 1000"),
+    term("(ram.speed - previous.speed) / 100", 1, "ram, previous"),
+    term("0.9975 * progress(ram) - progress(previous)", 10, "ram, previous"),
+    term("0.99 * -abs(ram.kart_x - 536) / 100 + abs(previous.kart_x - 536) / 100", 5, "ram, previous"),
+    term("1.0", -0.1),
+    term("1.0 if ram.speed < 700 else 0.5", -0.1),
+    term("ram.surface == PIT", -100),
+    term("'L' in buttons", -0.05, "ram, buttons"),
+    term("abs(action[0]) if action else 0.0", -0.02, "ram, action"),
+    term("ram.current_frame % 60 == 0 and ram.speed > 300"),
+    term("ram.speed / 1000 if ram.game_mode == 0x1C else 0.0", 0.3),
+    memory("self.best = 128", "new = ram.laps > self.best\nself.best = max(self.best, ram.laps)\nreturn new", 1000),
+    memory("self.recent = deque(maxlen=60)", "self.recent.append(ram.speed)\nreturn sum(self.recent) / 60_000", 0.3),
+    memory("self.frame = 0", "self.frame += 1\nreturn (ram.laps >= 133) * max(6000 - self.frame, 0) / 100", 50),
+    memory(
+        "self.last = 0.0",
+        "now = action[0] if action else 0.0\nchange, self.last = abs(now - self.last), now\nreturn change",
+        -0.1,
+        "ram, action",
+    ),
+    rule("ram.laps >= 129"),
+    rule("ram.surface == DEEP_WATER"),
+    counting_rule("self.frames = self.frames + 1 if abs(ram.speed) < 20 else 0; return self.frames >= 300"),
+    counting_rule("self.frames += 1; return self.frames > 1500", "@done_rule(truncates=True)"),
+]
+
+
+def examined(
+    code: str, folder: Path, probes: Probes, transform: str = "scale", scale: float = 0.01, name: str = "mine.py"
+) -> Evidence:
+    (folder / name).write_text(IMPORTS + code)
+    rewards = RewardSet((str(folder / name),), transform=transform, scale=scale)
+    drives = [*shipped("Level1"), *(drive for drive in shipped("Level2") if drive.info.driver == "standing")]
+    return gather(find_game(GAME), rewards, drives, probes=probes)
+
+
+@pytest.mark.parametrize(("check", "code", "options"), FAULTY)
+def test_a_mistake_is_found_with_its_file_and_line(
+    check: str, code: str, options: dict[str, object], tmp_path: Path, probes: Probes
+) -> None:
+    evidence = examined(code, tmp_path, probes, **options)  # type: ignore[arg-type]
+    found = [each for each in findings(evidence) if each.check == check and each.script == "planted"]
+    assert found, findings(evidence)
+    marks = [number for number, line in enumerate((IMPORTS + code).splitlines(), 1) if line.startswith("@")]
+    assert found[0].where == f"{tmp_path / 'mine.py'}:{marks[-1]}"
+    assert found[0].remedy
+    drive = next(each for each in evidence.drives if each.info.label == found[0].drive)
+    assert 0 <= found[0].frame < len(drive)
+
+
+@pytest.mark.parametrize("code", HONEST)
+def test_honest_rewards_have_no_finding(code: str, tmp_path: Path, probes: Probes) -> None:
+    assert findings(examined(code, tmp_path, probes)) == []
+
+
+def test_a_mistake_that_needs_many_drives_is_found(tmp_path: Path, probes: Probes) -> None:
+    (tmp_path / "mine.py").write_text(IMPORTS + term("ram.surface not in COURSE_SURFACES", -30))
+    evidence = gather(find_game(GAME), RewardSet((str(tmp_path / "mine.py"),)), shipped(), probes=probes)
+    [found] = findings(evidence)
+    assert (found.check, found.script) == ("early-end", "planted")
+    assert "7 of 10 drives that come forward lose rewards all the time" in found.text
+
+
+def test_a_cycle_pays_on_its_saved_drive(tmp_path: Path, probes: Probes) -> None:
+    code = term("max(ram.speed - previous.speed, 0) / 100", 0.1, "ram, previous")
+    [found] = findings(examined(code, tmp_path, probes))
+    assert found.drive == "gas-and-brake"
+    first, last = map(int, re.findall(r"frames (\d+) to (\d+)", found.text)[0])
+    probe = next(probe for probe in probes.all if probe.drive.info.label == found.drive)
+    probe.drive.save(tmp_path / "saved.drive")
+    saved = load_drive(tmp_path / "saved.drive")
+    assert saved[first].speed == saved[last].speed == 0
+    assert abs(saved[first].kart_x - saved[last].kart_x) < 20
+    assert sum(max(saved[i].speed - saved[i - 1].speed, 0) for i in range(first + 1, last + 1)) > 900
+    assert saved[found.frame].speed > saved[found.frame - 1].speed
+
+
+def test_scripted_drives_play_again_bit_for_bit(probes: Probes) -> None:
+    probe = next(probe for probe in probes.all if probe.drive.info.label == "over-the-line")
+    assert [probe.drive[frame].laps for frame in probe.cycles] == [127] * 4
+    assert max(ram.laps for ram in probe.drive) == 128
+    assert sum(1 for _ in replay(probe.drive)) == len(probe.drive)
+
+
+def test_each_cycle_ends_where_it_began(probes: Probes) -> None:
+    cycles = {probe.drive.info.label: probe for probe in probes.all if probe.cycles}
+    assert {*cycles} == {"gas-and-brake", "over-the-line", "over-a-checkpoint", "over-the-edge", "left-and-right"}
+    for label, probe in cycles.items():
+        places = [probe.drive[frame] for frame in probe.cycles[1:]]
+        assert len(places) == 3, label
+        if label != "left-and-right":
+            assert {(place.laps, place.checkpoint) for place in places} == {(places[0].laps, places[0].checkpoint)}
+            assert max(abs(place.kart_x - places[0].kart_x) for place in places) < 24, label
+
+
+def test_a_rule_ends_a_good_drive_on_the_frame_that_is_named(tmp_path: Path, probes: Probes) -> None:
+    [found] = findings(examined(rule("ram.speed > 800"), tmp_path, probes))
+    [planted] = marked_scripts(str(tmp_path / "mine.py"), DoneRule)
+    assert ends_at(load_drive(SHIPPED / f"{found.drive}.drive"), planted) == (found.frame, "planted")
+
+
+def test_what_is_not_examined_is_said(tmp_path: Path, probes: Probes) -> None:
+    evidence = examined(term("ram.laps == 5", 0), tmp_path, probes)
+    assert findings(evidence) == []
+    assert evidence.notes == [f"planted ({tmp_path / 'mine.py'}:{LINE}) has the weight 0, so it was not examined"]
+    evidence = examined(term("ram.surface == PIT", -100), tmp_path, probes, name="rare.py")
+    assert findings(evidence) == []
+    assert "fires on surface 0x20, which no drive has" in evidence.notes[0]
+    evidence = examined(term("sum(range(200_000)) * 0"), tmp_path, probes, name="slow.py")
+    assert [each.check for each in findings(evidence)] == ["slow"]
+    assert evidence.notes[0].endswith("only their speed was examined")
+
+
+def swapped(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int16).byteswap().astype(np.int64)
+
+
+def in_decimal(values: np.ndarray) -> np.ndarray:
+    return values // 10 * 16 + values % 10
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "misread", "what"),
+    [
+        ("speed", "<u2", lambda values: values % 2**16, "it looks signed. Its type is probably <s2"),
+        ("speed", ">s2", swapped, "the bytes look swapped. Its type is probably <s2"),
+        ("kart_x", ">u2", swapped, "the bytes look swapped. Its type is probably <u2"),
+        ("laps", "|s1", lambda values: (values + 128) % 256 - 128, "it looks unsigned. Its type is probably |u1"),
+        ("race_centiseconds", "<u2", in_decimal, "looks like decimal digits (BCD)"),
+        ("race_seconds", "|i1", in_decimal, "Its type is probably |d1"),
+        ("checkpoint", "<u2", None, "it looks like two variables of one byte. Its type is probably |u1"),
+        ("kart_direction", "|i1", lambda values: (values + 128) % 256 - 128, ""),
+        ("current_frame", "|u1", lambda values: values % 256, ""),
+    ],
+)
+def test_a_wrong_type_is_seen_in_the_values(name: str, type_: str, misread: Any, what: str) -> None:
+    variable = Variable(name, 0x7E0100, type_)
+    drives = shipped("Level1", "Level2")
+    columns = [drive.columns[name].astype(np.int64) for drive in drives]
+    if misread is None:  # the byte behind it is the laps
+        columns = [
+            values + 256 * drive.columns["laps"].astype(np.int64) for values, drive in zip(columns, drives, strict=True)
+        ]
+    else:
+        columns = [misread(values) for values in columns]
+    fault = fault_of(variable, columns)
+    if not what:
+        assert fault is None
+    else:
+        assert fault is not None
+        assert what in fault[0]
+        assert fault[2] < len(columns[fault[1]])
+
+
+def test_a_wrong_type_is_seen_in_the_bytes_of_memory() -> None:
+    [race] = [drive for drive in shipped("Level1") if drive.info.driver == "race"]
+    narrow = [Variable("kart_x", 0x88, "|u1"), Variable("current_frame", 0x7E0038, "<d2")]
+    [again] = recorded_again(find_game(GAME), RamLayout([*narrow, Variable("laps", 0x7E10C1, "|u1")]), [(race, 700)])
+    faults = [
+        fault_of(each, [again.drive.columns[each.name].astype(np.int64)], [again.raw[each.name]]) for each in narrow
+    ]
+    assert "it has more bytes. Its type is probably <u2" in str(faults[0])
+    assert "it is binary" in str(faults[1])
+
+
+def test_the_types_of_the_game_are_right(probes: Probes) -> None:
+    for variable in LAYOUT.variables:
+        columns = [drive.columns[variable.name].astype(np.int64) for drive in shipped()]
+        raw = [probe.raw[variable.name] for probe in probes.all]
+        assert fault_of(variable, columns, raw) is None, variable.name
+
+
+def test_a_changed_data_file_is_examined_in_the_emulator(own_game: Path, tmp_path: Path, probes: Probes) -> None:
+    path = own_game / GAME / "data.json"
+    content = json.loads(path.read_text())
+    content["info"]["fuel"] = {"address": 8290000, "type": "|u1"}
+    path.write_text(json.dumps(content))
+    (tmp_path / "mine.py").write_text(IMPORTS + term("ram.fuel < 10 and ram.speed > 300", 0.1))
+    rewards = RewardSet((str(tmp_path / "mine.py"),), integrations=own_game)
+    few = [drive for drive in shipped("Level1", "Level2") if drive.info.driver in ("standing", "walls")]
+    evidence = gather(find_game(GAME, own_game), rewards, few)
+    [found] = [each for each in findings(evidence) if each.check == "variable" and "fuel" in each.text]
+    assert found.where == f"{tmp_path / 'mine.py'}:{LINE}"
+    assert "reads fuel, which is always 0" in found.text
+    assert "fuel" in next(each for each in evidence.drives if each.info.label == found.drive).columns
+
+
+def test_the_command_finds_nothing_in_the_reference(tmp_path: Path) -> None:
+    done = run("lint", GAME, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Nothing found. 7 terms and rules, ")
+    assert not (tmp_path / "recordings").exists()
+
+
+def test_the_command_saves_the_drives_of_its_findings(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(IMPORTS + term("max(ram.speed - previous.speed, 0) / 100", 0.1, "ram, previous"))
+    done = run("lint", GAME, "--rewards", "mine.py", "--output", "shown", "--json", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    [found] = json.loads(done.stdout)["findings"]
+    assert found["where"] == f"{tmp_path / 'mine.py'}:{LINE}"
+    assert load_drive(tmp_path / found["path"])[found["frame"]].speed > 0
+    scored = run("score", found["path"], "--rewards", "mine.py", folder=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert "gas-and-brake" in scored.stdout
+
+
+def test_the_command_reports_an_error_with_exit_code_2(tmp_path: Path) -> None:
+    done = run("lint", "HomebrewCart-Snes", folder=tmp_path)
+    assert done.returncode == 2
+    assert "Did you mean 'HomebrewKart-Snes'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_game_without_recorded_drives_gets_scripted_ones(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from kart_rewards import reward_term\n\n\n@reward_term(weight=-0.01)\ndef slow(ram, previous):\n"
+        "    return float(ram.score <= previous.score)\n\n\n@reward_term\ndef many(ram):\n    return ram.lives > 99\n"
+    )
+    done = run("lint", "Airstriker-Genesis-v0", "--rewards", "mine.py", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "mine.py:9: many is 0 on each frame that was tried" in done.stdout
+    assert "1 finding in 1 definition" in done.stdout
