@@ -114,6 +114,7 @@ class EpisodeScore:
             "rewards": self.rewards.get_state(),
             "done": self.done.get_state(),
             "race": to_plain(vars(self.race)) if self.race else None,
+            "unpaid": dict(self.rewards.unpaid),
         }
 
     def set_state(self, state: dict[str, Any], ram: Any) -> None:
@@ -133,6 +134,8 @@ class EpisodeScore:
         self.ram = ram
         self.rewards.set_state(state["rewards"])
         self.done.set_state(state["done"])
+        unpaid = state.get("unpaid", {})  # of an older version there is none, and other weights have other terms
+        self.rewards.unpaid |= {name: float(unpaid[name]) for name in self.rewards.unpaid if name in unpaid}
         if self.race:
             vars(self.race).update(race)
 

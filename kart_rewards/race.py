@@ -1,7 +1,7 @@
 """Facts about a race that do not depend on the reward settings: codes in RAM, laps, progress, metrics.
 
 * ``ROAD`` and the other surface codes, ``COURSE_SURFACES``, ``FACING_BACKWARD`` - values of RAM variables
-* ``lap``, ``progress``, ``finished`` - computed from one snapshot
+* ``lap``, ``progress``, ``finished``, ``laps_driven`` - computed from one snapshot
 * ``is_kart_race`` - whether a game is a kart race, by its variables
 * ``RaceMetrics`` - lap times, off-road time and wall hits of one episode
 
@@ -10,7 +10,7 @@ The codes are from the public integrations of the retail game. HomebrewKart uses
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # Values of `surface`, the ground under the kart.
@@ -56,6 +56,20 @@ def progress(ram: Any) -> int:
 def finished(ram: Any) -> bool:
     """Returns whether all laps of the race are done."""
     return ram.laps >= LAPS_AT_FIRST_CROSSING + LAPS_IN_A_RACE
+
+
+def laps_driven(ram: Mapping[str, Any], completed: int) -> float:
+    """Returns the number of laps that were driven, with the part of the current lap by its checkpoints.
+
+    Args:
+        ram: The variables of the episode's last frame. Without checkpoints, only the completed laps count.
+        completed: Number of completed laps.
+    """
+    count = ram.get("num_checkpoints")
+    if not count or "checkpoint" not in ram:
+        return float(completed)
+    now = ram["laps"] - LAPS_AT_FIRST_CROSSING + ram["checkpoint"] / count
+    return float(min(max(now, completed), completed + 1))
 
 
 class RaceMetrics:

@@ -4,6 +4,7 @@
 * ``wall``, ``Checkpoint``, ``terrain``, ``time``, ``backwards`` - the reference terms
 * ``RewardTerm`` - a term with its weight
 * ``EpisodeRewards`` - scores one episode with a list of terms
+* ``unweighted``, ``rates`` - sums of an episode without weights, and by minute and by lap
 * ``make_transform`` - returns the function that converts a frame's weighted sum to the agent's reward
 * ``as_term``, ``with_weights``, ``parse_weights`` - terms and weights from the user's input
 
@@ -310,19 +311,18 @@ class EpisodeRewards:
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the memory of all terms and all sums and counts, as plain values for ``set_state``.
+        """Returns the memory of all terms and all sums and counts but ``unpaid``, as plain values for ``set_state``.
 
         Raises:
             KartRewardsError: See ``ScriptCalls.get_state``.
         """
-        state = {
+        return {
             "calls": self.calls.get_state(),
             "step": dict(self.step),
             "sums": dict(self.sums),
             "transformed": dict(self.transformed),
             "counts": dict(self.counts),
         }
-        return state | ({"unpaid": dict(self.unpaid)} if self.unpaid else {})
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state that ``get_state`` returned.
@@ -334,7 +334,6 @@ class EpisodeRewards:
         try:
             self.step, self.sums = dict(state["step"]), dict(state["sums"])
             self.transformed, self.counts = dict(state["transformed"]), dict(state["counts"])
-            self.unpaid = dict(state.get("unpaid", {}))
         except TypeError:
             raise KartRewardsError(
                 "another version of kart_rewards saved these rewards: continue with that version, or start a new run"
@@ -357,6 +356,44 @@ class EpisodeRewards:
             "count": dict(self.counts),
             "unpaid": dict(self.unpaid),
         }
+
+
+def unweighted(summary: Mapping[str, Mapping[str, float]], terms: Iterable[RewardTerm]) -> dict[str, float]:
+    """Returns the sum of the values of each term, which does not depend on its weight.
+
+    Args:
+        summary: The result of ``EpisodeRewards.episode_summary``.
+        terms: The terms of the episode.
+    """
+    sums, unpaid = summary["sum"], summary["unpaid"]
+    return {
+        term.name: sums[term.name] / term.weight + 0.0 if term.weight else unpaid[term.name]  # + 0.0: not -0.0
+        for term in terms
+    }
+
+
+def rates(
+    sums: Mapping[str, float], values: Mapping[str, float], seconds: float, laps: float
+) -> dict[str, dict[str, float]]:
+    """Returns what the terms paid by minute and by lap. These numbers compare episodes of different length.
+
+    Args:
+        sums: Term -> weighted sum over one or more episodes.
+        values: Term -> unweighted sum; see ``unweighted``.
+        seconds: Duration of the episodes.
+        laps: Number of laps that were driven in them. Below 1, there are no numbers by lap.
+
+    Returns:
+        Group -> term -> number. The groups are ``rewards_per_minute`` and ``rewards_per_lap``, weighted, and
+        ``values_per_minute``, unweighted: it also measures terms of weight 0, and compares runs with other weights.
+
+    Example:
+        >>> rates({"wall": -20.0}, {"wall": 2.0}, seconds=30.0, laps=0.5)
+        {'rewards_per_minute': {'wall': -40.0}, 'values_per_minute': {'wall': 4.0}}
+    """
+    groups = [("rewards_per_minute", sums, seconds / 60), ("values_per_minute", values, seconds / 60)]
+    groups += [("rewards_per_lap", sums, laps)] if laps >= 1 else []
+    return {group: {name: total / by for name, total in totals.items()} for group, totals, by in groups}
 
 
 def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:

@@ -211,6 +211,26 @@ def test_mistakes_are_reported(tmp_path: Path, arguments: list[str], message: st
     assert not (tmp_path / "evaluation.json").exists()
 
 
+def test_a_runs_folder_means_its_best_agent(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    straight_on.save_agent(run / "agent.pt", seed=1)
+    assert load_agent(run, straight_on.LOADER).path == run / "agent.pt"
+    straight_on.save_agent(run / "best.pt", seed=2)
+    assert load_agent(run, straight_on.LOADER).path == run / "best.pt"
+    assert EvalOptions(evaluate=(str(run), "other.pt")).evaluate == (str(run / "best.pt"), "other.pt")
+    done = evaluate(run, "--eval-episodes", 1, "--eval-states", "Level1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{run / 'best.pt'}: HomebrewKart-Snes with seed 2\n")
+    assert (run / "evaluation.json").exists()
+
+
+def test_a_folder_without_an_agent_is_reported(tmp_path: Path) -> None:
+    done = command_line.run("evaluate", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path}: can't be read: Is a directory: name the file of an agent" in done.stderr
+
+
 def test_an_agent_must_be_named() -> None:
     done = evaluate()
     assert (done.returncode, done.stdout) == (2, "")

@@ -23,6 +23,7 @@ from kart_rewards.drives import load_drive
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Contestant, EpisodeResult, Evaluator, Policy, drivers
+from kart_rewards.evaluation.courses import split_times
 from kart_rewards.integrations import INTEGRATIONS
 
 OPTIONS = {"game": "HomebrewKart-Snes"}
@@ -124,6 +125,9 @@ def test_each_state_has_a_video_of_its_own(evaluator: Evaluator, tmp_path: Path)
     for video in videos:
         reader: Any = imageio.get_reader(tmp_path / "videos" / video)
         assert reader.count_frames() == 11
+        picture = reader.get_data(5)
+        assert picture.shape[1] > 500, "a panel is beside the game"
+        assert (picture[:, 256:].mean(axis=-1) > 150).sum() > 500, "with text"
 
 
 # Observed: a full disk, or a folder that may not be written to, ended the evaluation and with it the training.
@@ -168,6 +172,14 @@ def test_each_episode_is_recorded(evaluator: Evaluator, tmp_path: Path) -> None:
         assert (drive.info.driver, drive.info.seed, drive.info.truncated) == ("agent", result.seed, True)
         assert drive.rewards.sum() == pytest.approx(result.episode_return)
         assert len(drive.rewards) == result.length_steps
+        assert result.marks
+        assert len(result.marks.path) == result.length_steps + 1
+        assert result.marks.path[-1] == (drive[-1].kart_x, drive[-1].kart_y)
+        assert set(result.marks.fired) == set(result.value_sums) == set(result.reward_sums)
+        assert result.reward_sums["time"] == -result.value_sums["time"] < 0
+        assert len(result.marks.fired["time"]) == sum(ram.current_frame % 30 == 0 for ram in drive[1:])
+        assert result.split_times_seconds == split_times(drive)
+        assert result.laps_driven == pytest.approx(drive[-1].checkpoint / drive[-1].num_checkpoints)
 
 
 def test_drives_that_fail_cost_only_the_drives(

@@ -246,7 +246,9 @@ def test_the_videos_are_videos_of_the_evaluation(trained: TrainedRun) -> None:
 
     run = trained.folder
     video = imageio.get_reader(run / "videos" / "96" / "Level1-agent.mp4")
-    assert video.get_meta_data()["size"] == (256, 224)
+    width, height = video.get_meta_data()["size"]
+    assert width > 500, "the panel is beside the game"
+    assert 224 <= height < 448
     frames = list(video.iter_data())
     assert len(frames) == 41, "the reset and 40 steps"
     assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).mean() > 1, "the picture moves"

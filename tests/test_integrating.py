@@ -87,7 +87,8 @@ def test_a_game_that_stable_retro_already_knows(workspace: Path) -> None:
     for command in (train, train_with_own):
         done = run(re.sub(r"--total-timesteps \d+", SHORT, command), workspace)
         assert done.returncode == 0, done.stderr
-        terms.append([line.split()[:2] for line in done.stdout.splitlines() if line.startswith("  ")])
+        table = done.stdout.partition("\n\n")[0].splitlines()
+        terms.append([line.split()[:2] for line in table if line.startswith("  ")])
     assert terms[0] == [["score", "1"], ["gameover_and_lives", "ends"]]
     assert terms[1] == [["score", "0.5"], ["ship_lost", "-100"], ["gameover_and_lives", "ends"]]
     assert_tensorboard_shows({"rewards/score", "rewards/ship_lost"}, tensorboard, workspace)

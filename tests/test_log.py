@@ -16,27 +16,42 @@ import imageio.v2 as imageio
 import numpy as np
 import psutil
 import pytest
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 from training_runs import GAME, RESUME, SMALL, TrainedRun, events, only_run, scalars, train
 
 from kart_rewards.env.video import VideoWriter
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.rewards import EpisodeRewards
 from kart_rewards.scenario import load_scoring
+from kart_rewards.testing import snapshot
 from kart_rewards.training.checkpoints import Checkpoint
 from kart_rewards.training.log import Evaluation, Log, Progress, check_wandb, memory_mb
 
 TIMES = {"emulator_ms_per_step": 1.5, "update_ms_per_step": 0.5}
 
 
+SCORING = load_scoring(INTEGRATIONS / GAME / "scenario.json", weights={"wall": -7.5, "terrain": 0.0})
+
+
 def log(folder: Path, steps: int = 0) -> Log:
-    scoring = load_scoring(INTEGRATIONS / GAME / "scenario.json", weights={"wall": -7.5})
-    return Log(folder, {"gae_lambda": 0.95, "env_id": GAME}, scoring, 1000, steps)
+    options = {"gae_lambda": 0.95, "env_id": GAME}
+    return Log(folder, options, SCORING, 1000, steps, compared={**options, "grey": True, "size": [84, 84]})
 
 
 def info(episode_return: float, length: int, lap_seconds: float | None = None) -> dict[str, Any]:
-    race = {} if lap_seconds is None else {"best_lap_time_seconds": lap_seconds}
-    rewards = {"sum": {"wall": -20.0}, "count": {"wall": 2.0}}
-    return {"episode": {"r": episode_return, "l": length}, "episode_rewards": rewards, "race": race}
+    """The last info of an episode of a minute and a half in which the wall term charged on two frames."""
+    race = {} if lap_seconds is None else {"best_lap_time_seconds": lap_seconds, "laps_completed": 2}
+    rewards = EpisodeRewards(SCORING.terms)
+    for _ in range(2):
+        rewards(snapshot(collision=1))
+    return {
+        "episode": {"r": episode_return, "l": length, "seconds": 90.0},
+        "episode_rewards": rewards.episode_summary(),
+        "race": race,
+        "ram": {"laps": 130, "checkpoint": 12, "num_checkpoints": 24},
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +72,11 @@ def test_an_update_is_logged(tmp_path: Path) -> None:
     assert logged["charts/learning_rate"] == [(32, 0.25), (64, 0.125)]
     assert logged["charts/episodic_return"] == [(8, 3.0), (24, 4.0)]
     assert logged["charts/episodic_length"] == [(8, 7.0), (24, 9.0)]
-    assert logged["rewards/wall"] == [(8, -20.0), (24, -20.0)]
+    assert logged["rewards/wall"] == [(8, -15.0), (24, -15.0)]
     assert logged["rewards_count/wall"] == [(8, 2.0), (24, 2.0)]
+    assert logged["rewards_per_minute/wall"] == [(8, -10.0), (24, -10.0)]
+    assert [value for _, value in logged["values_per_minute/wall"]] == pytest.approx([2 / 1.5] * 2)
+    assert logged["rewards_per_lap/wall"] == [(8, -6.0)], "two and a half laps, and none without a race"
     assert logged["race/best_lap_time_seconds"] == [(8, 50.5)]
     assert logged["time/emulator_ms_per_step"] == [(32, 1.5), (64, 1.5)]
     assert [steps for steps, _ in logged["charts/SPS"]] == [32, 64]
@@ -77,6 +95,47 @@ def test_options_and_terms_are_logged_as_tables(tmp_path: Path) -> None:
     terms = text("reward_terms")
     assert "|wall|-7.5|Charge every frame" in terms
     assert "|race_finished|ends the episode|" in terms
+
+
+def test_a_term_of_weight_0_is_measured(tmp_path: Path) -> None:
+    rewards = EpisodeRewards(SCORING.terms)
+    for frame in (30, 60, 61):
+        rewards(snapshot(current_frame=frame, surface=0x54))
+    written = log(tmp_path)
+    written.update(32, {}, [(8, {**info(3.0, 7), "episode_rewards": rewards.episode_summary()})], TIMES, 0.25)
+    written.close()
+    logged = scalars(tmp_path)
+    assert logged["rewards_per_minute/terrain"] == [(8, 0.0)]
+    assert [value for _, value in logged["values_per_minute/terrain"]] == pytest.approx([2 / 1.5])
+
+
+def test_runs_can_be_compared_by_their_options_and_weights(tmp_path: Path) -> None:
+    log(tmp_path).close()
+    assert len(list(tmp_path.iterdir())) == 1, "all in one file"
+    [(_, content)] = [
+        (tag, content) for tag, content in events(tmp_path).summary_metadata.items() if tag == SESSION_START_INFO_TAG
+    ]
+    compared = parse_session_start_info_plugin_data(content.plugin_data.content).hparams
+    assert compared["gae_lambda"].number_value == 0.95
+    assert (compared["grey"].string_value, compared["size"].string_value) == ("True", "[84, 84]")
+    assert compared["weight of wall"].number_value == -7.5
+
+
+def test_the_best_evaluation_is_logged_by_metrics_that_all_runs_have(tmp_path: Path) -> None:
+    written = log(tmp_path)
+    courses: dict[str, dict[str, float]] = {
+        "Level1": {"finish_rate": 1.0, "median_lap_time_seconds": 9.0, "median_return": 80.0},
+        "Level2": {"finish_rate": 0.5, "median_return": 60.0},
+    }
+    written.evaluation(Evaluation(courses, [0.75]), 96, is_best=True)
+    written.evaluation(Evaluation(courses, [0.5]), 128)
+    written.close()
+    logged = {tag: values for tag, values in scalars(tmp_path).items() if tag.startswith("best/")}
+    assert logged == {
+        "best/finish_rate": [(96, 0.75)],
+        "best/median_return": [(96, 70.0)],
+        "best/steps": [(96, 96.0)],
+    }, "not the lap time, which one course lacks"
 
 
 def test_entries_after_the_checkpoint_are_dropped_from_the_curves(tmp_path: Path) -> None:
@@ -179,6 +238,38 @@ def test_the_log_holds_the_options_and_the_terms(trained: TrainedRun) -> None:
     assert b"|top_speed|0.02|" in terms.tensor_proto.string_val[0]
 
 
+def test_the_charts_of_the_custom_scalars_have_curves(trained: TrainedRun) -> None:
+    layout = layout_pb2.Layout()
+    [config] = events(trained.folder).Tensors("custom_scalars__config__")
+    layout.ParseFromString(config.tensor_proto.string_val[0])
+    assert [page.title for page in layout.category] == ["rewards", "rewards in evaluations", "race", "time"]
+    tags, without_curves = scalars(trained.folder), []
+    for page in layout.category:
+        for chart in page.chart:
+            [pattern] = chart.multiline.tag
+            if not any(re.match(pattern, tag) for tag in tags):
+                without_curves.append(pattern)
+    of_laps = {"rewards_per_lap/", "median_lap", "ratio_to_reference", "split_", "best_lap"}
+    assert all(any(word in pattern for word in of_laps) for pattern in without_curves), without_curves
+    charging = layout.category[0].chart[1].multiline.tag[0]
+    assert charging == "^rewards_per_minute/(wall|terrain|time|backwards)$"
+
+
+def test_each_evaluation_has_a_map_of_where_terms_fired(trained: TrainedRun) -> None:
+    maps = events(trained.folder).Images("eval/Level1/map")
+    assert [image.step for image in maps] == [64, 96]
+    picture = imageio.imread(maps[-1].encoded_image_string)
+    assert picture.shape[1] == 600
+    assert (picture == (165, 150, 255)).all(axis=-1).sum() > 150, (
+        "the fourth term, time, has more marks than its legend"
+    )
+
+
+def test_the_videos_in_the_log_are_small(trained: TrainedRun) -> None:
+    for image in events(trained.folder).Images("eval/Level1-agent"):
+        assert len(image.encoded_image_string) < 1_000_000
+
+
 def test_the_log_shows_where_time_and_memory_go(trained: TrainedRun) -> None:
     logged = scalars(trained.folder)
     parts = ["emulator", "scoring", "observation", "transfer", "policy", "update"]
@@ -277,6 +368,10 @@ RACES = {"episodes": 5, "finish_rate": 0.4, "median_lap_time_seconds": 9.414, "m
     [
         ({"Level1": RACES}, "2 of 5 races finished, median lap 9.41 s"),
         ({"Level1": {"episodes": 1, "finish_rate": 0.0, "median_return": 3.0}}, "0 of 1 race finished"),
+        (
+            {"Level1": RACES | {"ratio_to_reference": 1.0818}},
+            "2 of 5 races finished, median lap 9.41 s (1.08 x the reference lap)",
+        ),
         ({"Level1": RACES, "Level2": {**RACES, "finish_rate": 1.0}}, "7 of 10 races finished on 2 courses"),
         ({"Level1": {"episodes": 5, "median_return": 3.14}}, "median return 3.1"),
     ],
@@ -295,6 +390,62 @@ def test_an_evaluation_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[
         f"evaluation after 4,096 steps: {text} -> best.pt",
         f"evaluation after 8,192 steps: {text}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "text"),
+    [
+        ({}, ""),
+        ({"wall": -0.25, "checkpoint": 0.7497, "time": -0.0003, "terrain": 0.0},
+         "share of the reward: checkpoint +75.0%, wall -25.0%, time -<0.1%"),
+        ({"wall": 0.0, "time": 0.0}, "no reward term paid or charged anything"),
+    ],
+)  # fmt: skip
+def test_the_shares_of_the_terms_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shares: dict[str, float], text: str
+) -> None:
+    written = log(tmp_path)
+    written.evaluation(Evaluation({"Level1": RACES}, [0.4], shares=shares), 4096)
+    written.close()
+    assert capsys.readouterr().out.splitlines()[1:] == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "touches", "steps", "warned"),
+    [(40, 1, 0, True), (1, 1, 0, False), (40, 0, 0, False), (40, 1, 32, False)],
+    ids=["almost all", "not all", "no other term fired", "resumed"],
+)
+def test_a_term_that_is_almost_all_of_the_reward_is_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoints: int, touches: int, steps: int, warned: bool
+) -> None:
+    rewards = EpisodeRewards(SCORING.terms)
+    for number in range(checkpoints):
+        rewards(snapshot(laps=128 + number // 30, checkpoint=number % 30, current_frame=361))
+    for _ in range(touches):
+        rewards(snapshot(collision=1, current_frame=361))
+    written = log(tmp_path, steps)
+    last = {**info(3.0, 7), "episode_rewards": rewards.episode_summary()}
+    written.update(steps + 32, {}, [(steps + number, last) for number in range(10)], TIMES, 0.25)
+    for after in (32, 64):
+        written.evaluation(Evaluation({"Level1": RACES}, [0.4]), steps + after)
+    written.close()
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    text = (
+        "checkpoint is 99.94% of everything that the agent was paid and charged in 10 episodes: the other terms hardly "
+    )
+    assert [line.startswith(f"warning: {text}") for line in warnings] == [True] * warned
+
+
+@pytest.mark.parametrize("lengths", [[1] * 12, [1] * 9 + [2, 1, 1, 1]], ids=["all", "all but one"])
+def test_episodes_that_all_end_on_their_first_step_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lengths: list[int]
+) -> None:
+    written = log(tmp_path)
+    episodes = [(i, {**info(0.0, length), "done_rule": "wall_hits"}) for i, length in enumerate(lengths)]
+    written.update(32, {}, episodes, TIMES, 0.25)
+    written.close()
+    warned = "warning: each of the first 10 episodes ended on its first step, the last by the done rule wall_hits"
+    assert (warned in capsys.readouterr().out) == (2 not in lengths)
 
 
 def test_a_run_that_ends_before_its_first_update_shows_no_line(

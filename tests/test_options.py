@@ -40,6 +40,7 @@ BOUNDS = {
     "threads": (1, None),
     "checkpoint_interval": (0, None),
     "checkpoints_kept": (1, None),
+    "record_drives": (0, None),
 }
 """Option -> its least and its largest value."""
 LESS_THAN = {"sticky_actions": 1}

@@ -14,8 +14,8 @@ import stable_retro
 from kart_rewards import done_rule, reward_term
 from kart_rewards.drivers import CentrelineDriver, centreline
 from kart_rewards.env import KartEnv
+from kart_rewards.env.panel import Panel, fitting
 from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Headings, Lit
-from kart_rewards.look.panel import Panel, fitting
 
 Make = Callable[..., tuple[KartEnv, Panel]]
 FRAMES_PER_SECOND = 60

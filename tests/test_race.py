@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kart_rewards.race import RaceMetrics, finished, lap, progress
+from kart_rewards.race import RaceMetrics, finished, lap, laps_driven, progress
 from kart_rewards.testing import snapshot
 
 
@@ -13,6 +13,25 @@ def test_lap_and_progress() -> None:
     assert (lap(over_the_line), progress(over_the_line)) == (0, 0)
     assert progress(snapshot(laps=130, checkpoint=7)) == 67
     assert finished(snapshot(laps=133))
+
+
+@pytest.mark.parametrize(
+    ("values", "completed", "driven"),
+    [
+        ({"laps": 127, "checkpoint": 29}, 0, 0.0),  # the grid
+        ({"laps": 128, "checkpoint": 15}, 0, 0.5),
+        ({"laps": 131, "checkpoint": 6}, 3, 3.2),
+        ({"laps": 130, "checkpoint": 29}, 3, 3.0),  # back over the line
+        ({"laps": 133, "checkpoint": 0}, 5, 5.0),
+    ],
+)
+def test_a_part_of_a_lap_is_counted_by_its_checkpoints(values: dict[str, int], completed: int, driven: float) -> None:
+    assert laps_driven({"num_checkpoints": 30, **values}, completed) == pytest.approx(driven)
+
+
+def test_without_checkpoints_only_complete_laps_are_driven() -> None:
+    assert laps_driven({"laps": 130}, 2) == 2.0
+    assert laps_driven({"laps": 130, "checkpoint": 3, "num_checkpoints": 0}, 2) == 2.0
 
 
 def play(*frames: tuple[int, dict[str, int]]) -> RaceMetrics:

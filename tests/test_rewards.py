@@ -11,12 +11,16 @@ from kart_rewards.rewards import (
     REFERENCE_TERMS,
     Checkpoint,
     EpisodeRewards,
+    RewardTerm,
     as_term,
     backwards,
+    hits_wall,
     make_transform,
     parse_weights,
+    rates,
     terrain,
     time,
+    unweighted,
     wall,
     with_weights,
 )
@@ -182,7 +186,33 @@ def test_sums_and_counts_are_kept_per_term() -> None:
         "transformed": {"always": 2.0, "never": 0.0},
         "share": {"always": 1.0, "never": 0.0},
         "count": {"always": 2, "never": 0},
+        "unpaid": {},
     }
+
+
+def test_a_term_of_weight_0_is_measured_and_not_paid() -> None:
+    def speed(ram: Any) -> float:
+        return float(ram.speed)
+
+    terms = with_weights([as_term(speed), RewardTerm("hits", hits_wall, -2)], {"speed": 0}, "test")
+    rewards = EpisodeRewards(terms)
+    assert [rewards(snapshot(speed=speed, collision=1)) for speed in (100, 0, 50)] == [-2.0, -2.0, -2.0]
+    summary = rewards.episode_summary()
+    assert summary["sum"] == {"speed": 0.0, "hits": -6.0}
+    assert summary["count"] == {"speed": 2, "hits": 3}
+    assert summary["unpaid"] == {"speed": 150.0}
+    assert unweighted(summary, terms) == {"speed": 150.0, "hits": 3.0}
+
+
+def test_rates_do_not_depend_on_the_length_of_an_episode() -> None:
+    short = rates({"wall": -20.0}, {"wall": 2.0}, seconds=30.0, laps=2.0)
+    assert short == {
+        "rewards_per_minute": {"wall": -40.0},
+        "values_per_minute": {"wall": 4.0},
+        "rewards_per_lap": {"wall": -10.0},
+    }
+    assert rates({"wall": -40.0}, {"wall": 4.0}, seconds=60.0, laps=4.0) == short
+    assert "rewards_per_lap" not in rates({"wall": -20.0}, {"wall": 2.0}, seconds=30.0, laps=0.9)
 
 
 def test_transformed_sums_add_up_to_the_return() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,7 @@ from training_runs import (
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import use_copies
 from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.rewards import EpisodeRewards
 from kart_rewards.scenario import load_scoring
 from kart_rewards.training.checkpoints import Checkpoint, Resumption
 from kart_rewards.training.log import Evaluation
@@ -267,6 +269,25 @@ def test_a_stopped_run_says_how_to_resume_it(tmp_path: Path, capsys: pytest.Capt
     assert f"no evaluation has ended, so there is no best.pt: {training.run.folder / 'agent.pt'} is" in printed
 
 
+def test_a_run_ends_with_the_commands_that_show_what_was_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = make(tmp_path, total_steps=PER_UPDATE)
+    scoring = {"scenario": None, "rewards": ("my.py",), "reward_weights": (), "reward_transform": "scale"}
+    training.run.settings["env"].update(scoring)  # type: ignore[attr-defined]
+    with training.start():
+        (training.run.folder / "drives").mkdir()
+        training.update()
+    folder = training.run.folder
+    printed = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+    assert [re.split(r":\s+", line.strip()) for line in printed] == [
+        ["the curves", f"tensorboard --logdir {folder.parent}"],
+        ["the agent drives", f"kart-rewards watch {folder}"],
+        ["races beside scripted drivers", f"kart-rewards evaluate {folder}"],
+        ["what the rewards pay for", f"kart-rewards score {folder / 'drives'} --rewards my.py --scenario None"],
+    ]
+
+
 def test_a_second_ctrl_c_names_the_last_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = make(tmp_path, checkpoint_interval=2)
 
@@ -324,7 +345,10 @@ def test_the_time_of_each_update_is_logged(tmp_path: Path) -> None:
 
 
 def episode(step: int, env: int, episode_return: float) -> EndedEpisode:
-    return EndedEpisode(step, env, {"episode": {"r": episode_return, "l": 7}, "episode_rewards": {"sum": {}}})
+    rewards = EpisodeRewards(SCORING.terms).episode_summary()
+    return EndedEpisode(
+        step, env, {"episode": {"r": episode_return, "l": 7, "seconds": 0.5}, "episode_rewards": rewards}
+    )
 
 
 # mworchel/svbrdf-estimation#27: several values of one step were logged, and TensorBoard showed the last one alone.

@@ -40,6 +40,24 @@ def test_statistics_by_course_and_policy() -> None:
     assert summarise([]) == {}
 
 
+def test_rates_and_shares_of_terms_and_splits_of_laps() -> None:
+    first = result(
+        length_seconds=30.0, laps_driven=2.5, reward_sums={"wall": -20.0}, value_sums={"wall": 2.0},
+        reward_shares={"wall": -1.0}, split_times_seconds=((1.0, 2.0), (3.0,)),
+    )  # fmt: skip
+    second = result(
+        length_seconds=90.0, laps_driven=0.5, reward_sums={"wall": -40.0}, value_sums={"wall": 4.0},
+        reward_shares={"wall": 0.0}, split_times_seconds=((5.0,),),
+    )  # fmt: skip
+    metrics = summarise([first, second])["Level1"]["agent"]
+    assert metrics["rewards_per_minute/wall"] == -30.0, "over all episodes together"
+    assert metrics["values_per_minute/wall"] == 3.0
+    assert metrics["rewards_per_lap/wall"] == -20.0
+    assert metrics["rewards_share/wall"] == -0.5
+    assert (metrics["split_1"], metrics["split_2"]) == (3.0, 2.0)
+    assert "rewards_per_lap/wall" not in summarise([second])["Level1"]["agent"]
+
+
 def test_statistics_over_training_seeds() -> None:
     statistics = across_seeds([summarise(results) for results in OVER_THREE_SEEDS])
     agent = statistics["Level1"]["agent"]

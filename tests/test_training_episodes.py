@@ -25,6 +25,8 @@ OPTIONS: dict[str, Any] = {"game": GAME, "action_mode": "driving"}
 class Counter(gym.Env):
     """Pays the number of steps taken, and terminates after five."""
 
+    frame_skip, frames_per_second, recorder = 4, 60.0, None
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         self.steps = 0
         self.seed, self.options = seed, options
@@ -61,14 +63,18 @@ def test_an_episode_that_terminates_is_not_truncated_before_the_limit() -> None:
 def test_only_the_last_step_has_an_info() -> None:
     env = TrainingEpisodes(Counter(), 0, max_episode_steps=3)
     env.reset()
-    assert [step[4] for step in play(env, 3)] == [{}, {}, {"race": {"steps": 3}, "episode": {"r": 6.0, "l": 3}}]
+    assert [step[4] for step in play(env, 3)] == [
+        {},
+        {},
+        {"race": {"steps": 3}, "episode": {"r": 6.0, "l": 3, "seconds": 0.2}},
+    ]
 
 
 def test_return_and_length_begin_again_with_each_episode() -> None:
     env = TrainingEpisodes(Counter(), 0, max_episode_steps=4)
     for _ in range(2):
         env.reset()
-        assert play(env, 4)[-1][4]["episode"] == {"r": 10.0, "l": 4}
+        assert play(env, 4)[-1][4]["episode"] == {"r": 10.0, "l": 4, "seconds": 16 / 60}
 
 
 def test_a_resumed_episode_has_its_old_return_and_length() -> None:
@@ -83,7 +89,26 @@ def test_a_resumed_episode_has_its_old_return_and_length() -> None:
     assert observation == 3
     assert resumed.unwrapped.seed == 4  # type: ignore[attr-defined]
     [(_, _, terminated, truncated, info)] = play(resumed, 1)
-    assert (terminated, truncated, info["episode"]) == (False, True, {"r": 10.0, "l": 4})
+    assert (terminated, truncated, info["episode"]) == (False, True, {"r": 10.0, "l": 4, "seconds": 16 / 60})
+
+
+def test_a_resumed_game_goes_on_measuring_terms_of_weight_0() -> None:
+    options = {**OPTIONS, "reward_weights": {"time": 0.0}}
+
+    def unpaid(env: TrainingEpisodes) -> dict[str, float]:
+        return env.unwrapped.score.info()["episode_rewards"]["unpaid"]  # type: ignore[attr-defined]
+
+    with closing(TrainingEpisodes(KartEnv(**options), 0, 99)) as env:
+        env.reset(seed=1)
+        play(env, 20)
+        state, measured = env.get_state(), unpaid(env)
+        assert measured == {"time": 2.0}
+    with closing(TrainingEpisodes(KartEnv(**options), 0, 99)) as env:
+        env.reset(seed=2, options={"states": [state]})
+        assert unpaid(env) == measured
+        del state["env"]["unpaid"]  # as in the checkpoint of an older version
+        env.reset(seed=2, options={"states": [state]})
+        assert unpaid(env) == {"time": 0.0}
 
 
 def test_a_resumed_game_goes_on_as_if_it_had_not_stopped() -> None:

@@ -208,6 +208,21 @@ def test_a_gif_may_show_only_the_beginning(tmp_path: Path) -> None:
     assert len(imageio.mimread(tmp_path / "video.gif")) == 2
 
 
+def test_a_gif_that_would_be_too_large_has_fewer_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    with VideoWriter(tmp_path / "video.mp4", 15) as writer:
+        for _ in range(45):
+            writer.append(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    to_gif(tmp_path / "video.mp4", tmp_path / "all.gif", frames_per_second=15, colours=64)
+    size = (tmp_path / "all.gif").stat().st_size
+    to_gif(tmp_path / "video.mp4", tmp_path / "small.gif", frames_per_second=15, colours=64, most_bytes=size // 3)
+    assert (tmp_path / "small.gif").stat().st_size <= size // 3
+    assert 5 <= len(imageio.mimread(tmp_path / "small.gif")) <= 16
+    with pytest.raises(KartRewardsError, match=r"none\.gif: would have [\d,]+ bytes, and at most 100 are allowed"):
+        to_gif(tmp_path / "video.mp4", tmp_path / "none.gif", frames_per_second=15, most_bytes=100)
+    assert not (tmp_path / "none.gif").exists()
+
+
 def test_a_folder_that_can_not_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KartRewardsError, match=r"video\.mp4: can't be written: Not a directory"):

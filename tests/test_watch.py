@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import straight_on
 from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP
+from kart_rewards.drives import load_drive
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Policy, PolicyMaker
@@ -63,6 +65,26 @@ def test_a_video_shows_the_game_and_the_terms(agent: Path, tmp_path: Path) -> No
     assert np.abs(game - frames[0][:, :512]).mean() > 3, "the picture moves"
     assert np.abs(panel - frames[0][:, 512:]).max() > 60, "a term's total changed"
     assert (panel.mean(axis=-1) > 150).sum() > 500, "there is text"
+
+
+def test_the_episodes_are_recorded_as_drives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json", steps=77))
+    look.watch(agent, state="Level2", output=tmp_path / "drive.mp4", scale=1, seconds=0.5, seed=7)
+    [path] = (tmp_path / "drives" / "watch").iterdir()
+    drive = load_drive(path)
+    assert path.name == "Level2-agent-7.drive"
+    assert (drive.info.state, drive.info.driver, drive.info.steps_before) == ("Level2", "agent", 77)
+    assert (len(drive), drive.info.truncated) == (1 + 28, True), "seven steps"
+    assert all("B" in held for held in drive.buttons[1:])
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.touch()
+    capsys.readouterr()
+    for seed in (7, 8):
+        look.watch(agent, output=tmp_path / "drive.mp4", scale=1, seconds=0.1, seed=seed)
+    printed = capsys.readouterr().out
+    notice = f"{path.parent}: can't be written: Not a directory: the episodes are not recorded"
+    assert printed.count("can't be written") == printed.count(notice) == 1
 
 
 def test_a_gif_may_be_short(agent: Path, tmp_path: Path) -> None:
@@ -233,7 +255,8 @@ def test_a_video_that_fails_leaves_no_file(tmp_path: Path) -> None:
 
 def test_the_default_loader_loads_agents_of_the_training_script(tmp_path: Path) -> None:
     arguments = ("--output", tmp_path / "drive.mp4", "--seconds", "0.5", "--scale", "1")
-    done = watch(ROOT / "agents" / "HomebrewKart.pt", *arguments, loader=DEFAULT_LOADER)
+    shutil.copy(ROOT / "agents" / "HomebrewKart.pt", tmp_path / "best.pt")
+    done = watch(tmp_path, *arguments, loader=DEFAULT_LOADER)
     assert done.returncode == 0, done.stderr
     assert "Level1, seed 1: 0 laps, ended by the time limit, return " in done.stdout
     (tmp_path / "agent.pt").write_bytes(b"nothing")

@@ -21,6 +21,8 @@ import numpy as np
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
 
+_FEWEST_FRAMES_PER_SECOND = 0.5  # of a GIF that is made smaller
+
 
 class VideoWriter:
     """Writes pictures to an MP4 file. Each picture goes to the encoder immediately, so long episodes need no memory.
@@ -172,7 +174,13 @@ def _encoder_command() -> list[str]:
 
 
 def to_gif(
-    video: Path, gif: Path, frames_per_second: float, width: int | None = None, seconds: float | None = None
+    video: Path,
+    gif: Path,
+    frames_per_second: float,
+    width: int | None = None,
+    seconds: float | None = None,
+    colours: int = 128,
+    most_bytes: int | None = None,
 ) -> None:
     """Converts a video to a GIF, with a palette made for it.
 
@@ -182,23 +190,33 @@ def to_gif(
         frames_per_second: Pictures per second of the GIF.
         width: Width of the GIF in pixels; the height follows. None: the video's.
         seconds: Length of the part to convert, from the start. None: all.
+        colours: Size of the palette, at most 256. Fewer colours make a smaller file.
+        most_bytes: The largest size of the file. A GIF that would be larger has fewer pictures per second.
 
     Raises:
         KartRewardsError: The video can't be read, or the GIF can't be written.
     """
-    picked = f"fps={frames_per_second:g},scale={width or -1}:-1:flags=lanczos,split[a][b]"
-    palette = "[a]palettegen=max_colors=128:stats_mode=diff[p];[b][p]paletteuse=dither=none:diff_mode=rectangle"
+    palette = f"[a]palettegen=max_colors={colours}:stats_mode=diff[p];[b][p]paletteuse=dither=none:diff_mode=rectangle"
     length = [] if seconds is None else ["-t", f"{seconds:g}"]
     command = [*_encoder_command(), "-i", str(video), *length]
     with atomic_write(gif) as temporary:
         temporary.touch()  # raises an error that is clearer than the encoder's
-        done = subprocess.run(  # noqa: S603 - the encoder of imageio-ffmpeg
-            [*command, "-filter_complex", f"{picked};{palette}", str(temporary)],
-            capture_output=True,
-            text=True,
-            check=False,
-            start_new_session=True,  # the caller handles Ctrl-C in a terminal
-        )
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"the encoder ended with exit code {done.returncode}"]
-            raise KartRewardsError(f"{gif}: can't be converted from {video}: {lines[-1]}")
+        while True:
+            picked = f"fps={frames_per_second:g},scale={width or -1}:-1:flags=lanczos,split[a][b]"
+            done = subprocess.run(  # noqa: S603 - the encoder of imageio-ffmpeg
+                [*command, "-filter_complex", f"{picked};{palette}", str(temporary)],
+                capture_output=True,
+                text=True,
+                check=False,
+                start_new_session=True,  # the caller handles Ctrl-C in a terminal
+            )
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or [f"the encoder ended with exit code {done.returncode}"]
+                raise KartRewardsError(f"{gif}: can't be converted from {video}: {lines[-1]}")
+            size = temporary.stat().st_size
+            if most_bytes is None or size <= most_bytes:
+                return
+            if frames_per_second <= _FEWEST_FRAMES_PER_SECOND:
+                raise KartRewardsError(f"{gif}: would have {size:,} bytes, and at most {most_bytes:,} are allowed")
+            # The size grows with the number of pictures.
+            frames_per_second = max(0.9 * frames_per_second * most_bytes / size, _FEWEST_FRAMES_PER_SECOND)

@@ -6,7 +6,7 @@
 * ``PANEL_COLUMNS``, ``PANEL_LINES``, ``LARGEST_SCALE`` - limits
 * ``key_help`` - returns the keys of a console's buttons
 
-pygame is imported when it is first needed. Training and its worker processes never load it.
+pygame is imported when it is first needed. Training loads it only for videos of evaluations.
 
 Example:
     >>> screen = np.zeros((224, 256, 3), np.uint8)
@@ -228,18 +228,22 @@ def _open_display() -> None:
             os.environ.pop("SDL_VIDEODRIVER", None)
 
 
-def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np.ndarray:
+def compose(
+    screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3, panel_lines: int = PANEL_LINES
+) -> np.ndarray:
     """Returns the game's picture, enlarged, with lines of text to its right.
 
-    The size depends only on the size of the game's picture, on the scale, and on whether there are lines. Height and
+    The size depends only on the size of the game's picture, on the scale, on whether there are lines, and on
+    ``panel_lines``. Height and
     width are even, because video encoders require it. Two or more spaces separate columns: in a column, numbers end
     and other text begins at the same position as in a monospaced font.
 
     Args:
         screen: The game's picture, uint8 (height, width, 3).
-        lines: The text: ``PANEL_LINES`` lines of ``PANEL_COLUMNS`` characters; more lines fit beside a tall picture.
+        lines: The text: ``panel_lines`` lines of ``PANEL_COLUMNS`` characters; more lines fit beside a tall picture.
             ``Lit`` lines are highlighted, and ``Headings`` end where numbers do. Without lines there is no panel.
         scale: Width and height, in pixels of the result, of a pixel of the game.
+        panel_lines: Number of lines that the picture has room for, at least.
 
     Returns:
         uint8 (height, width, 3).
@@ -248,7 +252,7 @@ def compose(screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3) -> np
     height, width = screen.shape[0] * scale, screen.shape[1] * scale
     text_width, text_height = _font(line_height).size("0" * PANEL_COLUMNS)
     column = text_width / PANEL_COLUMNS
-    panel_width, panel_height = (text_width + 2 * line_height, PANEL_LINES * line_height) if lines else (0, 0)
+    panel_width, panel_height = (text_width + 2 * line_height, panel_lines * line_height) if lines else (0, 0)
     canvas_width, canvas_height = width + panel_width, max(height, panel_height)
     canvas = np.empty((canvas_height + canvas_height % 2, canvas_width + canvas_width % 2, 3), np.uint8)
     canvas[:] = np.full_like(canvas[0], _BACKGROUND)  # by rows; assigning single pixels takes ten times as long

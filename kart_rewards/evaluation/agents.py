@@ -2,6 +2,7 @@
 
 * ``TrainedAgent`` - an agent from a file, with the environment it was trained in
 * ``load_agent`` - loads one with a loader, ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``
+* ``agent_file`` - the agent of a run's folder
 * ``evaluate_agents`` - plays agents beside the scripted drivers, prints tables and writes a report
 * ``EvalOptions`` - the options of evaluation in a training script
 * ``command`` - the command line
@@ -15,7 +16,7 @@ import inspect
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,8 +46,9 @@ class EvalOptions:
     """Evaluation: complete episodes with a seed of their own, separate from training."""
 
     evaluate: Names = ()
-    """Evaluate these agents, such as runs/NAME/agent.pt, instead of training. Several agents must differ only in the
-    seed of their training. Prints tables, and writes evaluation.json beside the first agent."""
+    """Evaluate these agents instead of training: files such as runs/NAME/agent.pt, or folders of runs, whose best.pt
+    or else agent.pt is meant. Several agents must differ only in the seed of their training. Prints tables, and writes
+    evaluation.json beside the first agent."""
     loader: str | None = None
     """With --evaluate: the function that loads the agents, MODULE:FUNCTION or FILE.py:FUNCTION. By default the agents
     are this program's own."""
@@ -66,6 +68,9 @@ class EvalOptions:
     shown in TensorBoard."""
     video_gif: bool = False
     """With --capture-video: keep the GIFs that TensorBoard shows, the first 20 seconds, beside the MP4s."""
+
+    def __post_init__(self) -> None:
+        self.evaluate = tuple(str(agent_file(Path(path))) for path in self.evaluate)
 
     def check(self) -> None:
         """Raises KartRewardsError if the options do not fit together."""
@@ -104,11 +109,17 @@ class TrainedAgent:
     steps: int | None = None
 
 
+def agent_file(path: Path) -> Path:
+    """Returns the agent of a run's folder: ``best.pt``, or else ``agent.pt``. Other paths are returned as they are."""
+    files = (path / name for name in ("best.pt", "agent.pt"))
+    return next((file for file in files if file.is_file()), path)
+
+
 def load_agent(path: Path, loader: str = DEFAULT_LOADER, trust: bool = False) -> TrainedAgent:
     """Loads an agent with a loader.
 
     Args:
-        path: The agent's file.
+        path: The agent's file, or the folder of its run; see ``agent_file``.
         loader: The loader's name; see ``kart_rewards.imports.load_function``.
         trust: Run the code that the file names, even if another user or computer made it. It is passed to loaders with
             an argument of this name.
@@ -117,6 +128,7 @@ def load_agent(path: Path, loader: str = DEFAULT_LOADER, trust: bool = False) ->
         KartRewardsError: The loader can't be imported, or it failed.
     """
     load = load_function(loader, "loader", importable=True)  # worker processes unpickle its policies
+    path = agent_file(path)
     if not path.exists():
         raise KartRewardsError(f"{path}: no such file")
     takes_trust = "trust" in inspect.signature(load).parameters
@@ -229,7 +241,7 @@ def evaluate_agents(
             summary = summarise(sorted(results, key=lambda result: states.index(result.state)))
             print(f"{_title(agent)}\n{table(summary)}\n")
             summaries.append(summary)
-            reports.append({**of_agent, "summary": summary, "episodes": [asdict(result) for result in results]})
+            reports.append({**of_agent, "summary": summary, "episodes": [result.plain() for result in results]})
     report: dict[str, Any] = {**identity, "agents": reports}
     if len(agents) > 1:
         report["across_seeds"] = across_seeds(summaries)
@@ -329,8 +341,8 @@ def command(
     Also writes a JSON file with the tables and all episodes.
 
     Args:
-        agents: The agents' files, such as runs/NAME/best.pt. Several agents must differ only in the seed of their
-            training.
+        agents: The agents' files, such as runs/NAME/best.pt, or the folders of their runs: best.pt there, or else
+            agent.pt. Several agents must differ only in the seed of their training.
         loader: The function that loads an agent, MODULE:FUNCTION or FILE.py:FUNCTION. The default loads agents of
             ppo_continuous_single_file.py.
         eval_episodes: Episodes per course.

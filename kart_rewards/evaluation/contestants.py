@@ -18,13 +18,11 @@ import numpy as np
 from kart_rewards.drivers import CentrelineDriver, Driver, RandomDriver, centreline, centrelines, full_throttle
 from kart_rewards.env import KartEnv
 from kart_rewards.env.observations import ObservationConfig
+from kart_rewards.evaluation.courses import COURSES_FILE
 from kart_rewards.evaluation.episodes import Policy, PolicyMaker
 from kart_rewards.integrations import find_game
 from kart_rewards.race import is_kart_race
 from kart_rewards.ram import RamLayout
-
-COURSES_FILE = "courses.json"
-"""File in a game's folder that describes the middle of the road of its courses."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ An episode depends only on its policy, start state and seed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
 from kart_rewards.env import KartEnv
+from kart_rewards.evaluation.courses import Marks
+from kart_rewards.race import laps_driven
+from kart_rewards.rewards import unweighted
 
 Policy = Callable[[KartEnv, np.ndarray], Any]
 """Chooses an action: ``policy(env, observation)``. An agent uses only the observation; a driver uses ``env.ram``."""
@@ -52,6 +55,11 @@ class EpisodeResult:
         length_seconds: Duration of these steps, in seconds of the console.
         done_rule: The done rule that ended the episode. None if the frame limit or a wrapper ended it.
         reward_sums: Reward term -> sum of its weighted values, before the reward transform.
+        value_sums: Reward term -> sum of its unweighted values.
+        reward_shares: Reward term -> its part of everything that was paid and charged, after the reward transform.
+        laps_driven: Number of laps, with the part of the last one by its checkpoints.
+        split_times_seconds: See ``kart_rewards.evaluation.courses.split_times``. Empty if no drive was recorded.
+        marks: Where the kart was and where terms fired. None: not recorded.
     """
 
     state: str
@@ -68,6 +76,15 @@ class EpisodeResult:
     length_seconds: float
     done_rule: str | None
     reward_sums: dict[str, float]
+    value_sums: dict[str, float] = field(default_factory=dict)
+    reward_shares: dict[str, float] = field(default_factory=dict)
+    laps_driven: float | None = None
+    split_times_seconds: tuple[tuple[float, ...], ...] = ()
+    marks: Marks | None = field(default=None, repr=False, compare=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the result for JSON, without ``marks``."""
+        return {name: value for name, value in asdict(self).items() if name != "marks"}
 
 
 def play_episode(
@@ -117,7 +134,7 @@ def play_episode(
         steps += 1
         if on_step:
             on_step(action, reward, info)
-    race = info.get("race", {})
+    race, rewards = info.get("race", {}), info["episode_rewards"]
     lap_times = tuple(frames / core.frames_per_second for frames in core.race.lap_frames) if core.race else None
     return EpisodeResult(
         state=state,
@@ -133,5 +150,8 @@ def play_episode(
         length_steps=steps,
         length_seconds=steps * core.frame_skip / core.frames_per_second,
         done_rule=info.get("done_rule"),
-        reward_sums=info["episode_rewards"]["sum"],
+        reward_sums=rewards["sum"],
+        value_sums=unweighted(rewards, core.scoring.terms),
+        reward_shares=rewards["share"],
+        laps_driven=laps_driven(info["ram"], race["laps_completed"]) if race else None,
     )

@@ -11,18 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kart_rewards.drives import DRIVES_FOLDER
 from kart_rewards.env import KartEnv
+from kart_rewards.errors import counted
 from kart_rewards.evaluation.agents import EvalOptions
 from kart_rewards.evaluation.contestants import Contestant
-from kart_rewards.evaluation.episodes import Policy, PolicyMaker
+from kart_rewards.evaluation.courses import draw_map, find_courses, reference_laps
+from kart_rewards.evaluation.episodes import EpisodeResult, Policy, PolicyMaker
 from kart_rewards.evaluation.evaluator import Evaluator
 from kart_rewards.evaluation.statistics import evaluation_score, summarise
-from kart_rewards.integrations import state_labels
+from kart_rewards.integrations import find_game, state_labels
 from kart_rewards.training.checkpoints import load_weights
 from kart_rewards.training.log import Evaluation
 
@@ -68,6 +71,9 @@ class EvaluationInTraining:
         courses: Start states.
         options: How often to evaluate, how many episodes, and whether to write videos.
         max_episode_frames: Emulated frames after which an episode is truncated.
+
+    Raises:
+        KartRewardsError: A file of the game that describes its courses or reference laps is damaged.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class EvaluationInTraining:
         self._options = options
         self._max_episode_frames = max_episode_frames
         self._evaluator = Evaluator()
+        game = find_game(env_options["game"], env_options.get("integrations"))
+        self._maps, self._reference_laps = find_courses(game.folder), reference_laps(game.folder)
 
     def is_due(self, updates: int, last: bool) -> bool:
         """Whether to evaluate after so many updates; ``last`` says that the run ends after them."""
@@ -118,8 +126,38 @@ class EvaluationInTraining:
             labels[course]: {name: value for name, value in by_policy["agent"].items() if value is not None}
             for course, by_policy in summary.items()
         }
-        files = sorted(videos.glob("[!.]*.mp4")) if videos else []
-        return Evaluation(metrics, evaluation_score(summary), files, options.video_gif)
+        for course, lap in self._reference_laps.items():
+            of_course = metrics.get(labels.get(course, ""), {})
+            if "median_lap_time_seconds" in of_course:
+                of_course["ratio_to_reference"] = of_course["median_lap_time_seconds"] / lap
+        shares = [result.reward_shares for result in results]
+        return Evaluation(
+            metrics,
+            evaluation_score(summary),
+            sorted(videos.glob("[!.]*.mp4")) if videos else [],
+            options.video_gif,
+            {name: float(np.mean([share[name] for share in shares])) for name in shares[0]},
+            {
+                labels[course]: self._map(course, results, metrics[labels[course]], steps)
+                for course in self._maps
+                if any(result.state == course and result.marks and result.marks.path for result in results)
+            },
+        )
+
+    def _map(self, course: str, results: Sequence[EpisodeResult], metrics: Mapping[str, float], steps: int) -> bytes:
+        """Returns a PNG of where the terms fired on a course."""
+        episodes = [result.marks for result in results if result.state == course and result.marks]
+        captions = {}
+        for name in episodes[0].fired:
+            count = counted(sum(len(episode.fired[name]) for episode in episodes), "step")
+            paid, value = metrics[f"rewards_per_minute/{name}"], metrics[f"values_per_minute/{name}"]
+            rate = f"paid {paid:+,.1f} a minute" if paid else f"not paid, {value:,.1f} a minute"
+            captions[name] = f"in {count}, {rate}"
+        title = (
+            f"{course}, {counted(len(episodes), 'episode')} after {counted(steps, 'training step')}: where terms fired"
+        )
+        picture = draw_map(self._maps[course], episodes, title, captions)
+        return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1])
 
     def close(self) -> None:
         """Ends the processes that evaluate."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kart_rewards.evaluation.episodes import EpisodeResult
+from kart_rewards.rewards import rates
 
 Metrics = dict[str, Any]
 """Metric -> value."""
@@ -40,6 +41,11 @@ def summarise(episodes: Iterable[EpisodeResult]) -> Summary:
         ``race_time_seconds``, ``median_off_road_seconds``, ``median_wall_hits``, ``median_length_seconds``,
         ``lower_quartile_``, ``median_`` and ``upper_quartile_return``, and ``median_rewards/TERM`` for each reward
         term: the weighted sum over an episode.
+
+        For each reward term there are also ``rewards_per_minute/TERM``, ``rewards_per_lap/TERM`` and
+        ``values_per_minute/TERM``, over all episodes together (see ``kart_rewards.rewards.rates``), and
+        ``rewards_share/TERM``, the mean over the episodes. ``split_1`` to ``split_4`` are the median times from the
+        start of a lap to each quarter of its checkpoints, over all laps that reached it.
     """
     groups: dict[str, dict[str, list[EpisodeResult]]] = {}
     for episode in episodes:
@@ -67,7 +73,34 @@ def _metrics(episodes: list[EpisodeResult]) -> Metrics:
         "median_length_seconds": _percentile([episode.length_seconds for episode in episodes], 50),
         **_median_and_quartiles([episode.episode_return for episode in episodes], "_return"),
         **{f"median_{TERM_PREFIX}{term}": _percentile(sums, 50) for term, sums in terms.items()},
+        **_rates(episodes),
+        **{
+            f"rewards_share/{term}": sum(episode.reward_shares[term] for episode in episodes) / len(episodes)
+            for term in episodes[0].reward_shares
+        },
+        **{f"split_{part}": _percentile(times, 50) for part, times in _splits(episodes).items()},
     }
+
+
+def _rates(episodes: list[EpisodeResult]) -> Metrics:
+    """Returns the rates of all terms in all episodes together."""
+
+    def totals(by_episode: list[dict[str, float]]) -> dict[str, float]:
+        return {term: sum(sums[term] for sums in by_episode) for term in episodes[0].value_sums}
+
+    sums, values = (totals([getattr(each, kind) for each in episodes]) for kind in ("reward_sums", "value_sums"))
+    laps = sum(_known(each.laps_driven for each in episodes))
+    groups = rates(sums, values, sum(each.length_seconds for each in episodes), laps)
+    return {f"{group}/{term}": rate for group, by_term in groups.items() for term, rate in by_term.items()}
+
+
+def _splits(episodes: list[EpisodeResult]) -> dict[int, list[float]]:
+    splits: dict[int, list[float]] = {}
+    for episode in episodes:
+        for times in episode.split_times_seconds:
+            for part, seconds in enumerate(times, 1):
+                splits.setdefault(part, []).append(seconds)
+    return splits
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

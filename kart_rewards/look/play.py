@@ -24,12 +24,12 @@ import tyro
 from kart_rewards.drives import SUFFIX
 from kart_rewards.env import KartEnv
 from kart_rewards.env.movie import save_movie
+from kart_rewards.env.panel import Panel, fitting
 from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.window import Lit, Window, key_help
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import UnwritableError
 from kart_rewards.integrations import state_labels
-from kart_rewards.look.panel import Panel, fitting
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
 

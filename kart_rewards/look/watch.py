@@ -1,5 +1,7 @@
 """Watching a trained agent in a window or as a video, with the payments of each reward term beside the game.
 
+The episodes are recorded as drives, in the folder ``drives/watch`` beside the agent.
+
 * ``watch`` - shows episodes of a ``kart_rewards.evaluation.TrainedAgent``
 * ``command`` - the command line
 """
@@ -18,14 +20,19 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from kart_rewards.drives import DRIVES_FOLDER, SUFFIX
 from kart_rewards.env import KartEnv
+from kart_rewards.env.panel import Panel, fitting
+from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.env.video import VideoWriter, to_gif
 from kart_rewards.env.window import LARGEST_SCALE, Window, compose
 from kart_rewards.env.wrappers import make_wrapped
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.evaluation import EpisodeResult, PolicyMaker, TrainedAgent, load_agent, play_episode
 from kart_rewards.evaluation.agents import DEFAULT_LOADER
-from kart_rewards.look.panel import Panel, fitting
+from kart_rewards.files import UnwritableError
+from kart_rewards.integrations import state_labels
+from kart_rewards.notices import notice
 
 _GIF_FRAMES_PER_SECOND, _GIF_WIDTH = 10, 600  # about 200 KB per second, small enough for a web page
 _SECONDS_AFTER_EPISODE = 1.5  # for which the last picture stays
@@ -47,6 +54,9 @@ def watch(
     scale: int = 3,
 ) -> None:
     """Shows episodes of an agent in a window, one after the other until it is closed; or writes one as a video file.
+
+    Each episode is recorded as a drive, in the folder ``drives/watch`` beside the agent. If it can't be written, a
+    notice says so, and nothing is recorded.
 
     Args:
         agent: The agent.
@@ -74,6 +84,7 @@ def watch(
         raise KartRewardsError(f"--seconds must be a finite number above 0, not {seconds:g}")
     with closing(make_wrapped(agent.env_options)) as env:
         core: Any = env.unwrapped
+        core.recorder = DriveRecorder("agent", agent.steps)
         frames = agent.max_episode_frames
         if seconds:
             frames = min(frames, round(seconds * core.frames_per_second))
@@ -82,6 +93,8 @@ def watch(
             env,
             agent.make_policy(not sampled),
             state or core.states[0],
+            agent.path.parent / DRIVES_FOLDER / "watch",
+            "-sampled" if sampled else "",
             max_episode_frames=frames,
             random_start_frames=random_start_frames,
         )
@@ -111,11 +124,24 @@ def _play(
     env: Any,
     make_policy: PolicyMaker,
     course: str,
+    drives: Path,
+    kind: str,
     seed: int,
     show: Callable[[np.ndarray, list[str]], object],
     **limits: Any,
 ) -> None:
-    """Plays an episode, shows each emulated frame of it, and prints its result. ``limits`` are of ``play_episode``."""
+    """Plays an episode, shows each emulated frame of it, prints its result, and records it.
+
+    Args:
+        env: The environment.
+        make_policy: Makes the policy.
+        course: The start state.
+        drives: The folder of the drive.
+        kind: A part of the drive's name.
+        seed: The seed of the episode.
+        show: Shows a picture with lines of text.
+        limits: Arguments of ``play_episode``.
+    """
     core: KartEnv = env.unwrapped
     panel: Panel | None = None
 
@@ -131,10 +157,25 @@ def _play(
             panel = Panel(core, info)
 
     core.on_frame = on_frame
-    result = play_episode(env, make_policy(env, course, seed), course, seed, on_step=on_step, **limits)
+    drive = drives / f"{state_labels([course])[course]}-agent-{seed}{kind}{SUFFIX}"
+    try:
+        result = play_episode(env, make_policy(env, course, seed), course, seed, on_step=on_step, **limits)
+    except _ClosedError:
+        _record(core, drive, limited=False)
+        raise
+    _record(core, drive, limited=True)
     for _ in range(round(_SECONDS_AFTER_EPISODE * core.frames_per_second)):
         on_frame()
     print(_in_words(result))
+
+
+def _record(env: KartEnv, path: Path, limited: bool) -> None:
+    """Writes the episode so far. ``limited`` says that a limit ended it, if no done rule did."""
+    if env.recorder and env.recorder.has_drive:
+        try:
+            env.recorder.drive(env, limited).save(path)
+        except UnwritableError as error:
+            notice(f"{path.parent}: can't be written: {error.strerror}: the episodes are not recorded")
 
 
 def _in_words(result: EpisodeResult) -> str:
@@ -163,8 +204,10 @@ def command(
 ) -> None:
     """Shows a trained agent drive, with the payments of its reward terms: in a window, or as a video file.
 
+    Each episode is also recorded as a drive for "kart-rewards score", in drives/watch/ beside the agent.
+
     Args:
-        agent: The agent's file, such as runs/NAME/best.pt or agent.pt.
+        agent: The agent's file, such as runs/NAME/best.pt, or the folder of its run: best.pt there, or else agent.pt.
         loader: The function that loads the agent, MODULE:FUNCTION or FILE.py:FUNCTION. The default loads agents of
             ppo_continuous_single_file.py.
         state: The course, by its start state. By default the first course of the agent's training.

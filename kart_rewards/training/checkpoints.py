@@ -76,7 +76,8 @@ class Checkpoint:
         try:
             file = path.read_bytes()
         except OSError as error:
-            raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
+            hint = ": name the file of an agent, such as agent.pt in it" if path.is_dir() else ""
+            raise KartRewardsError(f"{path}: can't be read: {error.strerror}{hint}") from None
         try:
             content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a damaged or foreign file

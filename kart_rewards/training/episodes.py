@@ -30,7 +30,8 @@ class TrainingEpisodes(gym.Wrapper):
     """Gives episodes a step limit, measures their return and length, and saves and resumes them.
 
     ``info`` is empty except on an episode's last step, the only one that training reads. There it gains ``episode``:
-    ``r``, the return, and ``l``, the length in agent steps, as in Gymnasium's ``RecordEpisodeStatistics``.
+    ``r``, the return, and ``l``, the length in agent steps, as in Gymnasium's ``RecordEpisodeStatistics``; and
+    ``seconds``, the length in seconds of the console.
 
     ``reset`` takes ``options={"states": [...]}``, the results of ``get_state`` of all environments, to resume. With a
     wrapper that may have a memory, or a Lua script, whose memory is not saved, a new episode begins instead.
@@ -88,10 +89,12 @@ class TrainingEpisodes(gym.Wrapper):
         truncated = truncated or self.episode_steps >= self.max_episode_steps
         if not (terminated or truncated):
             return observation, reward, False, False, {}
-        info["episode"] = {"r": self.episode_return, "l": self.episode_steps}
-        recorder = self.unwrapped.recorder  # type: ignore[attr-defined]
+        core: Any = self.unwrapped
+        seconds = self.episode_steps * core.frame_skip / core.frames_per_second
+        info["episode"] = {"r": self.episode_return, "l": self.episode_steps, "seconds": seconds}
+        recorder = core.recorder
         if self._drives and recorder and recorder.has_drive:
-            drive = recorder.drive(self.unwrapped, limited=True)
+            drive = recorder.drive(core, limited=True)
             label = state_labels([drive.info.state])[drive.info.state]
             name = f"{label}-environment-{self.index}-episode-{self.episodes}{SUFFIX}"
             try:

@@ -88,6 +88,17 @@ class RunOptions:
             self.compile = "on" if self.compile else "off"
 
 
+_SCORING_OPTIONS: dict[str, Any] = {
+    "rewards": [],
+    "scenario": "scenario",
+    "reward_weights": [],
+    "reward_transform": "scale",
+    "reward_scale": 0.01,
+    "integrations_path": None,
+}
+"""The options that decide what drives are paid, with their defaults."""
+
+
 class EndedEpisode(NamedTuple):
     """An episode that ended in a rollout.
 
@@ -283,6 +294,7 @@ class Run:
                 self._last_step,
                 self.steps,
                 wandb if self.options.track else None,
+                self._compared_options(),
             )
             if self.options.record_drives:
                 self.envs.call("keep_drives", self.folder / DRIVES_FOLDER)
@@ -375,6 +387,13 @@ class Run:
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {"rng": rng, "envs": self.envs.call("get_state")}
 
+    def _compared_options(self) -> dict[str, Any]:
+        """Returns the options that decide what is learned."""
+        groups = (values for group, values in self.settings.items() if group not in ("eval", "run"))
+        compared = {name: value for values in groups for name, value in values.items()} | {"seed": self.options.seed}
+        compared.pop("reward_weights", None)  # the log has all weights
+        return compared
+
     def _save(self, rank_states: Sequence[Mapping[str, Any]]) -> None:
         """Writes a checkpoint. After a failure there are no ``rank_states``."""
         if self.ranks.rank == 0:
@@ -408,6 +427,8 @@ class Run:
             print(f"no evaluation has ended, so there is no best.pt: {path} is the agent to watch")
         if not self._episodes:
             print("no episode ended, so there are no curves of episodes: train longer, or lower --max-episode-steps")
+        if self.updates:
+            self._say_what_is_next()
         if self.steps < self._last_step:
             self._say_how_to_resume(path)
 
@@ -420,6 +441,27 @@ class Run:
             print(f"stopped at once: {path} is of the last checkpoint, after {counted(updates, 'update')}")
             if steps < self._last_step:
                 self._say_how_to_resume(path)
+
+    def _say_what_is_next(self) -> None:
+        """Prints the commands that show what was learned."""
+        folder, drives = str(self.folder), self.folder / DRIVES_FOLDER
+        scoring: list[str] = []
+        for option, default in _SCORING_OPTIONS.items():
+            value = self.settings["env"].get(option, default)
+            values = list(value) if isinstance(value, list | tuple) else [value]
+            if value != default and values:
+                scoring += [f"--{option.replace('_', '-')}", *map(str, values)]
+        commands = {
+            "the curves": ["tensorboard", "--logdir", str(self.options.runs_path)],
+            "the agent drives": ["kart-rewards", "watch", folder],
+            "races beside scripted drivers": ["kart-rewards", "evaluate", folder],
+        }
+        if drives.is_dir():
+            commands["what the rewards pay for"] = ["kart-rewards", "score", str(drives), *scoring]
+            commands["and where"] = ["kart-rewards", "lab", str(drives), *scoring]
+        print("next:")
+        for what, words in commands.items():
+            print(f"  {what + ':':<31}{shlex.join(words)}")
 
     def _say_how_to_resume(self, path: Path) -> None:
         print(f"resume with: {shlex.join([*_this_command(self.ranks), '--resume', str(path)])}")

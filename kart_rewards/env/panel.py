@@ -10,7 +10,7 @@ import itertools
 import textwrap
 from typing import Any
 
-from kart_rewards.env import KartEnv
+from kart_rewards.env.kart_env import KartEnv
 from kart_rewards.env.window import PANEL_COLUMNS, PANEL_LINES, Headings, Lit
 from kart_rewards.ram import value_text
 
