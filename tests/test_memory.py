@@ -271,13 +271,15 @@ def test_in_python_a_test_may_record_what_its_term_sees() -> None:
 def test_an_attribute_that_depends_on_itself_is_no_memory_of_others() -> None:
     class Best:
         def __init__(self) -> None:
-            self.best = None
+            self.best: Any = None
 
         def __call__(self, ram: Any) -> float:
             self.best = ram.speed if self.best is None else self.best
             return float(self.best)
 
     class Last:
+        last: Any
+
         def __call__(self, ram: Any) -> float:
             self.last = self.last if hasattr(self, "last") else ram.speed
             return float(self.last)
