@@ -653,7 +653,7 @@ def mark(definition: Any, script: Script) -> Any:
     frame = sys._getframe(1)
     while frame.f_code.co_name != "<module>" and frame.f_back:
         frame = frame.f_back
-    frame.f_globals.setdefault(_MARKS, []).append((target, script))
+    frame.f_globals.setdefault(_MARKS, []).append((target, script, id(frame.f_globals)))
     return definition
 
 
@@ -750,7 +750,9 @@ def marked_scripts(source: str | Path | ModuleType, kind: type[SomeScript]) -> l
     marked = [value for value in _definitions(module) if any(isinstance(mark, kind) for mark in _own_marks(value))]
     found = [value for value in marked if _is_defined_in(module, value)]
     named = [mark for value in found for mark in _own_marks(value)]
-    for target, script in vars(module).get(_MARKS, ()):
+    for target, script, marked_in in vars(module).get(_MARKS, ()):
+        if marked_in != id(vars(module)):
+            continue  # code that ran in a copy of the module's variables, such as a doctest
         if isinstance(script, kind) and all(script is not other for other in named):
             _check_without_name(module, target, script)
             found.append(target)

@@ -697,7 +697,7 @@ def test_options_are_checked_before_the_notice_of_the_replaced_game() -> None:
 def test_help_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     finished = train_here("--help")
-    assert "only in the seed of their training. Prints tables" in finished.stdout, "no line ends in mid-sentence"
+    assert "whose best.pt or else agent.pt is meant. Several agents" in finished.stdout, "no line ends in mid-sentence"
     for words in ("env options", "ppo options", "eval options", "run options", "--env-id", "--evaluate", "--resume"):
         assert words in finished.stdout
     assert "(default: MarioKart-Snes)" in " ".join(finished.stdout.replace("│", "").split())

@@ -285,6 +285,7 @@ def test_a_run_ends_with_the_commands_that_show_what_was_learned(
         ["the agent drives", f"kart-rewards watch {folder}"],
         ["races beside scripted drivers", f"kart-rewards evaluate {folder}"],
         ["what the rewards pay for", f"kart-rewards score {folder / 'drives'} --rewards my.py --scenario None"],
+        ["and where", f"kart-rewards lab {folder / 'drives'} --rewards my.py --scenario None"],
     ]
 
 

@@ -20,6 +20,7 @@ from kart_rewards.scripting import (
     Script,
     ScriptCalls,
     from_plain,
+    import_source,
     marked_scripts,
     plain_action,
     snake_case,
@@ -729,3 +730,13 @@ def test_a_fault_names_the_input() -> None:
 def test_an_action_is_plain_numbers_that_a_checkpoint_holds(action: Any, plain: Any) -> None:
     assert plain_action(action) == plain
     assert from_plain(to_plain(plain_action(action))) == plain
+
+
+def test_marks_in_a_copy_of_a_modules_variables_are_not_the_modules(tmp_path: Path) -> None:
+    """A doctest runs in such a copy, which shares the module's lists."""
+    (tmp_path / "copied.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term\ndef own(ram):\n    return 0\n"
+    )
+    module = import_source(tmp_path / "copied.py")
+    exec("@reward_term\ndef example(ram):\n    return 1\n", dict(vars(module)))  # noqa: S102
+    assert [term.name for term in marked_scripts(module, RewardTerm)] == ["own"]
