@@ -209,6 +209,26 @@ def test_stable_baselines3s_stack_works_around_it() -> None:
     env.close()
 
 
+def test_rl_zoo3s_stack_works_around_it(tmp_path: Path) -> None:
+    """The wrappers of a YAML file of RL Zoo, in its order: the innermost first."""
+    utils = pytest.importorskip("rl_zoo3.utils")
+    (tmp_path / "mine.py").write_text(
+        "from kart_rewards import reward_term\n@reward_term\ndef one(ram):\n    return 1\n"
+    )
+    script = {"rewards": [str(tmp_path / "mine.py")], "scenario": None, "reward_transform": "none"}
+    wrappers: list[Any] = [
+        {"kart_rewards.ScriptRewards": script},
+        {"rl_zoo3.wrappers.FrameSkip": {"skip": 4}},
+        "stable_baselines3.common.atari_wrappers.WarpFrame",
+        {"rl_zoo3.wrappers.YAMLCompatResizeObservation": {"shape": [64, 64]}},
+    ]
+    env = utils.get_wrapper_class({"env_wrapper": wrappers})(make())
+    env.reset(seed=1)
+    observation, reward, *_, info = env.step(np.zeros(12, np.int8))
+    assert (observation.shape[:2], reward, info["episode_rewards"]["sum"]) == ((64, 64), 4, {"one": 4})
+    env.close()
+
+
 def test_a_time_limit_below_it_still_truncates() -> None:
     env = ScriptRewards(TimeLimit(make(), 5))
     steps = played(env, [np.zeros(12, np.int8)] * 9)
