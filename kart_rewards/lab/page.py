@@ -27,7 +27,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
 from kart_rewards.lab.figures import drive_figures, packed, score_figures
 from kart_rewards.lab.film import film
-from kart_rewards.lab.score import RewardSet, find_drives, outcome_rank
+from kart_rewards.lab.score import RewardSet, compared, find_drives, outcome_rank
 from kart_rewards.lab.server import film_part, serve
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
@@ -190,14 +190,10 @@ def command(
         reward_scale: Factor of --reward-transform scale.
         gamma: Discount factor per agent step, for the discounted return.
     """
-    sources = [rewards, against] if against else [rewards]
-    sets = [
-        RewardSet(
-            tuple(each), scenario, parse_weights(reward_weights), reward_transform, reward_scale, gamma,
-            integrations_path,
-        )
-        for each in sources
-    ]  # fmt: skip
+    sources = compared(rewards, against)
+    weights = parse_weights(reward_weights)
+    options = (scenario, weights, reward_transform, reward_scale, gamma, integrations_path)
+    sets = [RewardSet(each, *options) for each in sources]
     names = [", ".join(each) or "the scenario" for each in sources]
     paths = find_drives(drives)
     if output:

@@ -5,6 +5,7 @@
 * ``DriveScore``, ``TermSum`` - the result
 * ``find_drives`` - the drives in files and folders
 * ``score_files`` - scores many drives on all cores
+* ``compared`` - the reward sets of the options ``--rewards`` and ``--against``
 * ``Verdict``, ``verdict`` - whether the returns rank the drives as their outcomes do
 * ``command`` - the command ``kart-rewards score``
 
@@ -407,6 +408,11 @@ def verdict(ranks: Sequence[tuple[str, tuple[float, ...] | None]], returns: Sequ
     return Verdict((right - wrong) / pairs if pairs else None, pairs, worst and worst[1:])
 
 
+def compared(rewards: Sequence[str], against: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the files of each reward set that ``--rewards`` and ``--against`` name: one set, or two."""
+    return [tuple(each) for each in ((rewards, against) if against else (rewards,))]
+
+
 def command(
     drives: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DRIVE …]")] = (),
     /,
@@ -437,13 +443,9 @@ def command(
         gamma: Discount factor per agent step, for the column of discounted returns.
         json: Print everything as JSON.
     """
-    both = [
-        RewardSet(
-            tuple(each), scenario, parse_weights(reward_weights), reward_transform, reward_scale, gamma,
-            integrations_path,
-        )
-        for each in ((rewards, against) if against else (rewards,))
-    ]  # fmt: skip
+    weights = parse_weights(reward_weights)
+    options = (scenario, weights, reward_transform, reward_scale, gamma, integrations_path)
+    both = [RewardSet(each, *options) for each in compared(rewards, against)]
     paths = find_drives(drives)
     results = tqdm(score_files(paths, both), "scoring", len(paths), leave=False, unit="drive", disable=None)
     scored = list(results)
