@@ -220,3 +220,12 @@ def test_arrays_of_a_score_can_be_left_out() -> None:
     score = score_drive(drive, RewardSet().load(drive))
     assert score.without_frames().values == {}
     assert np.array_equal(score.without_frames().rewards, np.empty(0))
+
+
+def test_a_new_set_loads_a_changed_file_again(tmp_path: Path) -> None:
+    drive, path = load_drive(SHIPPED / "standing.drive"), tmp_path / "mine.py"
+    term = "from kart_rewards import reward_term\n@reward_term(weight={})\ndef each_frame(ram):\n    return 1\n"
+    for weight in (1, 2):
+        path.write_text(term.format(weight))
+        score = score_drive(drive, RewardSet((str(path),)).load(drive))
+        assert score.terms["each_frame"].sum == weight * score.end

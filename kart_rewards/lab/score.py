@@ -29,6 +29,7 @@ from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import tyro
@@ -51,9 +52,11 @@ RECORDINGS = Path("recordings")
 """The folder in which ``kart-rewards play`` records drives."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RewardSet:
     """The reward terms and done rules of a comparison. It can be pickled: each process loads the files itself.
+
+    A set loads its files once. After a file has changed, a new set loads it again.
 
     Args:
         rewards: Files or modules to add to the scenario's terms and rules.
@@ -71,6 +74,7 @@ class RewardSet:
     scale: float = 0.01
     gamma: float = 0.99
     integrations: Path | None = None
+    _key: str = field(default_factory=lambda: uuid4().hex, init=False, repr=False)  # it is the same in each process
 
     def load(self, drive: Drive) -> Loaded:
         """Returns the terms and rules for the game of a drive.
@@ -93,7 +97,7 @@ class RewardSet:
                 )
         return loaded
 
-    @functools.cache  # noqa: B019 - few sets exist
+    @functools.lru_cache(maxsize=32)  # noqa: B019 - sets are small
     def _load(self, game: str, variables: tuple[str, ...]) -> Loaded:
         path = None
         if self.scenario is not None:
@@ -102,8 +106,11 @@ class RewardSet:
         scoring = load_scoring(path, self.rewards, self.weights, variables)
         return Loaded(scoring, make_transform(self.transform, self.scale), self.gamma)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RewardSet) and self._key == other._key
+
     def __hash__(self) -> int:
-        return hash((self.rewards, self.scenario, tuple(self.weights.items()), self.transform, self.scale, self.gamma))
+        return hash(self._key)
 
 
 @dataclass(frozen=True)
