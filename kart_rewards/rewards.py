@@ -202,8 +202,9 @@ def parse_weights(arguments: Iterable[str]) -> dict[str, float]:
             name, weight = match[1], float(match[2])  # type: ignore[index]
         except (TypeError, ValueError):
             raise KartRewardsError(f"--reward-weights: {shown(argument)} is not NAME=NUMBER, such as wall=-5") from None
-        if weights.setdefault(name, weight) != weight:
+        if name in weights and weights[name] != weight:
             raise KartRewardsError(f"--reward-weights: {shown(name)} has two weights, {weights[name]} and {weight}")
+        weights[name] = weight
     return weights
 
 

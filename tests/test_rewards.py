@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -334,6 +335,7 @@ def test_weights_are_parsed_from_name_equals_number() -> None:
     assert parse_weights(["wall=-5", "wall=-5.0"]) == {"wall": -5}
     with pytest.raises(KartRewardsError, match=r"'wall' has two weights, -5\.0 and -6\.0"):
         parse_weights(["wall=-5", "wall=-6"])
+    assert math.isnan(parse_weights(["wall=nan"])["wall"])  # Term refuses it, with the right message
 
 
 def test_unknown_terms_and_bad_weights_are_reported() -> None:

@@ -229,3 +229,9 @@ def test_a_new_set_loads_a_changed_file_again(tmp_path: Path) -> None:
         path.write_text(term.format(weight))
         score = score_drive(drive, RewardSet((str(path),)).load(drive))
         assert score.terms["each_frame"].sum == weight * score.end
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 2, float("nan")])
+def test_a_discount_factor_outside_its_range_is_refused(gamma: float) -> None:
+    with pytest.raises(KartRewardsError, match="gamma must be between 0 and 1, not"):
+        RewardSet(gamma=gamma)

@@ -63,8 +63,11 @@ class RewardSet:
         scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``. None: none.
         weights: Term -> weight.
         transform, scale: See ``kart_rewards.rewards.make_transform``.
-        gamma: The discount factor per agent step.
+        gamma: The discount factor per agent step, 0 to 1.
         integrations: The only folder to look for the game in. None: the standard lookup.
+
+    Raises:
+        KartRewardsError: ``gamma`` is outside its range.
     """
 
     rewards: tuple[str, ...] = ()
@@ -75,6 +78,10 @@ class RewardSet:
     gamma: float = 0.99
     integrations: Path | None = None
     _key: str = field(default_factory=lambda: uuid4().hex, init=False, repr=False)  # it is the same in each process
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise KartRewardsError(f"gamma must be between 0 and 1, not {self.gamma:g}")
 
     def load(self, drive: Drive) -> Loaded:
         """Returns the terms and rules for the game of a drive.
