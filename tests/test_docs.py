@@ -27,7 +27,8 @@ from kart_rewards.__main__ import COMMANDS
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "homebrew" / "README.md"]
 PAGES += [ROOT / "agents" / "README.md"]
-RUN_IN_A_TEST_OF_ITS_OWN = ROOT / "docs" / "integrating.md"  # its steps build on each other: test_integrating.py
+# The steps of these pages build on each other: test_integrating.py and test_walk_through.py.
+IN_ORDER = (ROOT / "docs" / "integrating.md", ROOT / "docs" / "rewards.md")
 SHORT = (
     "--total-timesteps 32 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 0 "
     "--eval-interval 0 --precision float32"
@@ -83,7 +84,7 @@ def run(arguments: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page != RUN_IN_A_TEST_OF_ITS_OWN], ids=lambda page: str(page.relative_to(ROOT))
+    "page", [page for page in PAGES if page not in IN_ORDER], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_the_examples_on_a_page_work(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)

@@ -395,7 +395,7 @@ def test_a_snapshot_of_some_values_has_zeros_for_the_others() -> None:
 
 
 def test_the_example_of_the_documentation_is_valid(tmp_path: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "terms.md").read_text()
     [example] = [block for block in page.split("```json\n")[1:] if '"pointer"' in block]
     layout = RamLayout.from_file(write(tmp_path / "data.json", example.partition("```")[0]))
     memory = bytearray(0x20000)
