@@ -66,8 +66,7 @@ def glue(source: str) -> int:
 
 
 def run(command: str, folder: Path, code: int = 0) -> tuple[float, str]:
-    """Runs a command in a folder. Returns its seconds and what it prints, with the colours of a terminal and without the
-    folder's name."""
+    """Runs a command in a folder. Returns its seconds and what it prints, without the folder's name."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = {"PATH": path, "FORCE_COLOR": "1", "COLUMNS": "160", "PYTHONPATH": str(folder)}
     program, *options = shlex.split(command)

@@ -3,6 +3,7 @@
 * ``Scoring`` - the terms and rules of a run
 * ``load_scoring`` - reads a scenario file and applies the user's additions and weights
 * ``Check``, ``load_checks`` - conditions on the variables' values
+* ``load_goal`` - what the author of a game wants
 
 A ``scenario.json`` has keys that stable-retro reads, and the key ``kart_rewards``, which stable-retro ignores::
 
@@ -10,6 +11,7 @@ A ``scenario.json`` has keys that stable-retro reads, and the key ``kart_rewards
         "modules": ["my_rewards.py"],
         "rewards": {"checkpoint": 300, "top_speed": null},
         "done": ["race_finished", "wall_hits"],
+        "goal": "laps >= 133",
         "checks": [
             {"expect": "laps == 127"},
             {"hold": "B", "within_frames": 600, "expect": "speed > before.speed + 100"}
@@ -32,6 +34,11 @@ its name.
 them. ``expect`` is a condition (see ``kart_rewards.games.condition``). In it, ``before.speed`` is the speed in the
 start state. Without ``within_frames``, the condition must be true in the start state. With it, the condition must be
 true after at least one of the next ``within_frames`` frames, during which the buttons of ``hold`` are held.
+
+``goal`` says what the author wants, whatever the rewards are: a condition as above, or a number that should be large,
+such as ``"laps * num_checkpoints + checkpoint"``. It may name variables and, in a kart race, ``laps_completed``,
+``finished``, ``off_road_seconds`` and ``wall_hits``. ``kart-rewards audit`` compares behaviours by it. Without it, the
+goal of a kart race is the finish.
 """
 
 from __future__ import annotations
@@ -53,7 +60,7 @@ from kart_rewards.scripting import Script, SomeScript, marked_scripts, script_of
 
 KEY = "kart_rewards"
 MOST_CHECK_FRAMES = 36_000  # ten minutes of the console's time
-_PARTS = ("modules", "rewards", "done", "checks")
+_PARTS = ("modules", "rewards", "done", "checks", "goal")
 _STABLE_RETRO_KEYS = ("reward", "rewards", "done", "actions", "scripts", "crop", "crops")
 _CHECK_KEYS = ("expect", "hold", "within_frames")
 
@@ -248,6 +255,21 @@ def load_checks(path: Path) -> list[Check]:
     return checks
 
 
+def load_goal(path: Path) -> str | None:
+    """Returns the goal of a scenario file, as text; None if it has none.
+
+    Raises:
+        KartRewardsError: The file can't be read, or the goal is not text.
+    """
+    goal = _own_part(load_json(path), path).get("goal")
+    if goal is not None and not (isinstance(goal, str) and goal.strip()):
+        raise KartRewardsError(
+            f'{path}: "goal" under "{KEY}" must be a condition or a number of variables, such as "laps >= 133", not '
+            f"{shown(goal)}"
+        )
+    return goal
+
+
 def _own_part(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Returns the value of the key ``kart_rewards``. Other unknown keys are refused if they are probably mistakes."""
     for key in content.keys() & {*_PARTS} - {*_STABLE_RETRO_KEYS}:
@@ -256,7 +278,7 @@ def _own_part(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(content.get("rewards"), dict):
         raise KartRewardsError(f'{path}: "rewards", an object of weights by term, belongs inside "{KEY}"')
     own = content.get(KEY, {})
-    where = f'{path}: "{KEY}" must be an object with "modules", "rewards", "done" and "checks", all optional'
+    where = f'{path}: "{KEY}" must be an object with "modules", "rewards", "done", "checks" and "goal", all optional'
     if not isinstance(own, dict):
         raise KartRewardsError(where)
     check_keys(own, _PARTS, where)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import tiny_rom
 
@@ -37,7 +38,11 @@ def ordinary() -> list[str]:
 
 
 def run(
-    *arguments: object, ordinary_user: bool = False, folder: Path | None = None, environment: Mapping[str, str] = {}
+    *arguments: object,
+    ordinary_user: bool = False,
+    folder: Path | None = None,
+    environment: Mapping[str, str] = {},
+    modules: tuple[str, ...] = forks.COMMANDS,
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``kart-rewards`` with arguments.
 
@@ -46,9 +51,9 @@ def run(
         ordinary_user: Whether root runs it without the right to ignore the permissions of files.
         folder: The current folder of the command.
         environment: Variables to set.
+        modules: See ``forks.Fork``. ``forks.TRAINING`` has PyTorch.
     """
-    prefix = ordinary() if ordinary_user else []
-    command = [*prefix, sys.executable, "-m", "kart_rewards", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=folder, env={**os.environ, **environment}
-    )
+    command, env = [sys.executable, "-m", "kart_rewards", *map(str, arguments)], {**os.environ, **environment}
+    if not ordinary_user:
+        return forks.run(command, modules, cwd=folder, env=env)
+    return subprocess.run([*ordinary(), *command], capture_output=True, text=True, check=False, cwd=folder, env=env)

@@ -51,10 +51,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "two_machines", "ranks", "run", "homebrew", "benchmarks", "wheel", "damaged_checkpoints", "ppo", "watch", "sb3",
-    "threads", "lint", "page", "docs", "in_training", "evaluator", "integrating", "agents_command", "env", "log",
-    "sources", "agents", "reference", "checkpoints", "consoles", "reference_laps", "new", "search", "doctor",
-    "play", "devices", "vector", "drawing", "declared", "cost", "server", "score", "lua", "film",
+    "homebrew", "two_machines", "wheel", "integrating", "lint", "page", "ranks", "benchmarks", "log", "run",
+    "damaged_checkpoints", "ppo", "evaluator", "sb3", "watch", "agents_command", "reference_laps", "docs", "consoles",
+    "threads", "env", "in_training", "search", "doctor", "reference", "agents", "new", "sources", "drawing", "score",
+    "processes", "declared", "play", "devices", "server", "cost", "checkpoints", "exports", "states",
+    "vector", "slow", "lua", "film",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 

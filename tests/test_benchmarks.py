@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import load_module
 from training_runs import run_here
@@ -18,7 +20,10 @@ def smoke(name: str) -> str:
     return run_here(BENCHMARKS / name, "--smoke").stdout
 
 
-def test_each_part_of_the_speed_benchmark_runs() -> None:
+def test_each_part_of_the_speed_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part has a process of its own, which would import what the one before it has imported."""
+    modules = (*forks.TRAINING, "stable_baselines3", "tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: forks.run(command, modules))
     printed = smoke("speed.py")
     for row in (
         "bare core", "KartEnv with max_pool", "core that draws nothing", "stable_retro.make", "frame skip, crop, grey",

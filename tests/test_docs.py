@@ -45,6 +45,7 @@ SHORTENED = {
 ELSEWHERE = ("pip install", "python3 -m venv", "tensorboard", "kart-rewards import PATH", "python homebrew/",
              "python benchmarks/", "apt-get", "pytest", "torchrun", "kart-rewards play",
              "kart-rewards state MarioKart-Snes", "kart-rewards doctor MarioKart-Snes", "kart-rewards evaluate",
+             "kart-rewards audit", "kart-rewards ablate",
              "python examples/sb3_agent.py", "kart-rewards watch model.zip")  # fmt: skip
 
 

@@ -25,6 +25,7 @@ import stable_retro
 from conftest import load_module
 
 from kart_rewards import drivers
+from kart_rewards.env.core import Drawing
 
 ROOT = Path(__file__).resolve().parent.parent
 GAME = ROOT / "integrations" / "HomebrewKart-Snes"
@@ -74,24 +75,27 @@ FONT = " 0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ'\"/!.:-<>"
 
 
 class Console:
-    """A SNES that runs the game. Its variables are attributes."""
+    """A SNES that runs the game. Its variables are attributes. After ``load``, it draws only if ``draws`` is set."""
 
     def __init__(self) -> None:
         self.emulator = stable_retro.RetroEmulator(str(GAME / "rom.sfc"))
         self.data = stable_retro.data.GameData()
         self.emulator.configure_data(self.data)
         assert self.data.load(str(GAME / "data.json"), str(GAME / "scenario.json"))
+        self.drawing, self.draws = Drawing(self.emulator, "Snes"), True
 
     def step(self, buttons: Any = (), frames: int = 1) -> None:
         """Hold buttons for a number of frames."""
         mask = np.array([name in buttons for name in BUTTONS], dtype=np.uint8)
         for _ in range(frames):
             self.emulator.set_button_mask(mask, 0)
-            self.emulator.step()
+            assert self.drawing.frame(self.emulator.step, seen=self.draws), "the game is as if the frame were drawn"
 
     def load(self, number: int) -> None:
         """Load LevelN.state."""
         self.emulator.set_state(gzip.decompress((GAME / f"Level{number}.state").read_bytes()))
+        self.drawing.settle()
+        self.draws = False
 
     def __getattr__(self, name: str) -> int:
         if name not in VARIABLES:
@@ -143,7 +147,7 @@ def console() -> Iterator[Console]:
     gc.collect()
     machine = Console()
     yield machine
-    del machine.emulator, machine.data
+    del machine.drawing, machine.emulator, machine.data
     gc.collect()
 
 
@@ -433,6 +437,7 @@ def test_the_clock_shows_two_digits_of_minutes_and_stops_at_its_maximum(console:
 
 def test_the_marker_on_the_map_is_at_the_karts_position(console: Console) -> None:
     console.load(1)
+    console.draws = True
     for x, y in ((301, 302), (500, 300), (703, 608), (650, 411)):
         console.place(x, y, 0)
         console.poke("current_frame", 0)  # the marker blinks; it is cyan now

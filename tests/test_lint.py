@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ FAULTY: list[tuple[str, str, dict[str, object]]] = [
     ("never-fires", term("ram.current_frame - previous.current_frame == 4", arguments="ram, previous"), {}),
     ("every-frame", term("ram.laps", 0.01), {}),
     ("every-frame", term("1 + ram.speed / 10_000", 0.1), {}),
-    ("every-frame", term("1.0 if ram.speed > 700 else 0.5", 0.1), {}),
+    ("every-frame", term("float(np.exp(ram.speed / 2000))", 0.05), {}),
     ("constant", term("1.0"), {}),
     ("constant", term("ram.num_checkpoints", 0.1), {}),
     ("constant", term("ram.speed > -1000", 0.1), {}),
@@ -93,6 +94,7 @@ FAULTY: list[tuple[str, str, dict[str, object]]] = [
     ("ranking", term("ram.current_frame % 60 == 0"), {}),
     ("ranking", memory("self.frame = 0", "self.frame += 1\nreturn self.frame == 10", 50), {}),
     ("ranking", memory("self.best = -1", f"{BEST}return gain", 1e-6), {}),
+    ("ranking", memory("self.best = -1", f"{BEST}return gain * (1 + 0.004 * (ram.checkpoint % 2))", 450), {}),
     ("dominates", term("ram.speed / 10", 10), {}),
     ("dominates", term("ram.collision != 0", -100_000), {}),
     ("dominates", term("abs(ram.steering)", 50), {}),
@@ -101,7 +103,8 @@ FAULTY: list[tuple[str, str, dict[str, object]]] = [
     ("erased", term("ram.speed > 900"), {"scale": 1e-60}),
     ("cycle", term("max(ram.speed - previous.speed, 0) / 100", 0.1, "ram, previous"), {}),
     ("cycle", term("max(ram.laps - previous.laps, 0)", 1000, "ram, previous"), {}),
-    ("cycle", term("ram.checkpoint != previous.checkpoint", 10, "ram, previous"), {}),
+    ("cycle", term("ram.speed > previous.speed and 'B' in buttons", 1, "ram, previous, buttons"), {}),
+    ("cycle", term("np.hypot(ram.kart_x - previous.kart_x, ram.kart_y - previous.kart_y)", 0.1, "ram, previous"), {}),
     ("cycle", term("max(progress(ram) - progress(previous), 0)", 10, "ram, previous"), {}),
     ("cycle", term("ram.surface == START_LINE", 100), {}),
     ("cycle", term("ram.surface == ROAD and previous.surface in (DIRT, GRASS)", 20, "ram, previous"), {}),
@@ -110,6 +113,7 @@ FAULTY: list[tuple[str, str, dict[str, object]]] = [
     ("leaks", "SUM = np.zeros(1)\n" + term("np.add(SUM, ram.speed > 900, out=SUM)[0] < 500 and ram.speed > 900"), {}),
     ("leaks", "BEST = {0}\nadd = BEST.add\n" + term("len(BEST) < 300 and (add(ram.speed) or ram.speed > 300)"), {}),
     ("leaks", rule("random.random() < 0.001 and ram.speed > 300"), {}),
+    ("leaks", "RNG = np.random.default_rng(1)\n" + term("RNG.normal() if ram.speed > 300 else 0.0"), {}),
     (
         "call-order",
         "BOX = np.zeros(1)\n@reward_term\ndef other(ram):\n    np.copyto(BOX, ram.speed)\n    return ram.speed > 700\n"
@@ -169,6 +173,13 @@ HONEST = [
         -0.1,
         "ram, action",
     ),
+    "def phi(ram):\n    return ram.speed / 1000\n" + term("0.99**0.25 * phi(ram) - phi(previous)", 1, "ram, previous"),
+    memory(
+        "self.best, self.since = -1, 0",
+        "self.since += 1\nif progress(ram) <= self.best:\n    return 0\n"
+        "paid, self.best, self.since = 1 + max(0, 1 - self.since / 600), progress(ram), 0\nreturn paid",
+        20,
+    ),
     rule("ram.laps >= 129"),
     rule("ram.surface == DEEP_WATER"),
     counting_rule("self.frames = self.frames + 1 if abs(ram.speed) < 20 else 0; return self.frames >= 300"),
@@ -185,6 +196,21 @@ def examined(
     return gather(find_game(GAME), rewards, drives, probes=probes)
 
 
+def pays(evidence: Evidence, drive: int, frame: int) -> bool:
+    """Whether the planted term pays or charges on a frame."""
+    return bool(evidence.scores[drive].values["planted"][frame])
+
+
+SHOWS: dict[str, Callable[[Evidence, int, int], bool]] = {
+    **dict.fromkeys(("every-frame", "constant", "ranking", "dominates", "erased", "cycle"), pays),
+    "never-fires": lambda evidence, drive, frame: not pays(evidence, drive, frame),
+    "standing": lambda evidence, drive, frame: pays(evidence, drive, frame) and not evidence.drives[drive].masks.any(),
+    "early-end": lambda evidence, drive, frame: evidence.scores[drive].end == frame,
+    "good-drive": lambda evidence, drive, frame: evidence.second_runs[drive].ends["planted"] == frame,
+}
+"""Check -> whether a frame shows what its finding says. Other findings are about all frames, or about a second run."""
+
+
 @pytest.mark.parametrize(("check", "code", "options"), FAULTY)
 def test_a_mistake_is_found_with_its_file_and_line(
     check: str, code: str, options: dict[str, object], tmp_path: Path, probes: Probes
@@ -195,13 +221,42 @@ def test_a_mistake_is_found_with_its_file_and_line(
     marks = [number for number, line in enumerate((IMPORTS + code).splitlines(), 1) if line.startswith("@")]
     assert found[0].where == f"{tmp_path / 'mine.py'}:{marks[-1]}"
     assert found[0].remedy
-    drive = next(each for each in evidence.drives if each.info.label == found[0].drive)
-    assert 0 <= found[0].frame < len(drive)
+    drive = next(i for i, each in enumerate(evidence.drives) if each.info.label == found[0].drive)
+    assert 0 <= found[0].frame < len(evidence.drives[drive])
+    assert check not in SHOWS or SHOWS[check](evidence, drive, found[0].frame), "the frame shows it"
 
 
 @pytest.mark.parametrize("code", HONEST)
 def test_honest_rewards_have_no_finding(code: str, tmp_path: Path, probes: Probes) -> None:
     assert findings(examined(code, tmp_path, probes)) == []
+
+
+def test_a_charge_beside_a_larger_one_is_erased_by_the_sign(probes: Probes) -> None:
+    evidence = gather(find_game(GAME), RewardSet(transform="sign"), shipped("Level1", "Level2"), probes=probes)
+    [found] = findings(evidence)
+    assert (found.check, found.script) == ("erased", "terrain")
+    assert found.text.endswith("time pays or charges on the same frames, and decides the sign")
+    assert found.remedy == "use --reward-transform scale, or let it pay on frames on which time does not"
+    drive = next(i for i, each in enumerate(evidence.drives) if each.info.label == found.drive)
+    assert all(evidence.scores[drive].values[name][found.frame] < 0 for name in ("terrain", "time"))
+
+
+def test_an_environment_gives_the_same_frames_to_terms_at_each_frame_skip(probes: Probes) -> None:
+    coarse, fine = probes.steps[4], probes.steps[1]
+    assert (len(coarse), len(fine)) == (64, 256)
+    assert [frame for step in coarse for frame in step] == [frame for step in fine for frame in step]
+    drive = next(probe.drive for probe in probes.all if probe.drive.info.label == "agent")
+    assert [frame[0] for step in coarse for frame in step] == drive[1:]
+    assert len({id(frame[2]) for step in coarse[:2] for frame in step}) == 2, "an action is one object per step"
+
+
+def test_a_scenario_with_lua_is_refused_in_one_message(own_game: Path) -> None:
+    folder = own_game / GAME
+    (folder / "mine.lua").write_text("function speedy()\n  return data.speed / 1000\nend\n")
+    (folder / "mine.json").write_text(json.dumps({"scripts": ["mine.lua"], "reward": {"script": "lua:speedy"}}))
+    done = run("lint", GAME, "--scenario", "mine", "--integrations-path", own_game, folder=own_game)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {GAME}: its scenario uses Lua, whose values no drive has: lint can't examine it\n"
 
 
 def test_a_mistake_that_needs_many_drives_is_found(tmp_path: Path, probes: Probes) -> None:
@@ -280,6 +335,7 @@ def in_decimal(values: np.ndarray) -> np.ndarray:
         ("race_centiseconds", "<u2", in_decimal, "looks like decimal digits (BCD)"),
         ("race_seconds", "|i1", in_decimal, "Its type is probably |d1"),
         ("checkpoint", "<u2", None, "it looks like two variables of one byte. Its type is probably |u1"),
+        ("laps", ">u2", lambda values: values << 8, "the bytes look swapped. Its type is probably <u2"),
         ("kart_direction", "|i1", lambda values: (values + 128) % 256 - 128, ""),
         ("current_frame", "|u1", lambda values: values % 256, ""),
     ],
@@ -317,7 +373,7 @@ def test_a_wrong_type_is_seen_in_the_bytes_of_memory() -> None:
 def test_the_types_of_the_game_are_right(probes: Probes) -> None:
     for variable in LAYOUT.variables:
         columns = [drive.columns[variable.name].astype(np.int64) for drive in shipped()]
-        raw = [probe.raw[variable.name] for probe in probes.all]
+        raw = [probe.raw[variable.name] for probe in probes.all if variable.name in probe.raw]
         assert fault_of(variable, columns, raw) is None, variable.name
 
 

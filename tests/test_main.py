@@ -78,7 +78,7 @@ def test_all_commands_describe_the_folder_of_games_in_the_same_words() -> None:
     targets = [target.split(":") for name, target in COMMANDS.items() if name != "train"]
     commands = [getattr(import_module(module), function) for module, function in targets]
     having = [each for each in commands if "integrations_path" in inspect.signature(each).parameters]
-    assert len(having) == 13
+    assert len(having) == 15
     for each in having:
         assert get_type_hints(each, include_extras=True)["integrations_path"] is GamesFolder
         assert "integrations_path:" not in each.__doc__

@@ -293,6 +293,30 @@ def test_an_error_is_shown_and_goes_away(page: Page, folder: Path) -> None:
     page.wait("document.getElementById('error').hidden && lab.tracks()[0].score.terms.get('gas').weight === 0.5")
 
 
+def test_lint_runs_after_each_save_and_its_findings_lead_to_their_drives(page: Page, folder: Path) -> None:
+    page.wait("!lab.state().lint.busy && lab.state().lint.findings")
+    assert [each["title"] for each in page.js("lab.state().lint.findings")] == ["gas pays for undone progress"]
+    page.wait("document.getElementById('findings-status').textContent === '1 finding'")
+    assert "mine.py:6" in page.text(".finding")
+    page.click(".finding")
+    page.wait("document.querySelector('.drive.a').dataset.drive === 'gas-and-brake' && lab.tracks()[0].score")
+    frame = page.js("lab.state().lint.findings[0].frame")
+    assert page.picture()[0] == frame
+    assert page.js("lab.tracks()[0].score.terms.get('gas').values")[frame] > 0, "the term that the finding is about"
+    assert "error" not in page.text('[data-drive="gas-and-brake"]')
+
+    edited(folder / "mine.py", MINE.replace("max(ram.speed - previous.speed, 0)", "(ram.speed - previous.speed)"))
+    page.wait("document.getElementById('findings-status').textContent === 'linting…'")
+    page.wait("lab.tracks()[0].score.terms.get('gas').sum === 0")
+    assert page.js("lab.state().lint.busy"), "the numbers do not wait for lint"
+    edited(folder / "mine.py", MINE.replace("ram.speed - previous.speed", "ram.speed // (ram.laps - 128)"))  # outdated
+    page.wait("document.querySelector('#findings .failed')")
+    assert "ZeroDivisionError" in page.text("#findings")
+    edited(folder / "mine.py", MINE)
+    page.wait("!lab.state().lint.busy && lab.state().lint.findings?.length === 1")
+    page.js("document.querySelector('[data-drive=\"turning\"] button').click()")  # the list is drawn again now and then
+
+
 def test_a_process_of_a_rewards_file_that_ends_is_an_error(page: Page, folder: Path) -> None:
     edited(folder / "mine.py", MINE + "\nimport os\nos._exit(3)\n")
     page.wait("document.querySelector('#error pre').textContent.includes('ended unexpectedly: exit code 3')")
@@ -309,6 +333,22 @@ def test_rewards_that_are_broken_from_the_start_are_shown(browser: Any, tmp_path
         (tmp_path / "helper.py").write_text(HELPER)
         (tmp_path / "mine.py").write_text(MINE)
         page.wait("lab.tracks()[0].score?.terms.has('gas') && document.getElementById('error').hidden")
+        browser.get("about:blank")
+
+
+def test_drives_that_are_new_are_in_the_list_after_a_reload(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    shutil.copy(SHIPPED / "reverse.drive", tmp_path / "mine" / "first.drive")
+    with served(tmp_path, "mine") as (url, _):
+        page = Page(browser)
+        page.open(url)
+        assert page.js("lab.state().drives.map((drive) => drive.label)") == ["first"]
+        shutil.copy(SHIPPED / "turning.drive", tmp_path / "mine" / "second.drive")
+        (tmp_path / "mine" / "third.drive").write_bytes(b"half")
+        page.open(url)
+        page.wait("document.querySelector('[data-drive=\"second\"] i').textContent !== '–'")
+        page.click('[data-drive="second"] button')
+        page.wait("lab.tracks()[0].score?.all.values.length === 1201")
         browser.get("about:blank")
 
 
@@ -330,10 +370,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.py").write_text(MINE)
     (folder / "helper.py").write_text(HELPER)
     (folder / "other.py").write_text(MINE.replace("weight=0.5", "weight=2").replace("def hop", "def jump"))
-    finding = {"title": "farmable", "where": "mine.py:6", "text": HOSTILE, "drive": "no-map", "frame": 77}
+    finding = {
+        "title": "gas is farmable", "script": "gas", "where": "mine.py:6", "text": HOSTILE, "remedy": "none",
+        "path": str(folder / "no-map.drive"), "frame": 77,
+    }  # fmt: skip
+    absent = {**finding, "path": str(SHIPPED / "race.drive")}
     sets = [RewardSet((str(folder / name),)) for name in ("mine.py", "other.py")]
     paths = [folder / f"{name}.drive" for name in odd]
-    write_page(folder / "page.html", paths, sets, ["mine.py", "other.py"], [finding])
+    write_page(
+        folder / "page.html", paths, sets, ["mine.py", "other.py"], {"findings": [finding, absent], "error": None}
+    )
     return folder / "page.html"
 
 
@@ -392,6 +438,8 @@ def test_a_finding_leads_to_its_drive_and_frame(browser: Any, written: Path) -> 
     assert HOSTILE in page.text(".finding")
     page.click(".finding")
     page.wait("lab.view.frame === 77 && document.querySelector('.drive.a').dataset.drive === 'no-map'")
+    assert page.text(".row.chosen .name") == "gas"
+    assert "race, frame 77: this drive is not on the page" in page.text(".finding:last-child")
     assert not page.js("window.hacked")
 
 

@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import stable_retro
@@ -67,13 +68,13 @@ def start(display: Display, tmp_path: Path) -> Iterator[Start]:
     started = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        program = subprocess.Popen(
+        program = forks.Fork(
             [sys.executable, "-m", "kart_rewards", "play", *arguments],
+            forks.COMMANDS,
             cwd=tmp_path,
             env=os.environ | {"DISPLAY": display.name, "PYTHONPATH": str(Path(__file__).parent.parent)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
         started.append(program)
         wait_until(lambda: program.poll() is not None or not display.is_dark(), "the window is open")
@@ -270,12 +271,11 @@ def test_mistakes_end_with_one_message(arguments: tuple[str, ...], message: str,
         for key, value in os.environ.items()
         if key not in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "XDG_RUNTIME_DIR")
     }
-    result = subprocess.run(
+    result = forks.run(
         [sys.executable, "-m", "kart_rewards", "play", *arguments],
+        forks.COMMANDS,
         cwd=tmp_path,
         env=without | {"PYTHONPATH": str(Path(__file__).parent.parent)},
-        capture_output=True,
-        text=True,
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")

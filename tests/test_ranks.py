@@ -1,4 +1,8 @@
-"""Training on several processes under torchrun: gloo on this machine's CPU, two local ranks."""
+"""Training on several processes: gloo on this machine's CPU, two local ranks.
+
+torchrun starts the runs that are killed or stopped. Where only the result counts, the test starts the ranks with the
+environment variables that torchrun sets, because torchrun and each rank that it starts import PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -19,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import forks
 import psutil
 import pytest
 import torch
@@ -31,6 +37,7 @@ from training_runs import (
     Finished,
     assert_refused,
     equal_weights,
+    finish,
     run_here,
     scalars,
     train_here,
@@ -45,10 +52,20 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def run(*command: object) -> Finished:
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT
-    )
+def run_two_ranks(program: Path, *arguments: object) -> Finished:
+    """Runs a program as two ranks. Returns what both printed, rank 0 first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in ("0", "1"):
+        of_torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        of_torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        words, pipes = [sys.executable, program, *arguments], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        ranks.append(forks.Fork(words, forks.TRAINING, env=ENVIRONMENT | of_torchrun, **pipes))
+    finished = [finish(each) for each in ranks]
+    stdout, stderr = ("".join(getattr(each, name) for each in finished) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess([str(program)], max(abs(each.returncode) for each in finished), stdout, stderr)
 
 
 # ------------------------------------------------------------------------------------------------------- one process
@@ -97,10 +114,10 @@ def test_one_rank_computes_alone() -> None:
 # ------------------------------------------------------------------------------------------------------------ two ranks
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    """The results of ``two_ranks.py`` alone, and of its two ranks under torchrun."""
+    """The results of ``two_ranks.py`` alone, and of its two ranks."""
     folder = tmp_path_factory.mktemp("two_ranks")
     script = ROOT / "tests" / "two_ranks.py"
-    finished = run(*TORCHRUN, script, folder)
+    finished = run_two_ranks(script, folder)
     assert finished.returncode == 0, finished.stderr
     with mock.patch.object(torch, "randperm", torch.randperm):  # the script replaces it
         run_here(script, folder)
@@ -147,7 +164,7 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fini
     """The folder of a short run by two ranks, two environments each, and what it printed."""
     runs = tmp_path_factory.mktemp("ranks") / "runs"
     arguments = ["--env-id", GAME, *SMALL, "--num-envs", 4, "--total-timesteps", 192, "--checkpoint-interval", 1]
-    finished = run(*TORCHRUN, SCRIPT, *arguments, "--max-episode-steps", 20, "--runs-path", runs)
+    finished = run_two_ranks(SCRIPT, *arguments, "--max-episode-steps", 20, "--runs-path", runs)
     assert finished.returncode == 0, finished.stderr
     [folder] = runs.iterdir()
     return folder, finished
@@ -175,7 +192,7 @@ def test_the_environments_of_the_ranks_differ(trained_by_two: tuple[Path, Finish
 def test_two_ranks_resume_bit_for_bit(trained_by_two: tuple[Path, Finished], tmp_path: Path) -> None:
     """Each rank goes on with its own random numbers and environments."""
     shutil.copy(trained_by_two[0] / "agent-128.pt", tmp_path)
-    finished = run(*TORCHRUN, SCRIPT, "--resume", tmp_path / "agent-128.pt")
+    finished = run_two_ranks(SCRIPT, "--resume", tmp_path / "agent-128.pt")
     assert finished.returncode == 0, finished.stderr
     assert "Resuming after 2 updates, 128 steps." in finished.stdout
     assert equal_weights(tmp_path / "agent.pt", trained_by_two[0] / "agent.pt")

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -672,14 +673,14 @@ def test_a_term_that_fails_on_the_first_frame_leaves_no_folder(tmp_path: Path) -
 
 def test_a_disk_that_is_full_from_the_start_is_reported(tmp_path: Path) -> None:
     """A limit on the size of files makes the kernel refuse the write, as a full disk does, with no disk to mount."""
-    code = (
+    (tmp_path / "limited.py").write_text(
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
         f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     )
-    arguments = [sys.executable, "-c", code, "--env-id", GAME, *SMALL, "--runs-path", str(tmp_path)]
-    finished = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    arguments = [sys.executable, tmp_path / "limited.py", "--env-id", GAME, *SMALL, "--runs-path", tmp_path / "runs"]
+    finished = forks.run(arguments, forks.TRAINING)
     assert_refused(finished, "can't be written: File too large")
-    left = [path.name for path in only_run(tmp_path).iterdir() if "tfevents" not in path.name]
+    left = [path.name for path in only_run(tmp_path / "runs").iterdir() if "tfevents" not in path.name]
     assert left == ["sources"], "no part of a checkpoint"
 
 

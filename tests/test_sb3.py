@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import forks
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -70,7 +71,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_agent_can_be_watched(model: Path, tmp_path: Path) -> None:
     video, loader = tmp_path / "drive.mp4", f"{EXAMPLES / 'sb3_agent.py'}:load_agent"
     done = command_line.run(
-        "watch", model, "--loader", loader, "--output", video, "--seconds", "1", "--scale", "1", folder=tmp_path
+        *("watch", model, "--loader", loader, "--output", video, "--seconds", "1", "--scale", "1"),
+        folder=tmp_path,
+        modules=forks.TRAINING,
     )
     assert done.returncode == 0, done.stderr
     assert "Level1, seed 1: 0 laps, ended by the time limit, return " in done.stdout
@@ -92,6 +95,7 @@ def test_its_agent_can_be_evaluated(model: Path, tmp_path: Path) -> None:
         *("--loader", "short:load_agent", "--eval-episodes", "2", "--eval-states", "Level2"),
         folder=tmp_path,
         environment={"PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)])},
+        modules=forks.TRAINING,
     )
     assert done.returncode == 0, done.stderr
     assert f"{model}: HomebrewKart-Snes, 256 steps with seed 1" in done.stdout

@@ -12,7 +12,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.imports import import_source
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import REFERENCE_TERMS, wall
-from kart_rewards.scenario import Check, Scoring, load_checks, load_scoring
+from kart_rewards.scenario import Check, Scoring, load_checks, load_goal, load_scoring
 from kart_rewards.testing import snapshot
 
 RAM = snapshot()
@@ -109,8 +109,8 @@ def test_the_command_line_overrides_the_scenario_which_overrides_the_decorator(f
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ([], 'must be an object with "modules", "rewards", "done" and "checks"'),
-        ({"reward": {}}, 'must be an object with "modules", "rewards", "done" and "checks"'),
+        ([], 'must be an object with "modules", "rewards", "done", "checks" and "goal"'),
+        ({"reward": {}}, 'must be an object with "modules", "rewards", "done", "checks" and "goal"'),
         ({"modules": "own.py"}, '"modules" under "kart_rewards" must be a list of names, not \'own.py\'$'),
         ({"done": [3]}, r'json: "done" under "kart_rewards" must be a list of names, not \[3\]$'),
         ({"done": "stop"}, 'json: "done" under "kart_rewards" must be a list of names, not \'stop\'$'),
@@ -283,6 +283,20 @@ def test_a_misspelt_key_of_a_check_is_reported_with_the_right_one(folder: Path) 
     rules(folder, {"checks": [{"expect": "laps == 127", "within_frame": 3}]})
     with pytest.raises(KartRewardsError, match=r"Unknown key 'within_frame'\. Did you mean 'within_frames'\?"):
         load_checks(folder / "scenario.json")
+
+
+def test_a_goal_is_read_and_does_not_change_the_scoring(folder: Path) -> None:
+    assert weights(rules(folder, {"goal": "laps >= 133"})) == REFERENCE
+    assert load_goal(folder / "scenario.json") == "laps >= 133"
+    rules(folder)
+    assert load_goal(folder / "scenario.json") is None
+
+
+@pytest.mark.parametrize("goal", [5, "", ["laps >= 133"], {"expect": "laps >= 133"}])
+def test_a_malformed_goal_is_reported(folder: Path, goal: Any) -> None:
+    rules(folder, {"goal": goal})
+    with pytest.raises(KartRewardsError, match=r'scenario\.json: "goal" under "kart_rewards" must be a condition or a'):
+        load_goal(folder / "scenario.json")
 
 
 def test_weights_of_unknown_terms_are_reported(folder: Path) -> None:

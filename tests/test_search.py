@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import stable_retro
@@ -58,9 +59,7 @@ def search(
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command without a display, with commands from a pipe."""
     without = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    done = subprocess.run(
-        command(games, *arguments, game=game), input=commands, capture_output=True, text=True, env=without
-    )
+    done = forks.run(command(games, *arguments, game=game), forks.COMMANDS, input=commands, env=without)
     assert "Traceback" not in done.stderr
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -190,11 +189,11 @@ def test_a_big_endian_console_is_searched_too(tmp_path: Path) -> None:
 def test_a_person_drives_by_hand(games: Path, tmp_path: Path) -> None:
     """Keys move the kart, and Escape leads back to the terminal. The speed is among the values that increased."""
     with virtual_display(tmp_path) as display:
-        process = subprocess.Popen(
+        process = forks.Fork(
             command(games),
+            forks.COMMANDS,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
             env=os.environ | {"DISPLAY": display.name},
         )
         assert process.stdin

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import forks
 import numpy as np
 import pytest
 from command_line import run
@@ -65,8 +66,9 @@ class Hand:
         self._output = games.parent / "output.txt"
         options = [*map(str, arguments), "--play", "--integrations-path", str(games)]
         with self._output.open("w") as output:
-            self.process = subprocess.Popen(
+            self.process = forks.Fork(
                 [sys.executable, "-m", "kart_rewards", "state", *options],
+                forks.COMMANDS,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"DISPLAY": display.name},

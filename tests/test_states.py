@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import stable_retro
@@ -240,7 +241,7 @@ def test_being_killed_while_it_writes_leaves_the_old_state(games: Path, tmp_path
     os.mkfifo(partial)  # in the middle of the file, the writer waits for a reader that has stopped reading
     options = ["--inputs", script(tmp_path, "60\n"), "--overwrite", "--integrations-path", games]
     arguments = [sys.executable, "-m", "kart_rewards", "state", KART, "New", *options]
-    with subprocess.Popen([*map(str, arguments)]) as process, partial.open("rb", buffering=0) as reader:
+    with forks.Fork(arguments, forks.COMMANDS) as process, partial.open("rb", buffering=0) as reader:
         assert reader.read(2) == b"\x1f\x8b"  # a gzip file has begun
         process.kill()
     assert (folder / "New.state").read_bytes() == b"the old one"

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from episode_results import OVER_THREE_SEEDS, RESULTS, result
 
 from kart_rewards.evaluation import EpisodeResult, across_seeds, evaluation_score, summarise
+from kart_rewards.evaluation.statistics import Interval, compare_seeds, interquartile_mean_interval
 
 
 def test_statistics_by_course_and_policy() -> None:
@@ -108,3 +110,73 @@ def test_only_the_agents_episodes_count_for_its_score() -> None:
     agent, driver = result(laps=(12.0,) * 3), result("random", laps=(10.0,) * 3)
     assert score(agent, driver) == score(agent)
     assert evaluation_score(summarise([agent, driver]), "random") == score(result(laps=(10.0,) * 3))
+
+
+# --- several seeds ----------------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(5)
+OURS, THEIRS = RNG.normal(1, 1, (8, 1)), RNG.normal(0, 1, (8, 1))
+RELIABLE = {
+    "interquartile mean": (0.63098, 0.19210, 1.35607),
+    "difference": (0.56445, -0.66746, 1.87287),
+    "probability of improvement": (0.640625, 0.34375, 0.90625),
+}
+"""What rliable 1.2.0 computes for these values, with 5,000 samples."""
+
+
+@pytest.mark.parametrize(
+    ("of_rliable", "interval"),
+    [
+        ("interquartile mean", interquartile_mean_interval(OURS)),
+        ("difference", compare_seeds(OURS, THEIRS).difference),
+        ("probability of improvement", compare_seeds(OURS, THEIRS).larger),
+    ],
+)
+def test_the_statistics_of_several_seeds_are_those_of_rliable(of_rliable: str, interval: Interval) -> None:
+    value, low, high = RELIABLE[of_rliable]
+    assert interval.value == pytest.approx(value, abs=1e-5)
+    assert interval.low is not None and interval.high is not None
+    assert interval.low < low and high < interval.high  # rliable does not expand the intervals of few seeds
+    assert 1.1 < (interval.high - interval.low) / (high - low) < 1.4
+
+
+def test_without_their_expansion_the_intervals_are_those_of_rliable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kart_rewards.evaluation.statistics._tail", lambda seeds, degrees: 0.025)
+    compared = compare_seeds(OURS, THEIRS)
+    results = (interquartile_mean_interval(OURS), compared.difference, compared.larger)
+    for (_, low, high), interval in zip(RELIABLE.values(), results, strict=True):
+        assert interval[1:] == pytest.approx((low, high), abs=0.08)  # both draw samples at random
+
+
+def test_the_courses_of_a_seed_are_no_independent_samples() -> None:
+    def width(scores: np.ndarray) -> float:
+        interval = interquartile_mean_interval(scores)
+        assert interval.low is not None and interval.high is not None
+        return interval.high - interval.low
+
+    alike, independent = np.repeat(OURS, 4, axis=1), RNG.normal(1, 1, (8, 4))
+    assert width(alike) == pytest.approx(width(OURS))
+    assert width(independent) < width(OURS)
+
+
+@pytest.mark.parametrize(("seeds", "smallest"), [(1, 1.0), (2, 1 / 3), (3, 0.1), (4, 2 / 70), (5, 2 / 252)])
+def test_few_seeds_can_not_have_a_small_p_value(seeds: int, smallest: float) -> None:
+    scores = np.arange(2.0 * seeds)[:, None]
+    compared = compare_seeds(scores[seeds:], scores[:seeds])
+    assert compared.p_value == compared.smallest_p_value == pytest.approx(smallest)
+    assert compared.larger.value == 1
+    assert compared.difference.holds_zero == (seeds == 1)  # without an interval, nothing is shown
+
+
+def test_equal_values_have_no_difference() -> None:
+    compared = compare_seeds(np.ones((3, 2)), np.ones((3, 2)))
+    assert compared.difference == (0, 0, 0)
+    assert compared.larger == (0.5, 0.5, 0.5)
+    assert compared.p_value == 1
+
+
+def test_many_seeds_are_tested_by_random_divisions() -> None:
+    near = compare_seeds(np.arange(20.0)[:, None], np.arange(20.0)[:, None] + 0.1)
+    far = compare_seeds(np.arange(20.0)[:, None], np.arange(20.0)[:, None] + 30)
+    assert near.p_value > 0.9
+    assert 0 < far.p_value < 0.001

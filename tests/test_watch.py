@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forks
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -40,17 +42,13 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "kart_rewards", "watch", *map(str, arguments)]
 
 
-def watch(*arguments: str | Path, loader: str = straight_on.LOADER) -> subprocess.CompletedProcess[str]:
+def watch(
+    *arguments: str | Path, loader: str = straight_on.LOADER, modules: tuple[str, ...] = forks.COMMANDS
+) -> subprocess.CompletedProcess[str]:
     """Runs the command without a display."""
     without = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    return subprocess.run(
-        [*command(*arguments), "--loader", loader],
-        cwd=ROOT,
-        env=without | straight_on.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = without | straight_on.ENVIRONMENT
+    return forks.run([*command(*arguments), "--loader", loader], modules, cwd=ROOT, env=environment)
 
 
 def test_a_video_shows_the_game_and_the_terms(agent: Path, tmp_path: Path) -> None:
@@ -102,13 +100,13 @@ def display(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Display]:
 @pytest.mark.parametrize("how", ["Escape", "close button", "Ctrl-C"])
 def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Display, how: str) -> None:
     environment = os.environ | straight_on.ENVIRONMENT | {"DISPLAY": display.name, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
+    with forks.Fork(
         command(agent, "--loader", straight_on.LOADER),
+        forks.COMMANDS,
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     ) as process:
         assert process.stdout
         assert process.stdout.readline().startswith("Level1, seed 1: ")
@@ -197,9 +195,8 @@ def test_a_wrapper_that_truncates_the_episode_ends_it(tmp_path: Path, capsys: py
 def test_a_command_that_is_killed_leaves_no_video(agent: Path, tmp_path: Path, name: str, number: int) -> None:
     arguments = command(agent, "--loader", straight_on.LOADER, "--output", tmp_path / name, "--scale", "4")
     environment = os.environ | straight_on.ENVIRONMENT | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with forks.Fork(arguments, forks.COMMANDS, cwd=ROOT, env=environment, **pipes) as process:
         wait_until(lambda: any(tmp_path.rglob("*.partial.*")), "the video begins")
         process.send_signal(number)
         process.communicate(timeout=30)
@@ -253,14 +250,26 @@ def test_a_video_that_fails_leaves_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["agent.json"]
 
 
+def test_a_video_that_can_not_be_written_is_reported_before_the_episode(tmp_path: Path) -> None:
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json"))
+
+    def make_policy(env: KartEnv, state: str, seed: int) -> Policy:
+        raise AssertionError("the episode begins")
+
+    for name in ("drive.mp4", "drive.gif"):
+        output = tmp_path / "agent.json" / name
+        with pytest.raises(KartRewardsError, match=f"^{re.escape(str(output))}: can't be written: Not a directory$"):
+            look.watch(replace(agent, make_policy=lambda deterministic: make_policy), output=output)
+
+
 def test_the_default_loader_loads_agents_of_the_training_script(tmp_path: Path) -> None:
     arguments = ("--output", tmp_path / "drive.mp4", "--seconds", "0.5", "--scale", "1")
     shutil.copy(ROOT / "agents" / "HomebrewKart.pt", tmp_path / "best.pt")
-    done = watch(tmp_path, *arguments, loader=DEFAULT_LOADER)
+    done = watch(tmp_path, *arguments, loader=DEFAULT_LOADER, modules=forks.TRAINING)
     assert done.returncode == 0, done.stderr
     assert "Level1, seed 1: 0 laps, ended by the time limit, return " in done.stdout
     (tmp_path / "agent.pt").write_bytes(b"nothing")
-    done = watch(tmp_path / "agent.pt", *arguments, loader=DEFAULT_LOADER)
+    done = watch(tmp_path / "agent.pt", *arguments, loader=DEFAULT_LOADER, modules=forks.TRAINING)
     assert (done.returncode, done.stdout) == (2, "")
     assert "agent.pt: " in done.stderr
     assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import forks
 import psutil
 
 from kart_rewards.files import copies_in_use, use_copies
@@ -44,16 +45,9 @@ def train(*arguments: object, check: bool = True, **options: Any) -> Finished:
     Args:
         arguments: The options of the script.
         check: Whether it must succeed.
-        options: Arguments of ``subprocess.run``.
+        options: Arguments of ``forks.run``.
     """
-    finished = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **options,
-    )
+    finished = forks.run([sys.executable, SCRIPT, *arguments], forks.TRAINING, **options)
     assert not check or finished.returncode == 0, finished.stderr
     return finished
 
@@ -120,13 +114,8 @@ class TrainedRun:
 @contextlib.contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Starts the script as a process with a process group of its own, and kills it in the end."""
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = forks.Fork([sys.executable, SCRIPT, *arguments], forks.TRAINING, **pipes)
     try:
         yield process
     finally:

@@ -1,6 +1,6 @@
 """One PPO update on a rank's part of a rollout, and what ranks compute together.
 
-``test_ranks.py`` starts it under torchrun and alone: two_ranks.py OUT_FOLDER. Each process writes a file there.
+``test_ranks.py`` starts it as two ranks and alone: two_ranks.py OUT_FOLDER. Each process writes a file there.
 """
 
 from __future__ import annotations

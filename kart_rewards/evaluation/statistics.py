@@ -3,6 +3,9 @@
 * ``summarise`` - statistics by course and policy
 * ``across_seeds`` - statistics over several agents, each trained with another seed
 * ``evaluation_score`` - compares two evaluations of an agent
+* ``interquartile_mean``, ``interquartile_mean_interval`` - the mean over the middle half of several seeds
+* ``compare_seeds`` - compares agents of two kinds, each trained with several seeds
+* ``Interval``, ``Comparison`` - the results
 * ``Metrics``, ``Summary``, ``SeedStatistics`` - the types of the results
 * ``TERM_PREFIX`` - a part of the names of the metrics of reward terms
 
@@ -13,9 +16,11 @@ episodes. Times are in seconds of the console, and start at the start state.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -165,3 +170,150 @@ def evaluation_score(summary: Summary, policy: str = "agent") -> list[float]:
     seconds = [metrics["median_race_time_seconds"] or math.inf for metrics in courses]
     returns = [metrics["median_return"] for metrics in courses]
     return [float(np.mean(rate)), -float(np.mean(seconds)), float(np.mean(returns))]
+
+
+BOOTSTRAP_SAMPLES = 5000
+"""Number of samples of a bootstrap interval."""
+_MOST_PERMUTATIONS = 20_000
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval.
+
+    Args:
+        value: The estimate.
+        low, high: The interval, by a bootstrap over seeds; it is wider for few seeds. None: there are fewer than two seeds.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 lies in the interval. True if there is no interval."""
+        return self.low is None or self.high is None or self.low <= 0.0 <= self.high
+
+
+class Comparison(NamedTuple):
+    """A comparison of agents of two kinds.
+
+    Args:
+        difference: The difference of the interquartile means.
+        larger: The probability that a run of the first kind has a larger value than a run of the second kind; equal
+            values count half. It is the mean over the courses.
+        p_value: Two-sided, of a permutation test of the means over the seeds.
+        smallest_p_value: The smallest p-value that so few seeds can have.
+    """
+
+    difference: Interval
+    larger: Interval
+    p_value: float
+    smallest_p_value: float
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """Returns the mean over the middle half of the seeds, averaged over the courses.
+
+    A quarter of the seeds, rounded down, is left out at each end, on each course. So it is the mean over fewer than
+    four seeds.
+
+    Args:
+        scores: Shape (..., seeds, courses).
+
+    Returns:
+        Shape (...).
+
+    Example:
+        >>> float(interquartile_mean(np.array([[1.0], [2.0], [3.0], [100.0]])))
+        2.5
+    """
+    seeds = scores.shape[-2]
+    cut = seeds // 4
+    middle = np.sort(scores, axis=-2)[..., cut : seeds - cut, :]
+    return np.asarray(middle.mean(axis=(-2, -1)))
+
+
+def interquartile_mean_interval(scores: np.ndarray) -> Interval:
+    """Returns the interquartile mean, with its bootstrap interval.
+
+    The seeds are resampled. All values of a seed stay together: its courses and episodes are no independent samples.
+
+    Args:
+        scores: Shape (seeds, courses).
+    """
+    [chosen] = _resampled(len(scores))
+    return _interval(interquartile_mean(scores), interquartile_mean(scores[chosen]), len(scores))
+
+
+def compare_seeds(scores: np.ndarray, reference: np.ndarray) -> Comparison:
+    """Compares agents of two kinds, by a bootstrap that is stratified by the kind, and by a permutation test.
+
+    Args:
+        scores: Shape (seeds, courses).
+        reference: The same of the other kind.
+
+    Example:
+        >>> better = compare_seeds(np.array([[5.0], [6.0], [7.0]]), np.array([[1.0], [2.0], [3.0]]))
+        >>> better.difference.value, better.difference.holds_zero, better.larger.value, better.p_value
+        (4.0, False, 1.0, 0.1)
+    """
+    seeds, others = len(scores), len(reference)
+    first, second = _resampled(seeds, others)
+    differences = interquartile_mean(scores[first]) - interquartile_mean(reference[second])
+    ours, theirs = scores[:, None], reference[None]
+    wins = ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=-1)  # (seeds, others)
+    samples = wins[first[:, :, None], second[:, None, :]].mean(axis=(1, 2))
+    difference = interquartile_mean(scores) - interquartile_mean(reference)
+    return Comparison(
+        _interval(difference, differences, seeds, others),
+        _interval(wins.mean(), samples, seeds, others),
+        _permutation_test(scores, reference),
+        min((2 if seeds == others else 1) / math.comb(seeds + others, seeds), 1.0),
+    )
+
+
+def _resampled(*sizes: int) -> list[np.ndarray]:
+    """Returns indices that draw as many seeds as there are, with replacement: shape (samples, seeds) for each size."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(size, size=(BOOTSTRAP_SAMPLES, size)) for size in sizes]
+
+
+def _interval(value: Any, samples: np.ndarray, *seeds: int) -> Interval:
+    """Returns an interval from bootstrap samples over one kind of agents, or two. ``seeds`` are their numbers."""
+    if min(seeds) < 2:
+        return Interval(float(value), None, None)
+    tail = 100 * _tail(min(seeds), sum(seeds) - len(seeds))
+    low, high = np.percentile(samples, (tail, 100 - tail))
+    return Interval(float(value), float(low), float(high))
+
+
+def _tail(seeds: int, degrees: int) -> float:
+    """Returns the probability below a 95 % interval of a bootstrap over few seeds.
+
+    2.5 % would give intervals that are too narrow. They are expanded as Student's t expands those of a normal
+    distribution (Hesterberg, 2015, https://arxiv.org/abs/1411.5279, section 5.4). The quantile of t is Cornish and
+    Fisher's expansion.
+    """
+    normal = NormalDist()
+    z = normal.inv_cdf(0.975)
+    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return normal.cdf(-math.sqrt(seeds / (seeds - 1)) * t)
+
+
+def _permutation_test(scores: np.ndarray, reference: np.ndarray) -> float:
+    """Returns how often a random division of all seeds has a difference of means at least as large as the real one."""
+    together, seeds = np.concatenate([scores, reference]), len(scores)
+    places = len(together)
+    if math.comb(places, seeds) <= _MOST_PERMUTATIONS:
+        chosen = np.array(list(itertools.combinations(range(places), seeds)))
+    else:
+        rng = np.random.default_rng(0)
+        chosen = np.argsort(rng.random((_MOST_PERMUTATIONS, places)), axis=1)[:, :seeds]
+        chosen[0] = np.arange(seeds)  # the real division
+    is_first = np.zeros((len(chosen), places), bool)
+    np.put_along_axis(is_first, chosen, True, axis=1)
+    others = np.nonzero(~is_first)[1].reshape(len(chosen), -1)
+    sizes = np.abs(together[chosen].mean(axis=(1, 2)) - together[others].mean(axis=(1, 2)))
+    real = abs(float(scores.mean() - reference.mean()))
+    return float((sizes >= real - 1e-9 * np.abs(together).max()).mean())

@@ -104,8 +104,19 @@ class Condition:
         Raises:
             KartRewardsError: The condition has no value for these variables. For example, it divides by zero.
         """
+        return bool(self.value(ram, before))
+
+    def value(self, ram: Any, before: Any = None) -> Any:
+        """Returns the value: a bool, or a number if the text is one, such as ``laps * 100 + checkpoint``.
+
+        Args:
+            ram, before: See ``__call__``.
+
+        Raises:
+            KartRewardsError: See ``__call__``.
+        """
         try:
-            return bool(self._evaluate(ram, before))
+            return self._evaluate(ram, before)
         except (ArithmeticError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise self._error(f"can't be worked out: {error} ({self.values(ram, before)})") from None
 

@@ -161,7 +161,8 @@ def _swapped(variable: Variable, columns: Sequence[np.ndarray]) -> tuple[str, in
         others.append((table * (1 << 8 * np.arange(width)[::-1])).sum(axis=1))
     low, high = ([each >> shift & 0xFF for each in columns] for shift in (0, 8 * (width - 1)))
     changes_low, changes_high = (sum(int(np.count_nonzero(np.diff(each))) for each in part) for part in (low, high))
-    if changes_high < 20 or changes_high <= 2 * changes_low:
+    is_rare = changes_high >= _FEWEST and not any(each.any() for each in low)  # as a lap count that is read so
+    if not is_rare and (changes_high < 20 or changes_high <= 2 * changes_low):
         return None
     if _roughness(others, span) * _SMOOTHER > _roughness(columns, span):
         return None

@@ -4,11 +4,13 @@
 * ``Evidence`` - the drives, and what the terms and rules return on them
 * ``gather`` - makes it
 * ``Run``, ``run_over``, ``Stepper`` - calls the terms and rules on the frames of drives
+* ``frames_of``, ``Given`` - what they get on these frames
 * ``finish``, ``few`` - the frame on which a race is finished; a few of the drives
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -153,6 +155,16 @@ class Run:
     memories: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
 
+Given = tuple[Any, frozenset[str], Any]
+"""What terms and rules get on a frame: snapshot, held buttons, action."""
+
+
+@functools.lru_cache(maxsize=128)
+def frames_of(drive: Drive) -> list[Given]:
+    """Returns what terms and rules get on each frame of a drive."""
+    return list(zip(drive, drive.buttons, drive.frame_actions, strict=True))
+
+
 MEMORY_EVERY = 20  # frames
 
 
@@ -181,8 +193,8 @@ def run_over(
     failure, memories = None, {}
     last = min(len(drive), last or len(drive))
     kept = {len(drive) // 4, len(drive) // 2, 3 * len(drive) // 4}
-    for frame in range(first, last):
-        steps(drive, frame)
+    for frame, given in enumerate(frames_of(drive)[first:last], first):
+        steps(given)
         if memory_every and failure is None and (frame % memory_every == 1 or frame in kept or frame == last - 1):
             try:
                 saved = rewards.calls.get_state(), done.calls.get_state()
@@ -202,9 +214,8 @@ class Stepper:
         self.rows: list[list[Any]] = []
         self.stops: list[list[Any]] = []
 
-    def __call__(self, drive: Drive, frame: int) -> None:
+    def __call__(self, given: Given) -> None:
         rewards, done = self.episode
-        given = drive[frame], drive.buttons[frame], drive.frame_actions[frame]
         self.rows.append(rewards.calls.values(*given))
         self.stops.append(done.calls.values(*given))
 
@@ -227,7 +238,7 @@ def finish(drive: Drive) -> int | None:
     return next((frame for frame, ram in enumerate(drive) if finished(ram)), None)
 
 
-FEW_FRAMES = 1000
+FEW_FRAMES = 600
 """The number of the first frames of each of ``few`` drives that are examined."""
 
 
@@ -278,7 +289,7 @@ def gather(
     changed = _changed(game, layout, read)
     if changed:
         again = _to_play_again(game, drives)
-        probes = Probes([*probes.all, *recorded_again(game, layout, again)], probes.frame_seconds)
+        probes = replace(probes, all=[*probes.all, *recorded_again(game, layout, again)])
         drives = [drive for drive in drives if drive.info.driver not in _AGAIN]
         notes.append(
             f"The drives of the package lack variables of {layout.source}, or have them with other types "
@@ -294,7 +305,7 @@ def gather(
         fitting = [each for drive in fitting if (each := _with_actions(drive, action_mode))]
         translated = [(probe, _with_actions(probe.drive, action_mode)) for probe in probes.all]
         of_probes = [replace(probe, drive=drive) for probe, drive in translated if drive]
-        probes = Probes(of_probes, probes.frame_seconds)
+        probes = replace(probes, all=of_probes)
     every, seconds = (
         [*fitting, *(probe.drive for probe in probes.all)],
         _seconds_per_frame(loaded, max((probe.drive for probe in probes.all), key=len)),
@@ -325,9 +336,9 @@ def _seconds_per_frame(loaded: Loaded, drive: Drive) -> float:
     runs: list[list[float]] = []
     for _ in range(2):
         steps, times, began = Stepper(loaded), [], perf_counter()
-        for frame in range(len(drive)):
+        for given in frames_of(drive):
             started = perf_counter()
-            steps(drive, frame)
+            steps(given)
             times.append(perf_counter() - started)
             if perf_counter() - began > 0.2:
                 break

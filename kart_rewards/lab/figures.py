@@ -1,5 +1,6 @@
 """The numbers that the page of ``kart-rewards lab`` shows, as plain values for JSON.
 
+* ``list_entry`` - a drive in the list of drives, without its scores
 * ``drive_figures`` - what does not depend on rewards: variables, buttons, and the course
 * ``score_figures`` - what a reward set pays on each frame of a drive, and the source of its terms
 * ``summary_figures`` - the numbers of a drive in the list of drives
@@ -26,13 +27,29 @@ from kart_rewards.drivers import centrelines
 from kart_rewards.drives import Drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import find_game
-from kart_rewards.lab.score import DriveScore, Loaded, score_drive
+from kart_rewards.lab.score import DriveScore, Loaded, outcome_rank, score_drive
 from kart_rewards.ram import load_json
 from kart_rewards.rewards import RewardTerm
 from kart_rewards.scenario import Scoring
 
 COURSES = "courses.json"
 """The file in a game's folder that describes the courses of its start states. HomebrewKart's build writes one."""
+
+
+def list_entry(drive: Drive) -> dict[str, Any]:
+    """Returns what the list of drives shows of a drive, and what identifies its game."""
+    info = drive.info
+    return {
+        "label": info.label,
+        "game": info.game,
+        "state": info.state,
+        "driver": info.driver,
+        "outcome": drive.outcome,
+        "rank": outcome_rank(drive),
+        "frames": len(drive),
+        "frames_per_second": info.frames_per_second,
+        "variables": list(drive.columns),
+    }
 
 
 def drive_figures(drive: Drive, integrations: Path | None = None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class FilmFormat:
 
 
 def film(
-    drive: Drive, integrations: str | Path | None = None, chunk_frames: int = 30, most_bytes: int | None = None
+    drive: Drive, integrations: str | Path | None = None, chunk_frames: int = 10, most_bytes: int | None = None
 ) -> Iterator[FilmFormat | bytes]:
     """Replays a drive, and encodes its pictures while it runs.
 

@@ -1,16 +1,18 @@
 """Mistakes in rewards that show on recorded drives and on short scripted drives in the emulator.
 
 * ``CHECKS``, ``findings`` - the checks; what they find
+* ``TITLES`` - what each kind of finding says, in a few words
+* ``examine``, ``Examination`` - runs them on recorded and scripted drives
 * ``command`` - the command ``kart-rewards lint``
 
-The checks are in ``kart_rewards.lab.payments`` and ``kart_rewards.lab.soundness``.
+The checks are in the modules ``firing``, ``influence``, ``farming``, ``endings``, ``soundness`` and ``cost``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,10 +23,15 @@ from kart_rewards.drives import SHIPPED, SUFFIX, Drive, load_drive
 from kart_rewards.env.actions import ACTION_MODES
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import find_game
+from kart_rewards.lab.cost import slow
+from kart_rewards.lab.endings import early_end, good_drives
 from kart_rewards.lab.evidence import Evidence, Finding, gather
-from kart_rewards.lab.payments import dominates, early_end, erased, fires, good_drives, ranking, standing, undone
+from kart_rewards.lab.farming import standing, undone
+from kart_rewards.lab.firing import fires
+from kart_rewards.lab.influence import dominates, erased, ranking
+from kart_rewards.lab.probes import DRIVER
 from kart_rewards.lab.score import RECORDINGS, RewardSet, find_drives
-from kart_rewards.lab.soundness import checkpoints, leaks, slow, variables
+from kart_rewards.lab.soundness import checkpoints, leaks, variables
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
 
@@ -56,6 +63,26 @@ CHECKS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 )
 """The checks, in the order in which they run."""
 
+TITLES = {
+    "never-fires": "never fires",
+    "every-frame": "pays on every frame",
+    "constant": "is constant",
+    "ranking": "ranks no drive above another",
+    "dominates": "drowns all other terms",
+    "erased": "is erased by the reward transform",
+    "cycle": "pays for undone progress",
+    "leaks": "keeps something between episodes",
+    "call-order": "depends on the order of the calls",
+    "frame-skip": "depends on the frame skip",
+    "checkpoint": "can't go on from a checkpoint",
+    "variable": "reads a doubtful variable",
+    "slow": "is slow",
+    "standing": "pays for standing still",
+    "early-end": "pays for an early end",
+    "good-drive": "ends good drives",
+}
+"""The name of each kind of finding -> what it says about a term or rule, after whose name it stands."""
+
 
 def findings(evidence: Evidence) -> list[Finding]:
     """Returns the mistakes that all checks find, without those that follow from another one of the same script."""
@@ -82,6 +109,67 @@ def _explains(cause: Finding, other: Finding) -> bool:
     """Whether a finding is the cause of another one."""
     causes = _CAUSES if cause.script == other.script else _CAUSES_OF_OTHERS
     return other.check in causes.get(cause.check, ())
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What ``examine`` returns.
+
+    Args:
+        evidence: What was examined.
+        findings: What was found.
+        paths: The label of each drive that a finding names -> its file.
+    """
+
+    evidence: Evidence
+    findings: list[Finding]
+    paths: dict[str, Path]
+
+
+def examine(
+    game: str, rewards: RewardSet, drives: Sequence[Path], action_mode: str = "auto", output: Path | None = None
+) -> Examination:
+    """Looks for mistakes on recorded drives, and on scripted drives in the emulator.
+
+    No environment may be open in this process, and the rewards should not be loaded in it yet: what they keep between
+    episodes would be filled already.
+
+    Args:
+        game: The game's folder name.
+        rewards: The reward set.
+        drives: The files of recorded drives. Those of other games are left out. Those of the package are added.
+        action_mode: The action mode of the agent, for terms that ask for ``action``.
+        output: The folder in which the scripted drives that show a finding are saved. None: ``OUTPUT``.
+
+    Raises:
+        KartRewardsError: See ``kart_rewards.lab.evidence.gather``.
+    """
+    folder = find_game(game, rewards.integrations)
+    folder.rom()
+    paths: dict[str, Path] = {}
+    recorded: list[Drive] = []
+    left_out = 0
+    for path in dict.fromkeys([*find_drives([SHIPPED]), *drives]):
+        drive = load_drive(path)
+        if drive.info.game != game or drive.info.driver == DRIVER:
+            continue
+        if sum(map(len, recorded)) + len(drive) > _MOST_FRAMES:
+            left_out += 1
+            continue
+        paths.setdefault(drive.info.label, path)
+        recorded.append(drive)
+    evidence = gather(folder, rewards, recorded, action_mode)
+    found = findings(evidence)
+    if left_out:
+        evidence.notes.append(f"{counted(left_out, 'drive')} beyond {_MOST_FRAMES:,} frames: left out")
+    named = {each.drive for each in found}
+    for probe in evidence.probes.all:
+        label = probe.drive.info.label
+        if label in named and label not in paths:
+            paths[label] = (output or OUTPUT) / f"{label}{SUFFIX}"
+            paths[label].parent.mkdir(parents=True, exist_ok=True)
+            probe.drive.save(paths[label])
+    return Examination(evidence, found, {label: paths[label] for label in named})
 
 
 # The command
@@ -127,35 +215,11 @@ def command(
     """
     if action_mode not in ACTION_MODES:
         raise KartRewardsError(f"unknown action mode {action_mode!r}: it is one of {', '.join(ACTION_MODES)}")
-    folder = find_game(game, integrations_path)
-    folder.rom()
-    paths: dict[str, Path] = {}
-    recorded: list[Drive] = []
-    left_out = 0
-    for path in dict.fromkeys([*find_drives(), *(find_drives(drives) if drives else ())]):
-        drive = load_drive(path)
-        own = drive.info.game == game and (path.parent == SHIPPED or not drives or path in find_drives(drives))
-        if not own:
-            continue
-        if sum(map(len, recorded)) + len(drive) > _MOST_FRAMES:
-            left_out += 1
-            continue
-        paths.setdefault(drive.info.label, path)
-        recorded.append(drive)
     chosen = RewardSet(
         rewards, scenario, parse_weights(reward_weights), reward_transform, reward_scale, gamma, integrations_path
     )
-    evidence = gather(folder, chosen, recorded, action_mode)
-    found = findings(evidence)
-    named = {each.drive for each in found}
-    for probe in evidence.probes.all:
-        label = probe.drive.info.label
-        if label in named and label not in paths:
-            paths[label] = output / f"{label}{SUFFIX}"
-            output.mkdir(parents=True, exist_ok=True)
-            probe.drive.save(paths[label])
-    if left_out:
-        evidence.notes.append(f"{counted(left_out, 'drive')} beyond {_MOST_FRAMES:,} frames: left out")
+    result = examine(game, chosen, find_drives(drives), action_mode, output)
+    evidence, found, paths = result.evidence, result.findings, result.paths
     if json:
         print(
             dumps(

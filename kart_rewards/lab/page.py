@@ -11,9 +11,11 @@ drawn by plotly.js, which is part of the Python package plotly. The page needs n
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,9 +27,11 @@ from tqdm import tqdm
 from kart_rewards.drives import Drive, load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
-from kart_rewards.lab.figures import drive_figures, packed, score_figures
+from kart_rewards.lab.figures import drive_figures, list_entry, packed, score_figures
 from kart_rewards.lab.film import film
-from kart_rewards.lab.score import RewardSet, compared, find_drives, outcome_rank
+from kart_rewards.lab.linting import UNKNOWN, findings_of_now, with_numbers
+from kart_rewards.lab.probes import DRIVER
+from kart_rewards.lab.score import RewardSet, compared, find_drives
 from kart_rewards.lab.server import film_part, serve
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
@@ -93,7 +97,7 @@ def write_page(
     paths: Sequence[Path],
     sets: Sequence[RewardSet],
     names: Sequence[str],
-    findings: Sequence[Mapping[str, Any]] | None = None,
+    linted: Mapping[str, Any] = UNKNOWN,
 ) -> None:
     """Writes the page with the drives, their scores and their pictures in it. It opens from disk, without a server.
 
@@ -102,11 +106,14 @@ def write_page(
         paths: The files of the drives.
         sets: The reward sets.
         names: A name for each of them.
-        findings: What ``kart-rewards lint`` found; None: it did not run.
+        linted: What ``page_findings`` returned. The scripted drives that it names are added.
 
     Raises:
         KartRewardsError: A drive can't be read or scored, or the file can't be written.
     """
+    named = [Path(each["path"]) for each in linted["findings"] or ()]
+    scripted = [each for each in named if load_drive(each).info.driver == DRIVER]  # the others are long
+    paths = list(dict.fromkeys([*paths, *scripted]))
     drives = list(map(load_drive, paths))
     scored = [[score_figures(drive, each.load(drive)) for each in sets] for drive in drives]
     contents: dict[str, bytes] = {}
@@ -124,7 +131,7 @@ def write_page(
     state = {
         "sets": [{"name": name, "version": 1, "error": None, "busy": False, "seconds": None} for name in names],
         "drives": listed,
-        "findings": findings,
+        "lint": {**linted, "findings": with_numbers(linted["findings"], paths), "busy": False},
     }
     with atomic_write(path) as temporary:
         temporary.write_text(html_page(contents, state)[0], encoding="utf-8")
@@ -133,27 +140,11 @@ def write_page(
 def _film_of(drive: Drive, integrations: Path | None) -> bytes:
     parts = []
     try:
-        for part in film(drive, integrations, 60, _MOST_FILM_BYTES):
+        for part in film(drive, integrations, 30, _MOST_FILM_BYTES):
             parts.append(film_part(part))
     except KartRewardsError as error:  # the page shows it in the place of the pictures
         parts.append(film_part(str(error)))
     return b"".join(parts)
-
-
-def list_entry(drive: Drive) -> dict[str, Any]:
-    """Returns what the list of drives shows of a drive, and what identifies its game."""
-    info = drive.info
-    return {
-        "label": info.label,
-        "game": info.game,
-        "state": info.state,
-        "driver": info.driver,
-        "outcome": drive.outcome,
-        "rank": outcome_rank(drive),
-        "frames": len(drive),
-        "frames_per_second": info.frames_per_second,
-        "variables": list(drive.columns),
-    }
 
 
 def command(
@@ -199,8 +190,9 @@ def command(
     if output:
         if output.suffix not in (".html", ".htm"):
             raise KartRewardsError(f"{output}: must end in .html")
-        write_page(output, paths, sets, names)
+        with tempfile.TemporaryDirectory() as folder:
+            write_page(output, paths, sets, names, findings_of_now(sets, paths, Path(folder)))
         print(f"wrote {output}")
         return
     html, policy = html_page()
-    serve(html, policy, [list_entry(load_drive(path)) for path in paths], paths, sets, names, None, port, browser)
+    serve(html, policy, paths, functools.partial(find_drives, drives), sets, names, port, browser)

@@ -17,7 +17,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 
+from kart_rewards.defaults import DEFAULT_FRAME_SKIP
 from kart_rewards.drives import Drive, DriveInfo, smallest
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.env.kart_env import KartEnv
@@ -33,6 +35,9 @@ DRIVER = "lint"
 
 NOTHING = "no-buttons"
 """The label of the drive without buttons."""
+
+AGENT = "agent"
+"""The label of the drive of an agent, with actions that change every few steps."""
 
 _CYCLES = 3  # the first one is not measured: a term may pay once for what is new in it
 _MOST_PHASE_FRAMES = 300
@@ -64,10 +69,13 @@ class Probes:
     Args:
         all: The drives.
         frame_seconds: The time of an emulated frame on this machine: the median.
+        steps: Frame skip -> the steps of a ``KartEnv`` on the drive ``AGENT``: what it gives to terms on each frame
+            (snapshot, held buttons, action). The environments hold the same actions for the same frames.
     """
 
     all: list[Probe]
     frame_seconds: float
+    steps: Mapping[int, list[list[tuple[Any, frozenset[str], Any]]]] = field(default_factory=dict)
 
 
 def make_probes(
@@ -100,9 +108,11 @@ def make_probes(
         probes += [player.play(label, script) for label, script in _button_cycles(player.buttons)]
     frame_seconds = player.frame_seconds
     player.close()
+    drive, steps = _by_agent(game, action_mode, integrations)
+    probes.append(Probe(drive))
     if not known:
         probes += [Probe(drive) for drive in _at_random(game, action_mode, integrations)]
-    return Probes(probes, frame_seconds)
+    return Probes(probes, frame_seconds, steps)
 
 
 def recorded_again(game: Game, layout: RamLayout, drives: Iterable[tuple[Drive, int]]) -> list[Probe]:
@@ -408,3 +418,54 @@ def _at_random(game: Game, action_mode: str, integrations: Any) -> Iterator[Driv
             yield replace(drive, info=replace(drive.info, label=f"random-{number}"))
     finally:
         env.close()
+
+
+_AGENT_STEPS = 64
+_STEPS_OF_AN_ACTION = 4
+
+
+class _Listener:
+    """An ``EpisodeScore`` that notes what it is called with."""
+
+    def __init__(self, score: Any, steps: list[list[tuple[Any, frozenset[str], Any]]]) -> None:
+        self._score, self._steps = score, steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._score, name)
+
+    def start_step(self) -> None:
+        self._score.start_step()
+        self._steps.append([])
+
+    def __call__(self, ram: Any, buttons: frozenset[str], action: Any) -> float:
+        self._steps[-1].append((ram, buttons, action))
+        reward: float = self._score(ram, buttons, action)
+        return reward
+
+
+def _by_agent(
+    game: Game, action_mode: str, integrations: Any
+) -> tuple[Drive, dict[int, list[list[tuple[Any, frozenset[str], Any]]]]]:
+    """Drives with the default frame skip and with 1, and the same actions. See ``Probes.steps``."""
+    steps: dict[int, list[list[tuple[Any, frozenset[str], Any]]]] = {}
+    for frame_skip in (1, DEFAULT_FRAME_SKIP):
+        env = KartEnv(
+            game.name, integrations=integrations, scenario=None, action_mode=action_mode, frame_skip=frame_skip
+        )
+        try:
+            env.recorder = DriveRecorder(DRIVER)
+            env.action_space.seed(1)
+            env.reset(seed=1)
+            steps[frame_skip] = []
+            env.score = _Listener(env.score, steps[frame_skip])  # type: ignore[assignment]
+            for step in range(_AGENT_STEPS):
+                if step % _STEPS_OF_AN_ACTION == 0:
+                    action = env.action_space.sample()
+                    if isinstance(env.action_space, Box):
+                        action = np.sign(action)  # a smaller one holds a button for a part of a step
+                for _ in range(DEFAULT_FRAME_SKIP // frame_skip):
+                    env.step(action)
+            drive = env.recorder.drive(env)
+        finally:
+            env.close()
+    return replace(drive, info=replace(drive.info, label=AGENT)), steps

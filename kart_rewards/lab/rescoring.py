@@ -111,6 +111,19 @@ class Rescoring:
                 await self._progress.wait()
             return self._figures[number]
 
+    def add(self, path: Path) -> None:
+        """Adds a drive at the end of ``paths``, and scores it."""
+        self.paths.append(path)
+        self.summaries.append(None)
+        if not self._is_loading and not self.error:  # otherwise it is scored with all others
+            self._pending.append(len(self.paths) - 1)
+            self._waking = asyncio.create_task(self._wake())
+
+    @property
+    def state(self) -> int | None:
+        """The ``version``; None while the files are being loaded, and after an error in them."""
+        return None if self._is_loading or self.error else self.version
+
     async def run(self) -> None:
         """Scores the drives, and again after each change of a file, until the task is cancelled."""
         self._start_spares()
@@ -183,6 +196,9 @@ class Rescoring:
 
     async def _set_error(self, error: str | None) -> None:
         self.error = error
+        await self._wake()
+
+    async def _wake(self) -> None:
         async with self._progress:
             self._progress.notify_all()
         self._changed()
@@ -210,9 +226,7 @@ class Rescoring:
                 if is_asked and self._start is not None:
                     self._seconds, self._start = time.monotonic() - self._start, None
                 self._start_spares()  # not earlier: they would take the processor from what a person waits for
-            async with self._progress:
-                self._progress.notify_all()
-            self._changed()
+            await self._wake()
 
 
 class _EndedError(Exception):

@@ -16,8 +16,9 @@ import secrets
 import signal
 import struct
 import sys
+import tempfile
 import webbrowser
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -28,8 +29,9 @@ from aiohttp import web
 
 from kart_rewards.drives import load_drive
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.lab.figures import drive_figures, packed
+from kart_rewards.lab.figures import drive_figures, list_entry, packed
 from kart_rewards.lab.film import FilmFormat, film
+from kart_rewards.lab.linting import UNKNOWN, Linting, with_numbers
 from kart_rewards.lab.rescoring import Rescoring
 from kart_rewards.lab.score import RewardSet
 from kart_rewards.training.processes import Children, attempt, processor_count, serve_parent
@@ -46,11 +48,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def serve(
     html: str,
     policy: str,
-    drives: Sequence[dict[str, Any]],
     paths: Sequence[Path],
+    find: Callable[[], Sequence[Path]],
     sets: Sequence[RewardSet],
     names: Sequence[str],
-    findings: Sequence[dict[str, Any]] | None,
     port: int,
     browser: bool,
 ) -> None:
@@ -59,48 +60,55 @@ def serve(
     Args:
         html: The page.
         policy: Its Content-Security-Policy.
-        drives: What the list of drives shows of each drive, and its game.
         paths: The files of the drives.
+        find: Returns these files, and those that are new, each time that a page is opened.
         sets: The reward sets.
         names: A name for each of them.
-        findings: What ``kart-rewards lint`` found; None: it did not run.
         port: The port. 0: any free one.
         browser: Whether to open a browser.
 
     Raises:
         KartRewardsError: The port can't be used.
     """
-    asyncio.run(Server(html, policy, drives, paths, sets, names, findings).run(port, browser))
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(Server(html, policy, paths, find, sets, names, Path(folder)).run(port, browser))
 
 
 class Server:
     """The drives, what reward sets pay on them, and their pictures, over HTTP.
 
     Args:
-        html, policy, drives, paths, sets, names, findings: See ``serve``.
+        html, policy, paths, find, sets, names: See ``serve``.
+        folder: A folder for the scripted drives of lint.
     """
 
     def __init__(
         self,
         html: str,
         policy: str,
-        drives: Sequence[dict[str, Any]],
         paths: Sequence[Path],
+        find: Callable[[], Sequence[Path]],
         sets: Sequence[RewardSet],
         names: Sequence[str],
-        findings: Sequence[dict[str, Any]] | None,
+        folder: Path,
     ) -> None:
         self._html = html
         self._policy = policy
-        self._drives = drives
-        self._paths = paths
+        self._paths = list(paths)
+        self._drives = [list_entry(load_drive(path)) for path in paths]
+        self._found = len(paths)  # drives of these that were not added by lint
+        self._find = find
         self._names = names
-        self._findings = findings
+        self._linted = UNKNOWN
+        self._linting = Linting(sets, folder, self._to_lint, self._recorded, self._receive_findings, self._notify)
+        self._folder = folder
+        self._adding = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
         self._integrations = sets[0].integrations
         self._token = secrets.token_urlsafe(24)
         self._hosts: set[str] = set()
         self._listeners: set[asyncio.Event] = set()
-        of_games = {(drive["game"], *drive["variables"]): path for drive, path in zip(drives, paths, strict=True)}
+        of_games = {(drive["game"], *drive["variables"]): path for drive, path in zip(self._drives, paths, strict=True)}
         processes = max(1, processor_count() // len(sets))
         self._rescorings = [
             Rescoring(paths, list(of_games.values()), each, self._notify, min(processes, 4)) for each in sets
@@ -140,6 +148,7 @@ class Server:
             port = runner.addresses[0][1]
             self._hosts = {f"{host}:{port}" for host in (HOST, "localhost")}
             tasks = [asyncio.create_task(each.run()) for each in self._rescorings]
+            tasks.append(asyncio.create_task(self._linting.run()))
             url = f"http://{HOST}:{port}/{self._token}/"
             print(f"The page is at {url}\nCtrl-C ends it.", flush=True)
             if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -189,8 +198,49 @@ class Server:
                 {**drive, "scores": [each.summaries[number] for each in self._rescorings]}
                 for number, drive in enumerate(self._drives)
             ],
-            "findings": self._findings,
+            "lint": {
+                **self._linted,
+                "findings": with_numbers(self._linted["findings"], self._paths),
+                "busy": self._linting.is_busy,
+            },
         }
+
+    def _to_lint(self) -> tuple[Any, bool]:
+        """Returns the state that lint is to examine, once there is a page, and whether it may start now."""
+        states = [each.state for each in self._rescorings]
+        if not self._listeners or None in states:
+            return None, False
+        return (*states, self._found), not any(each.status()["busy"] for each in self._rescorings)
+
+    def _recorded(self) -> list[Path]:
+        return [path for path in self._paths if path.parent != self._folder]
+
+    async def _receive_findings(self, linted: Mapping[str, Any]) -> None:
+        await self._add([Path(each["path"]) for each in linted["findings"] or ()])
+        self._linted = linted
+        self._notify()
+
+    async def _add(self, paths: Iterable[Path]) -> None:
+        """Adds those drives that are not in the list yet. One that can't be read is left out."""
+        async with self._adding:
+            known = {path.resolve() for path in self._paths}
+            for path in dict.fromkeys(paths):
+                if path.resolve() in known:
+                    continue
+                try:
+                    entry = list_entry(await asyncio.to_thread(load_drive, path))
+                except KartRewardsError:
+                    continue  # it may be half-written by another program
+                self._paths.append(path)
+                self._drives.append(entry)
+                self._found += path.parent != self._folder
+                for each in self._rescorings:
+                    each.add(path)
+                self._notify()
+
+    async def _look_for_drives(self) -> None:
+        with suppress(KartRewardsError):  # a folder was removed
+            await self._add(await asyncio.to_thread(self._find))
 
     def _notify(self) -> None:
         for event in self._listeners:
@@ -202,6 +252,9 @@ class Server:
         await response.prepare(request)
         event = asyncio.Event()
         self._listeners.add(event)
+        looking = asyncio.create_task(self._look_for_drives())
+        self._background.add(looking)
+        looking.add_done_callback(self._background.discard)
         try:
             while True:
                 event.clear()

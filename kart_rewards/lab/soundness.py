@@ -3,7 +3,6 @@
 * ``leaks`` - those that depend on other episodes and environments, on the order of the calls, or on the frame skip
 * ``checkpoints`` - those whose memory a checkpoint can't hold
 * ``variables`` - those that read a variable that never changes, or whose type looks wrong
-* ``slow``, ``cost`` - those that take long; the time that one takes
 
 Each function yields ``Finding``s.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from time import perf_counter
 
 import numpy as np
 
@@ -22,7 +20,8 @@ from kart_rewards.drives import Drive
 from kart_rewards.episode import EpisodeScore
 from kart_rewards.fingerprint import package_of
 from kart_rewards.lab.columns import fault_of
-from kart_rewards.lab.evidence import FEW_FRAMES, Evidence, Finding, Run, Stepper, few, run_over
+from kart_rewards.lab.evidence import FEW_FRAMES, Evidence, Finding, Given, Run, Stepper, few, frames_of, run_over
+from kart_rewards.lab.probes import AGENT
 from kart_rewards.scenario import Scoring
 from kart_rewards.scripting import Script, ScriptCalls, plain_action
 
@@ -102,9 +101,9 @@ def _interleaved(evidence: Evidence) -> Iterator[Difference]:
         steppers = [Stepper(evidence.loaded), Stepper(evidence.loaded)]
         drives = [evidence.drives[i] for i in pair]
         frames = min(*map(len, drives), FEW_FRAMES)
-        for frame in range(frames):
-            for each, drive in zip(steppers, drives, strict=True):
-                each(drive, frame)
+        for both in zip(*(frames_of(drive)[:frames] for drive in drives), strict=True):
+            for each, given in zip(steppers, both, strict=True):
+                each(given)
         for i, each in zip(pair, steppers, strict=True):
             yield from _compared(i, evidence.second_runs[i], each.result(), ("alone", "in turns"), frames)
 
@@ -119,39 +118,61 @@ def _reversed(evidence: Evidence) -> Iterator[Difference]:
 
 
 def _in_steps(evidence: Evidence) -> Iterator[Difference]:
-    """Scores drives as ``KartEnv`` does with two frame skips."""
+    """Scores what ``KartEnv`` gives to terms with two frame skips, and each of a few drives as if it had them."""
+    agent = next((i for i, drive in enumerate(evidence.drives) if drive.info.label == AGENT), None)
+    given = evidence.probes.steps
+    if agent is not None and given:
+        yield from _with_frame_skips(evidence, agent, given[DEFAULT_FRAME_SKIP], given[1])
     for i in few(evidence):
         drive = evidence.drives[i]
-        actions = [
-            drive.frame_actions[1 + at : 1 + at + DEFAULT_FRAME_SKIP]
-            for at in range(0, len(drive) - 1, DEFAULT_FRAME_SKIP)
-        ]
-        if any(action != group[0] for group in actions for action in group):
+        frames = frames_of(drive)[1:FEW_FRAMES]
+        coarse = [frames[at : at + DEFAULT_FRAME_SKIP] for at in range(0, len(frames), DEFAULT_FRAME_SKIP)]
+        if any(frame[2] != step[0][2] for step in coarse for frame in step):
             continue  # an agent with this frame skip can't drive it
-        coarse, fine = (_steps_paid(evidence, drive, skip) for skip in (DEFAULT_FRAME_SKIP, 1))
-        for step, (one, other) in enumerate(zip(coarse, fine, strict=False)):
-            for name in one:
-                if not np.isclose(one[name], other[name], rtol=1e-9, atol=1e-12):
-                    frame = min((step + 1) * DEFAULT_FRAME_SKIP, len(drive) - 1)
-                    yield name, i, frame, f"{other[name]:g} and {one[name]:g}"
+        fine = [[frame] for frame in frames]
+        yield from _with_frame_skips(evidence, i, _as_given(coarse), _as_given(fine))
 
 
-def _steps_paid(evidence: Evidence, drive: Drive, frame_skip: int) -> list[dict[str, float]]:
-    """Returns what each term pays in each step of the default frame skip, if the environment has a frame skip."""
-    score = EpisodeScore(
-        evidence.loaded.scoring, drive[0], evidence.loaded.transform, drive.info.frames_per_second, 0, drive.buttons[0]
-    )
-    steps: list[dict[str, float]] = []
-    for frame in range(1, min(len(drive), FEW_FRAMES)):
-        if (frame - 1) % frame_skip == 0:
-            given = plain_action(np.array(drive.frame_actions[frame]))  # a new object, as in each step of ``KartEnv``
-        if (frame - 1) % DEFAULT_FRAME_SKIP == 0:
-            score.start_step()
-            steps.append(score.rewards.step)
-        score(drive[frame], drive.buttons[frame], given)
-        if score.ended_by:
-            break
-    return steps
+Frames = list[Given]
+
+
+def _as_given(steps: list[Frames]) -> list[Frames]:
+    """Returns steps each of which has a new object as its action, as in each step of ``KartEnv``."""
+    given = []
+    for step in steps:
+        action = plain_action(np.array(step[0][2]))
+        given.append([(ram, buttons, action) for ram, buttons, _ in step])
+    return given
+
+
+def _with_frame_skips(evidence: Evidence, i: int, coarse: list[Frames], fine: list[Frames]) -> Iterator[Difference]:
+    paid, single = (_steps_paid(evidence, evidence.drives[i], steps) for steps in (coarse, fine))
+    for step, one in enumerate(paid):
+        parts = single[step * DEFAULT_FRAME_SKIP : (step + 1) * DEFAULT_FRAME_SKIP]
+        if [frame[0] for frame in coarse[step]] != [
+            frame[0] for each in fine[step * DEFAULT_FRAME_SKIP :][: len(coarse[step])] for frame in each
+        ]:
+            return  # the game went on in another way
+        for name in one:
+            other = sum(part[name] for part in parts)
+            if not np.isclose(one[name], other, rtol=1e-9, atol=1e-12):
+                frame = min((step + 1) * DEFAULT_FRAME_SKIP, len(evidence.drives[i]) - 1)
+                yield name, i, frame, f"{other:g} and {one[name]:g}"
+
+
+def _steps_paid(evidence: Evidence, drive: Drive, steps: list[Frames]) -> list[dict[str, float]]:
+    """Returns what each term pays in each step."""
+    loaded = evidence.loaded
+    score = EpisodeScore(loaded.scoring, drive[0], loaded.transform, drive.info.frames_per_second, 0, drive.buttons[0])
+    paid: list[dict[str, float]] = []
+    for frames in steps:
+        score.start_step()
+        paid.append(score.rewards.step)
+        for given in frames:
+            score(*given)
+            if score.ended_by:
+                return paid
+    return paid
 
 
 def checkpoints(evidence: Evidence) -> Iterator[Finding]:
@@ -285,57 +306,3 @@ def _is_guard(evidence: Evidence, script: Script, name: str) -> bool:
             ]
         )
     return any(returned[0]) and all(each == returned[1] for each in returned[2:])
-
-
-# Cost
-
-_MOST_OF_A_FRAME = 0.05
-_CHUNK_FRAMES = 50
-_MOST_SECONDS = 0.4
-
-
-def slow(evidence: Evidence) -> Iterator[Finding]:
-    """Terms and rules that take over 5 % of an emulated frame."""
-    reported: set[int] = set()
-    for script in evidence.scripts:
-        if id(script.definition) in reported:
-            continue
-        drive = max(evidence.drives, key=len)
-        seconds, frame = cost(script, drive)
-        share = seconds / evidence.probes.frame_seconds
-        if share > _MOST_OF_A_FRAME:
-            reported.add(id(script.definition))
-            yield evidence.finding(
-                "slow",
-                script,
-                f"takes {seconds * 1e6:,.0f} µs per emulated frame, {share:.0%} of the emulator's "
-                f"{evidence.probes.frame_seconds * 1e6:,.0f} µs",
-                "compute constants when the file is loaded, and keep sums in self instead of lists",
-                drive.info.label,
-                frame,
-            )
-
-
-def cost(script: Script, drive: Drive) -> tuple[float, int]:
-    """Returns the seconds that a script takes per frame, and the frame on which it is slowest.
-
-    Other processes disturb single measurements. So the drive is measured twice, in chunks, of which the faster counts.
-    A script may become slower in the course of an episode, so the last third of the drive counts, if it is slower.
-    """
-    runs = []
-    for _ in range(2):
-        calls, times = ScriptCalls([script]), []
-        given = list(zip(drive, drive.buttons, drive.frame_actions, strict=True))
-        started = perf_counter()
-        for at in range(0, len(given), _CHUNK_FRAMES):
-            chunk = given[at : at + _CHUNK_FRAMES]
-            began = perf_counter()
-            for each in chunk:
-                calls.values(*each)
-            times.append((perf_counter() - began) / len(chunk))
-            if perf_counter() - started > _MOST_SECONDS:
-                break
-        runs.append(times)
-    times = [min(pair) for pair in zip(*runs, strict=False)]
-    late = times[2 * len(times) // 3 :]
-    return max(sum(times) / len(times), sum(late) / len(late)), int(np.argmax(times)) * _CHUNK_FRAMES + 1

@@ -13,7 +13,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ from kart_rewards.env.wrappers import make_wrapped
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.evaluation import EpisodeResult, PolicyMaker, TrainedAgent, load_agent, play_episode
 from kart_rewards.evaluation.agents import DEFAULT_LOADER
-from kart_rewards.files import UnwritableError
+from kart_rewards.files import UnwritableError, atomic_write
 from kart_rewards.integrations import state_labels
 from kart_rewards.notices import notice
 
@@ -99,12 +99,16 @@ def watch(
             random_start_frames=random_start_frames,
         )
         if output:
-            with tempfile.TemporaryDirectory() as folder:
-                video = Path(folder) / "video.mp4" if output.suffix == ".gif" else output
+            with ExitStack() as stack:
+                video = output
+                if output.suffix == ".gif":
+                    video = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "video.mp4"
+                    gif = stack.enter_context(atomic_write(output))
+                    gif.touch()  # a folder that can't be written to is reported before the episode, not after it
                 with VideoWriter(video, core.frames_per_second) as writer:
                     play(seed, lambda picture, lines: writer.append(compose(picture, lines, scale)))
                 if video != output:
-                    to_gif(video, output, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
+                    to_gif(video, gif, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
             print(f"wrote {output}")
             return
         instead = "To write a video instead: --output drive.mp4"

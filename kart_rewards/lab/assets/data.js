@@ -74,8 +74,10 @@ async function* filmParts(stream) {
   }
 }
 
-/** The pictures of a drive. They come in chunks, and a chunk is decoded when one of its frames is looked at. */
+/** The pictures of a drive. They come in chunks, some of which are decoded when one of their frames is looked at. */
 class Film {
+  static BLOCK = 30; // frames
+  static REST = 60; // milliseconds without another jump
   static KEPT = 480; // decoded pictures; one of 256 by 224 pixels takes 0.23 MB
 
   constructor(drive, changed) {
@@ -84,7 +86,8 @@ class Film {
     this.error = "";
     this.frames = 0; // how many have come
     this.chunks = [];
-    this.decoded = new Map(); // chunk -> its pictures; the one that was used last is the last
+    this.hasEnded = false; // whether no more frames come
+    this.decoded = new Map(); // block of chunks -> its pictures; the one that was used last is the last
     this.only = null; // the frame that is decoded alone, in a jump
     this.single = null; // {frame, picture} of the last such frame
     this.wanted = 0;
@@ -109,6 +112,8 @@ class Film {
       this.decodeWanted();
       this.changed();
     }
+    this.hasEnded = true;
+    this.decodeWanted();
   }
 
   async open(format) {
@@ -142,48 +147,77 @@ class Film {
    */
   picture(frame) {
     if (frame !== this.wanted) {
+      clearTimeout(this.rest);
       this.moved = frame - this.wanted;
       this.wanted = frame;
     }
-    const number = this.chunkOf(frame);
-    const pictures = this.decoded.get(number);
+    const block = Math.floor(frame / this.blockFrames);
+    const pictures = this.decoded.get(block);
     if (pictures) {
-      this.decoded.delete(number);
-      this.decoded.set(number, pictures);
+      this.decoded.delete(block);
+      this.decoded.set(block, pictures);
     }
     this.decodeWanted();
     if (pictures?.get(frame)) return { frame, picture: pictures.get(frame) };
-    return this.single?.frame === frame || Math.abs(this.moved) >= (this.format?.chunk_frames ?? 0) ? this.single : null;
+    return this.single?.frame === frame || this.isJump ? this.single : null;
   }
 
   chunkOf(frame) {
-    return this.format ? Math.floor(frame / this.format.chunk_frames) : 0;
+    return Math.floor(frame / this.format.chunk_frames);
+  }
+
+  /** Frames that are decoded together when a person moves in small steps: some chunks. */
+  get blockFrames() {
+    return this.format ? Math.ceil(Film.BLOCK / this.format.chunk_frames) * this.format.chunk_frames : 0;
+  }
+
+  /** Whether a step is so large that to decode single pictures costs less than to decode all: half a chunk each. */
+  get isJump() {
+    return Boolean(this.format) && Math.abs(this.moved) >= this.format.chunk_frames / 2;
   }
 
   async decodeWanted() {
     if (this.isDecoding || !this.decoder || this.decoder.state === "closed") return;
     this.isDecoding = true;
-    for (;;) {
-      const { wanted, moved } = this;
-      const now = this.chunkOf(wanted);
-      const isJump = Math.abs(moved) >= this.format.chunk_frames;
-      const chunks = isJump ? [now] : [now, now + (Math.sign(moved) || 1)]; // a person will look there next
-      const next = chunks.find((number) => this.chunks[number] && !this.decoded.has(number));
-      if (next === undefined) break;
-      try {
-        if (!isJump) await this.decode(next);
-        else if (this.single?.frame !== wanted) await this.decodeOne(wanted);
-        else {
-          await new Promise((resolve) => setTimeout(resolve, 80)); // the next jump may come
-          if (this.wanted === wanted) await this.decode(next);
-        }
-      } catch (error) {
-        this.fail(`the pictures can't be decoded: ${error.message}`);
-        break;
-      }
-      this.changed();
+    try {
+      while (await this.decodeNext()) this.changed();
+    } catch (error) {
+      this.fail(`the pictures can't be decoded: ${error.message}`);
     }
     this.isDecoding = false;
+  }
+
+  /** Decodes what is needed next. Returns whether there was something to decode. */
+  async decodeNext() {
+    const { wanted, moved, isJump } = this;
+    if (!this.chunks[this.chunkOf(wanted)]) return false; // it has not come yet
+    const now = Math.floor(wanted / this.blockFrames);
+    if (isJump && !this.decoded.has(now)) {
+      // A jump: the picture is decoded alone. Those around it follow when no other jump does.
+      if (this.single?.frame !== wanted) {
+        await this.decodeOne(wanted);
+        return true;
+      }
+      clearTimeout(this.rest);
+      this.rest = setTimeout(() => {
+        this.moved = 0;
+        this.decodeWanted();
+      }, Film.REST);
+      return false;
+    }
+    const ahead = Math.sign(moved) || 1;
+    const blocks = [now, now + ahead, now + 2 * ahead]; // a person will look there next
+    const next = blocks.find((number) => this.isComplete(number) && !this.decoded.has(number));
+    if (next !== undefined) await this.decode(next);
+    else if (!this.decoded.has(now) && this.single?.frame !== wanted) await this.decodeOne(wanted);
+    else return false;
+    return true;
+  }
+
+  /** Whether all chunks of a block have come. */
+  isComplete(block) {
+    const first = block * this.blockFrames;
+    return first >= 0 && first < this.frames && (this.hasEnded || first + this.blockFrames <= this.frames);
   }
 
   /** Decodes a picture alone: those before it in its chunk are decoded, too, but not converted. */
@@ -191,11 +225,12 @@ class Film {
     const number = this.chunkOf(frame);
     this.output = new Map([[frame, undefined]]);
     this.only = frame;
-    await this.feed(number, frame - number * this.format.chunk_frames + 1);
+    this.feed(number, frame - number * this.format.chunk_frames + 1);
+    await this.decoder.flush();
   }
 
-  /** Sends the first pictures of a chunk to the decoder, and waits for them. */
-  async feed(number, most) {
+  /** Sends the first pictures of a chunk to the decoder. */
+  feed(number, most) {
     const chunk = this.chunks[number];
     const view = new DataView(chunk.buffer, chunk.byteOffset);
     const count = view.getUint32(0, true);
@@ -207,26 +242,26 @@ class Film {
       }));
       start += size;
     }
-    await this.decoder.flush();
   }
 
-  async decode(number) {
-    const chunk = this.chunks[number];
-    const count = new DataView(chunk.buffer, chunk.byteOffset).getUint32(0, true);
-    const first = number * this.format.chunk_frames;
+  async decode(block) {
+    const first = block * this.blockFrames;
+    const last = Math.min(first + this.blockFrames, this.frames) - 1;
     this.only = null;
-    this.output = new Map(Array.from({ length: count }, (_, index) => [first + index, undefined]));
-    this.decoded.set(number, this.output);
-    await this.feed(number, count);
+    this.output = new Map(Array.from({ length: last - first + 1 }, (_, index) => [first + index, undefined]));
+    this.decoded.set(block, this.output);
+    for (let number = this.chunkOf(first); number <= this.chunkOf(last); number += 1) this.feed(number, Infinity);
+    await this.decoder.flush();
     for (const [old, pictures] of this.decoded) {
-      if (this.decoded.size * this.format.chunk_frames <= Film.KEPT) break;
-      if (Math.abs(old - this.chunkOf(this.wanted)) <= 1) continue;
+      if (this.decoded.size * this.blockFrames <= Film.KEPT) break;
+      if (Math.abs(old - Math.floor(this.wanted / this.blockFrames)) <= 2) continue;
       pictures.forEach((picture) => picture?.close());
       this.decoded.delete(old);
     }
   }
 
   close() {
+    clearTimeout(this.rest);
     this.leaving.abort();
     if (this.decoder && this.decoder.state !== "closed") this.decoder.close();
     this.decoded.forEach((pictures) => pictures.forEach((picture) => picture?.close()));

@@ -122,6 +122,7 @@ function drawStateSoon() {
     isStateWaiting = false;
     drawList();
     drawStatus();
+    drawFindings();
   }, 100);
 }
 
@@ -274,7 +275,7 @@ function thinned(values, from, to, width) {
 function drawTimeline() {
   const names = termNames();
   const room = $("timeline").querySelector(".scroll").clientHeight - BOTTOM;
-  const row = clamp(Math.floor(room / names.length), tracks.length > 1 ? 37 : 30, 64);
+  const row = clamp(Math.floor(room / names.length), tracks.length > 1 ? 37 : 26, 64);
   document.documentElement.style.setProperty("--row", `${row}px`);
   drawRows(names);
   const chart = $("chart");
@@ -576,10 +577,13 @@ function frameAt(x, y) {
 const KEYWORDS = "and as assert async await break class continue def del elif else except finally for from global if import in is lambda None nonlocal not or pass raise return True False try while with yield".split(" ").join("|");
 const TOKENS = new RegExp(`("""[\\s\\S]*?"""|'''[\\s\\S]*?'''|"(?:\\\\.|[^"\\\\\\n])*"|'(?:\\\\.|[^'\\\\\\n])*')|(#[^\\n]*)|(^[ \\t]*@[\\w.]+)|\\b(${KEYWORDS})\\b`, "gm");
 
+/** A file and line without the folder. */
+const inShort = (where) => where.split(/[\\/]/).at(-1);
+
 function drawSource() {
   const terms = tracks.map((track) => termOf(track, view.term));
   const term = terms.find((each) => each?.source) ?? terms.find(Boolean);
-  $("where").textContent = term?.where ? `\u2066${term.where}\u2069` : "";
+  $("where").textContent = inShort(term?.where ?? "");
   $("where").title = term?.where ?? "";
   drawFacts(terms);
   const pieces = [];
@@ -612,34 +616,50 @@ function drawFacts(terms) {
   }));
 }
 
+/** What lint found. While it runs again, the findings of before stay, but pale. */
 function drawFindings() {
-  $("findings-pane").hidden = !state.findings;
-  if (!state.findings) return;
-  $("findings").replaceChildren(...(state.findings.length ? state.findings : []).map((finding) => {
-    const item = make("button", { className: "finding" }, make("b", { textContent: finding.title }),
-      make("code", { textContent: finding.where ?? "" }), make("span", { textContent: finding.text ?? "" }), make("em", { textContent: finding.remedy ?? "" }));
-    item.onclick = () => {
-      const drive = state.drives.findIndex((each) => each.label === finding.drive);
-      if (drive >= 0 && drive !== view.drives[0]) {
-        view.drives = [drive, null];
-        chooseTracks();
-      }
-      if (finding.frame !== null && finding.frame !== undefined) seek(finding.frame);
-    };
-    return item;
-  }));
-  if (!state.findings.length) $("findings").replaceChildren(make("div", { className: "empty", textContent: "No findings." }));
+  const { findings, error, busy } = state.lint;
+  $("findings-status").textContent = busy ? "linting…" : findings ? `${findings.length || "no"} finding${findings.length === 1 ? "" : "s"}` : "";
+  $("findings").classList.toggle("old", busy && Boolean(findings));
+  const none = findings?.length ? "" : busy ? "Lint drives in the emulator, and looks for mistakes in the rewards." : error || !findings ? "" : "Lint found no mistake.";
+  const shown = JSON.stringify([findings, error, none]);
+  if ($("findings").dataset.shown === shown) return; // else the focus would be lost
+  $("findings").dataset.shown = shown;
+  $("findings").replaceChildren(
+    ...(error ? [make("div", { className: "empty failed", textContent: `Lint could not examine the rewards: ${error}` })] : []),
+    ...(findings ?? []).map(findingItem), ...(none ? [make("div", { className: "empty", textContent: none })] : []));
+}
+
+function findingItem(finding) {
+  const isHere = finding.number !== null;
+  const item = make("button", { className: "finding", disabled: !isHere }, make("div", {}, make("b", { textContent: finding.title }), make("code", { textContent: inShort(finding.where), title: finding.where })),
+    make("span", { textContent: finding.text }), make("em", { textContent: finding.remedy }),
+    make("small", { textContent: `${finding.drive}, frame ${grouped(finding.frame)}${isHere ? "" : ": this drive is not on the page"}` }));
+  item.onclick = () => {
+    if (finding.number !== view.drives[0]) {
+      view.drives = [finding.number, null];
+      chooseTracks();
+    }
+    if (termNames().includes(finding.script)) chooseTerm(finding.script);
+    else { // the scores of the drive come later
+      view.term = finding.script;
+      view.isTermChosen = true;
+    }
+    play(false);
+    seek(finding.frame);
+  };
+  return item;
 }
 
 // ---------------------------------------------------------------------------------------------------- frame by frame
 
 /** The largest size of the pictures that leaves room for the timeline. */
 function scale() {
-  const width = document.querySelector("main").clientWidth;
   const pictures = view.drives[1] === null ? 1 : 2;
+  const width = document.querySelector("main").clientWidth - (pictures > 1 ? 0 : $("side").offsetWidth);
   const [wide, high] = pictureSize();
-  const fits = (factor) => high * factor + 44 * 2 + 268 <= innerHeight && pictures * wide * factor <= width * (pictures > 1 ? 0.62 : 0.5);
-  return [3, 2, 1.5, 1].find(fits) ?? 1;
+  const fits = (factor) => high * factor + 44 * 2 + 268 <= innerHeight && pictures * wide * factor <= width - 240; // of the map
+  return [4, 3, 2, 1.5, 1].find(fits) ?? 1;
 }
 
 function pictureSize() {
