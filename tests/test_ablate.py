@@ -13,8 +13,8 @@ import pytest
 from training_runs import GAME, SMALL, alive, equal_weights, only_run, train_here, wait_until
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.lab import ablate
-from kart_rewards.lab.ablate import (
+from kart_rewards.lab.ablation import ablate
+from kart_rewards.lab.ablation.ablate import (
     Arm,
     Plan,
     Remaining,

@@ -17,10 +17,10 @@ from training_runs import wait_until
 
 from kart_rewards.drives import load_drive
 from kart_rewards.integrations import find_game
-from kart_rewards.lab.audit import audit
+from kart_rewards.lab.auditing.audit import audit
+from kart_rewards.lab.auditing.verdicts import Audit, report
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import RewardSet, score_drive
-from kart_rewards.lab.verdicts import Audit, report
 from kart_rewards.rewards import parse_weights
 
 GAME = "HomebrewKart-Snes"

@@ -3,8 +3,8 @@ from __future__ import annotations
 import random
 
 from kart_rewards.drives import SHIPPED, load_drive
-from kart_rewards.lab.behaviours import GRID, Behaviour, Field, Phase, at_random, changed, known_strategies
-from kart_rewards.lab.targets import CHANGES, Target
+from kart_rewards.lab.auditing.behaviours import GRID, Behaviour, Field, Phase, at_random, changed, known_strategies
+from kart_rewards.lab.auditing.targets import CHANGES, Target
 
 RACE = load_drive(SHIPPED / "race.drive")
 BUTTONS = tuple(name for name in RACE.info.buttons if name)

@@ -12,7 +12,7 @@ import pytest
 
 from kart_rewards.drivers import centreline
 from kart_rewards.drives import SHIPPED, Drive, load_drive
-from kart_rewards.lab.figures import drive_figures, packed, score_figures
+from kart_rewards.lab.page.figures import drive_figures, packed, score_figures
 from kart_rewards.lab.score import RewardSet
 
 MINE = """from kart_rewards import reward_term
@@ -70,7 +70,7 @@ def test_numbers_that_are_not_finite_become_none(drive: Drive) -> None:
 
 
 def test_figures_import_neither_the_emulator_nor_torch() -> None:
-    code = "import sys, kart_rewards.lab.figures; print('stable_retro' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, kart_rewards.lab.page.figures; print('stable_retro' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
 

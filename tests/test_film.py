@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kart_rewards.drives import SHIPPED, Drive, load_drive
-from kart_rewards.lab.film import FilmFormat, film
+from kart_rewards.lab.page.film import FilmFormat, film
 from kart_rewards.lab.replay import DepartedError, replay
 
 

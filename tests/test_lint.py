@@ -14,10 +14,10 @@ from command_line import run
 from kart_rewards.done import DoneRule
 from kart_rewards.drives import SHIPPED, Drive, load_drive
 from kart_rewards.integrations import INTEGRATIONS, find_game
-from kart_rewards.lab.columns import fault_of
-from kart_rewards.lab.evidence import Evidence, gather
-from kart_rewards.lab.lint import findings
-from kart_rewards.lab.probes import Probes, make_probes, recorded_again
+from kart_rewards.lab.linting.columns import fault_of
+from kart_rewards.lab.linting.evidence import Evidence, gather
+from kart_rewards.lab.linting.lint import findings
+from kart_rewards.lab.linting.probes import Probes, make_probes, recorded_again
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import RewardSet
 from kart_rewards.ram import RamLayout, Variable

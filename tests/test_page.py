@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from xvfb import wait_until
 
 from kart_rewards.drives import SHIPPED, Drive, load_drive
-from kart_rewards.lab.page import write_page
+from kart_rewards.lab.page.page import write_page
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import RewardSet, score_drive
 

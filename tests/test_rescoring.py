@@ -11,7 +11,7 @@ import pytest
 
 from kart_rewards.drives import SHIPPED
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.lab.rescoring import Rescoring
+from kart_rewards.lab.page.rescoring import Rescoring
 from kart_rewards.lab.score import RewardSet
 
 MINE = "from kart_rewards import reward_term\n\n@reward_term\ndef mine(ram):\n    return VALUE\n"

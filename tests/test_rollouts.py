@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from kart_rewards.lab.behaviours import Behaviour, Phase
-from kart_rewards.lab.rollouts import Reference, Rollout, exploit_kind
+from kart_rewards.lab.auditing.behaviours import Behaviour, Phase
+from kart_rewards.lab.auditing.rollouts import Reference, Rollout, exploit_kind
 
 REFERENCE = Reference(total=360.0, size=361.0, gain=121.0, reached=True, end=3026, ended_by="race_finished")
 ROLLOUT = Rollout(

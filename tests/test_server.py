@@ -18,8 +18,8 @@ from lab_server import served
 from xvfb import wait_until
 
 from kart_rewards.drives import SHIPPED, load_drive
-from kart_rewards.lab.film import FilmFormat
-from kart_rewards.lab.server import film_part
+from kart_rewards.lab.page.film import FilmFormat
+from kart_rewards.lab.page.server import film_part
 
 
 def status_of(url: str, path: str, host: str = "") -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from kart_rewards.drives import SHIPPED
-from kart_rewards.lab.behaviours import Behaviour, Phase
+from kart_rewards.lab.auditing.behaviours import Behaviour, Phase
+from kart_rewards.lab.auditing.rollouts import Setup
+from kart_rewards.lab.auditing.stage import Stage
+from kart_rewards.lab.auditing.targets import CHANGES, Target
 from kart_rewards.lab.replay import replay
-from kart_rewards.lab.rollouts import Setup
 from kart_rewards.lab.score import RewardSet, score_drive
-from kart_rewards.lab.stage import Stage
-from kart_rewards.lab.targets import CHANGES, Target
 
 BRAKE = Behaviour("stop", 40, (Phase("Y", 200, Target("speed", "<=", 0)), Phase("B", 30), Phase("Y", 30)), 1)
 NO_MEMORY = """

@@ -13,8 +13,8 @@ from training_runs import GAME, scalars
 
 from kart_rewards.drives import SHIPPED, Drive, load_drive
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.lab.ablate import Arm, Plan, Study
-from kart_rewards.lab.study_report import CURVES, REPORT, RESULTS, effects, read_results, write_report
+from kart_rewards.lab.ablation.ablate import Arm, Plan, Study
+from kart_rewards.lab.ablation.study_report import CURVES, REPORT, RESULTS, effects, read_results, write_report
 from kart_rewards.ram import snapshot_class
 from kart_rewards.training.checkpoints import save_atomically
 

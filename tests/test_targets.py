@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kart_rewards.lab.targets import CHANGES, Target, targets_of
+from kart_rewards.lab.auditing.targets import CHANGES, Target, targets_of
 from kart_rewards.rewards import REFERENCE_TERMS, as_term
 from kart_rewards.scenario import load_scoring
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kart_rewards.drives import SHIPPED, load_drive
-from kart_rewards.lab.behaviours import Behaviour, Phase
-from kart_rewards.lab.rollouts import Reference, Rollout, Setup
+from kart_rewards.lab.auditing.behaviours import Behaviour, Phase
+from kart_rewards.lab.auditing.rollouts import Reference, Rollout, Setup
+from kart_rewards.lab.auditing.verdicts import Audit, Confirmed, as_json, report
 from kart_rewards.lab.score import RewardSet, score_drive
-from kart_rewards.lab.verdicts import Audit, Confirmed, as_json, report
 
 RACE, STANDING = (load_drive(SHIPPED / f"{name}.drive") for name in ("race", "standing"))
 REWARDS = RewardSet()

@@ -182,7 +182,7 @@ class Interval(NamedTuple):
 
     Args:
         value: The estimate.
-        low, high: The interval, by a bootstrap over seeds; it is wider for few seeds. None: there are fewer than two seeds.
+        low, high: The interval, by a bootstrap over seeds; wider for few seeds. None: there are fewer than two seeds.
     """
 
     value: float

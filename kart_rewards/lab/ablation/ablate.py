@@ -10,7 +10,7 @@
 
 A study's folder holds ``study.json`` (the plan), ``progress.json`` (the runs that are finished), ``sources/`` (the text
 of rewards files and scenarios that the study uses), ``runs/``, ``logs/`` and the results, see
-``kart_rewards.lab.study_report``.
+``kart_rewards.lab.ablation.study_report``.
 
 The trainer is a process of its own, ``kart-rewards train``. It ends when the study ends, for any reason.
 """
@@ -42,7 +42,7 @@ from kart_rewards.evaluation.tables import write_json
 from kart_rewards.files import use_copies
 from kart_rewards.imports import source_files
 from kart_rewards.integrations import Game, find_game
-from kart_rewards.lab.study_report import write_report
+from kart_rewards.lab.ablation.study_report import write_report
 from kart_rewards.rewards import RewardTerm, parse_weights
 from kart_rewards.training.checkpoints import Checkpoint
 from kart_rewards.training.game import resolved_options
@@ -295,7 +295,7 @@ def follow_study() -> None:
 
 
 _TRAINER = """
-from kart_rewards.lab.ablate import follow_study
+from kart_rewards.lab.ablation.ablate import follow_study
 follow_study()
 from kart_rewards.__main__ import main
 main()

@@ -4,8 +4,8 @@
 * ``write_page`` - writes a page that opens from disk
 * ``command`` - the command ``kart-rewards lab``
 
-The numbers are those of ``kart_rewards.lab.figures``. The page's own code is in the folder ``assets``. Its charts are
-drawn by plotly.js, which is part of the Python package plotly. The page needs no network.
+The numbers are those of ``kart_rewards.lab.page.figures``. The page's own code is in the folder ``assets``. Its charts
+are drawn by plotly.js, which is part of the Python package plotly. The page needs no network.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tqdm import tqdm
 from kart_rewards.drives import Drive, load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import atomic_write
-from kart_rewards.lab.figures import drive_figures, list_entry, packed, score_figures
-from kart_rewards.lab.film import film
-from kart_rewards.lab.linting import UNKNOWN, findings_of_now, with_numbers
-from kart_rewards.lab.probes import DRIVER
+from kart_rewards.lab.linting.probes import DRIVER
+from kart_rewards.lab.page.figures import drive_figures, list_entry, packed, score_figures
+from kart_rewards.lab.page.film import film
+from kart_rewards.lab.page.lint_process import UNKNOWN, findings_of_now, with_numbers
+from kart_rewards.lab.page.server import film_part, serve
 from kart_rewards.lab.score import RewardSet, compared, find_drives
-from kart_rewards.lab.server import film_part, serve
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
 

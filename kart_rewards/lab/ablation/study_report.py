@@ -42,7 +42,7 @@ from kart_rewards.training.checkpoints import Checkpoint
 from kart_rewards.training.sources import kept_sources
 
 if TYPE_CHECKING:
-    from kart_rewards.lab.ablate import Arm, Study
+    from kart_rewards.lab.ablation.ablate import Arm, Study
 
 REPORT, RESULTS, CURVES, SUMMARY = "report.md", "results.json", "learning_curves.png", "summary"
 """What ``write_report`` writes into the folder of a study; ``SUMMARY`` is the folder of the TensorBoard log."""

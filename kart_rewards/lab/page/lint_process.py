@@ -18,7 +18,7 @@ from typing import Any
 
 from kart_rewards.drives import SUFFIX, load_drive
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.lab.lint import TITLES, examine
+from kart_rewards.lab.linting.lint import TITLES, examine
 from kart_rewards.lab.score import RewardSet
 from kart_rewards.training.processes import Children, Workers, attempt, serve_parent
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kart_rewards.errors import counted
-from kart_rewards.lab.evidence import Evidence, Finding, finish
-from kart_rewards.lab.probes import AGENT
+from kart_rewards.lab.linting.evidence import Evidence, Finding, finish
+from kart_rewards.lab.linting.probes import AGENT
 from kart_rewards.race import LAPS_AT_FIRST_CROSSING, progress
 
 

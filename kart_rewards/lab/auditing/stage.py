@@ -28,11 +28,11 @@ from kart_rewards.env.core import Drawing, fingerprints_of
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.games.console import Console
 from kart_rewards.integrations import find_game
-from kart_rewards.lab.behaviours import AHEAD, BACK, GRID, KART_VARIABLES, TO, Behaviour, Phase
+from kart_rewards.lab.auditing.behaviours import AHEAD, BACK, GRID, KART_VARIABLES, TO, Behaviour, Phase
+from kart_rewards.lab.auditing.rollouts import LIMIT, SHORT_FRAMES, Reference, Rollout, Setup
+from kart_rewards.lab.auditing.targets import CHANGES, OPERATORS
 from kart_rewards.lab.goals import Goal
-from kart_rewards.lab.rollouts import LIMIT, SHORT_FRAMES, Reference, Rollout, Setup
 from kart_rewards.lab.score import Loaded
-from kart_rewards.lab.targets import CHANGES, OPERATORS
 from kart_rewards.race import RaceMetrics, is_kart_race
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import EpisodeRewards

@@ -26,7 +26,7 @@ from kart_rewards.drives import Drive
 from kart_rewards.env.actions import HOP, LEFT, RIGHT
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import INTEGRATIONS, Game
-from kart_rewards.lab.probes import DRIVER, Probes, make_probes, recorded_again
+from kart_rewards.lab.linting.probes import DRIVER, Probes, make_probes, recorded_again
 from kart_rewards.lab.score import DriveScore, Loaded, RewardSet, outcome_rank, score_drive
 from kart_rewards.race import finished, is_kart_race
 from kart_rewards.ram import RamLayout, Variable

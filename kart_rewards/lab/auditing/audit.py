@@ -25,13 +25,13 @@ from kart_rewards.env.core import fingerprints_of
 from kart_rewards.env.video import VideoWriter
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import Game, find_game
-from kart_rewards.lab.exploits import Search
+from kart_rewards.lab.auditing.exploits import Search
+from kart_rewards.lab.auditing.rollouts import LIMIT, Rollout, Setup
+from kart_rewards.lab.auditing.stage import drive_of
+from kart_rewards.lab.auditing.verdicts import Audit, Confirmed, as_json, report
 from kart_rewards.lab.goals import Goal
 from kart_rewards.lab.replay import replay
-from kart_rewards.lab.rollouts import LIMIT, Rollout, Setup
 from kart_rewards.lab.score import RewardSet, find_drives, score_drive
-from kart_rewards.lab.stage import drive_of
-from kart_rewards.lab.verdicts import Audit, Confirmed, as_json, report
 from kart_rewards.race import RaceMetrics, is_kart_race
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import parse_weights

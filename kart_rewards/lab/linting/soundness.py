@@ -19,9 +19,19 @@ from kart_rewards.defaults import DEFAULT_FRAME_SKIP
 from kart_rewards.drives import Drive
 from kart_rewards.episode import EpisodeScore
 from kart_rewards.fingerprint import package_of
-from kart_rewards.lab.columns import fault_of
-from kart_rewards.lab.evidence import FEW_FRAMES, Evidence, Finding, Given, Run, Stepper, few, frames_of, run_over
-from kart_rewards.lab.probes import AGENT
+from kart_rewards.lab.linting.columns import fault_of
+from kart_rewards.lab.linting.evidence import (
+    FEW_FRAMES,
+    Evidence,
+    Finding,
+    Given,
+    Run,
+    Stepper,
+    few,
+    frames_of,
+    run_over,
+)
+from kart_rewards.lab.linting.probes import AGENT
 from kart_rewards.scenario import Scoring
 from kart_rewards.scripting import Script, ScriptCalls, plain_action
 

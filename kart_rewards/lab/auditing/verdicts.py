@@ -20,7 +20,7 @@ from rich.table import Table
 
 from kart_rewards.drives import SHIPPED, SUFFIX, Drive
 from kart_rewards.errors import counted
-from kart_rewards.lab.rollouts import SHORT_FRAMES, Reference, Rollout, Setup
+from kart_rewards.lab.auditing.rollouts import SHORT_FRAMES, Reference, Rollout, Setup
 from kart_rewards.lab.score import DriveScore
 
 
@@ -61,7 +61,7 @@ class Audit:
         by_goal: The best behaviour by the goal, in a game without a reference drive.
         short_end: See ``Search``.
         best: The best-paid behaviour that comes less than half as far as the reference.
-        margin: Its excess; see ``kart_rewards.lab.rollouts.excess``.
+        margin: Its excess; see ``kart_rewards.lab.auditing.rollouts.excess``.
         frames, rounds: How much was searched.
         seconds: How long.
         interrupted: Whether the user ended the search.

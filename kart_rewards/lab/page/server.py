@@ -29,10 +29,10 @@ from aiohttp import web
 
 from kart_rewards.drives import load_drive
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.lab.figures import drive_figures, list_entry, packed
-from kart_rewards.lab.film import FilmFormat, film
-from kart_rewards.lab.linting import UNKNOWN, Linting, with_numbers
-from kart_rewards.lab.rescoring import Rescoring
+from kart_rewards.lab.page.figures import drive_figures, list_entry, packed
+from kart_rewards.lab.page.film import FilmFormat, film
+from kart_rewards.lab.page.lint_process import UNKNOWN, Linting, with_numbers
+from kart_rewards.lab.page.rescoring import Rescoring
 from kart_rewards.lab.score import RewardSet
 from kart_rewards.training.processes import Children, attempt, processor_count, serve_parent
 

@@ -63,7 +63,7 @@ def targets_of(scripts: Iterable[Script], names: Sequence[str]) -> tuple[tuple[T
     """
     targets: dict[Target, None] = {}
     words: dict[str, None] = {}
-    own = Path(__file__).parent.parent
+    own = Path(__file__).parents[2]
     for script in scripts:
         path = Path(script.where.rpartition(":")[0])
         if not path.is_file() or own in path.parents:

@@ -15,8 +15,8 @@ from kart_rewards.declared import DeclaredTerm
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, DEFAULT_MAX_EPISODE_FRAMES
 from kart_rewards.drives import Drive
 from kart_rewards.errors import counted
-from kart_rewards.lab.evidence import Evidence, Finding, frames_of
-from kart_rewards.lab.probes import NOTHING, Probe
+from kart_rewards.lab.linting.evidence import Evidence, Finding, frames_of
+from kart_rewards.lab.linting.probes import NOTHING, Probe
 from kart_rewards.rewards import RewardTerm
 from kart_rewards.scripting import ScriptCalls
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from kart_rewards.declared import DeclaredTerm
 from kart_rewards.errors import counted
-from kart_rewards.lab.evidence import Evidence, Finding
-from kart_rewards.lab.firing import NEGLIGIBLE, charges_time, is_tiny
+from kart_rewards.lab.linting.evidence import Evidence, Finding
+from kart_rewards.lab.linting.firing import NEGLIGIBLE, charges_time, is_tiny
 from kart_rewards.lab.score import verdict
 from kart_rewards.rewards import ROUNDING, RewardTerm
 

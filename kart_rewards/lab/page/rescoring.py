@@ -24,7 +24,7 @@ from kart_rewards.drives import Drive, load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.imports import source_files
 from kart_rewards.integrations import find_game
-from kart_rewards.lab.figures import packed, score_figures, summary_figures
+from kart_rewards.lab.page.figures import packed, score_figures, summary_figures
 from kart_rewards.lab.score import Loaded, RewardSet, score_drive
 from kart_rewards.training.processes import Children, attempt, serve_parent
 

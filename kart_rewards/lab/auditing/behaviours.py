@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kart_rewards.drives import Drive
-from kart_rewards.lab.targets import CHANGES, OPERATORS, Target
+from kart_rewards.lab.auditing.targets import CHANGES, OPERATORS, Target
 from kart_rewards.race import DEEP_WATER, FACING_BACKWARD
 
 AHEAD, BACK = "@ahead", "@back"

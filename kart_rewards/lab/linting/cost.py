@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from kart_rewards.drives import Drive
-from kart_rewards.lab.evidence import Evidence, Finding, frames_of
+from kart_rewards.lab.linting.evidence import Evidence, Finding, frames_of
 from kart_rewards.scripting import Script, ScriptCalls
 
 _MOST_OF_A_FRAME = 0.05

@@ -23,15 +23,15 @@ from kart_rewards.drives import SHIPPED, SUFFIX, Drive, load_drive
 from kart_rewards.env.actions import ACTION_MODES
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import find_game
-from kart_rewards.lab.cost import slow
-from kart_rewards.lab.endings import early_end, good_drives
-from kart_rewards.lab.evidence import Evidence, Finding, gather
-from kart_rewards.lab.farming import standing, undone
-from kart_rewards.lab.firing import fires
-from kart_rewards.lab.influence import dominates, erased, ranking
-from kart_rewards.lab.probes import DRIVER
+from kart_rewards.lab.linting.cost import slow
+from kart_rewards.lab.linting.endings import early_end, good_drives
+from kart_rewards.lab.linting.evidence import Evidence, Finding, gather
+from kart_rewards.lab.linting.farming import standing, undone
+from kart_rewards.lab.linting.firing import fires
+from kart_rewards.lab.linting.influence import dominates, erased, ranking
+from kart_rewards.lab.linting.probes import DRIVER
+from kart_rewards.lab.linting.soundness import checkpoints, leaks, variables
 from kart_rewards.lab.score import RECORDINGS, RewardSet, find_drives
-from kart_rewards.lab.soundness import checkpoints, leaks, variables
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
 
@@ -142,7 +142,7 @@ def examine(
         output: The folder in which the scripted drives that show a finding are saved. None: ``OUTPUT``.
 
     Raises:
-        KartRewardsError: See ``kart_rewards.lab.evidence.gather``.
+        KartRewardsError: See ``kart_rewards.lab.linting.evidence.gather``.
     """
     folder = find_game(game, rewards.integrations)
     folder.rom()

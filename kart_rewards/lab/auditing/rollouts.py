@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
-from kart_rewards.lab.behaviours import Behaviour
+from kart_rewards.lab.auditing.behaviours import Behaviour
 from kart_rewards.lab.score import RewardSet
 
 LIMIT = DEFAULT_MAX_EPISODE_FRAMES

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kart_rewards.lab.evidence import Evidence, Finding
+from kart_rewards.lab.linting.evidence import Evidence, Finding
 from kart_rewards.race import BOOST, DEEP_WATER, DIRT, GRASS, OIL, PIT, ROAD, START_LINE, WALL
 from kart_rewards.rewards import RewardTerm
 from kart_rewards.scripting import ScriptCalls

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kart_rewards.drives import SHIPPED, load_drive
-from kart_rewards.lab.linting import Linting, findings_of_now, with_numbers
+from kart_rewards.lab.page.lint_process import Linting, findings_of_now, with_numbers
 from kart_rewards.lab.score import RewardSet
 
 REVERSE = SHIPPED / "reverse.drive"

@@ -1,0 +1,1 @@
+"""Training with and without reward terms, for ``kart-rewards ablate``."""

@@ -1,0 +1,1 @@
+"""Finding mistakes in rewards, for ``kart-rewards lint``."""
