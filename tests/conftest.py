@@ -27,6 +27,10 @@ SNES_SHAPE = (224, 256, 3)
 # wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The processes that tests start read the compiled modules, instead of compiling each of them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # The user's own games must not change the results.
 os.environ["KART_REWARDS_INTEGRATIONS"] = os.devnull
 

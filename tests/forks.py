@@ -13,7 +13,6 @@ order, of options of the interpreter (``-c``, ``PYTHONHASHSEED``), of a changed 
 
 from __future__ import annotations
 
-import atexit
 import functools
 import gc
 import importlib
@@ -107,23 +106,21 @@ def run(
 
 @functools.cache
 def _server(modules: tuple[str, ...]) -> socket.socket:
-    """Starts a process that imports modules and then forks. Returns the connection to it."""
+    """Starts a process that imports modules and then forks. Returns the connection to it, with which it ends.
+
+    It is not a child process of this one: tests count those.
+    """
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen(
+    subprocess.run(
         [sys.executable, __file__, str(there.fileno()), *modules],
         pass_fds=[there.fileno()],
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # not a terminal: Python writes to it in blocks, as to the pipe of a test
         start_new_session=True,
+        check=True,
     )
     there.close()
-
-    def stop() -> None:
-        process.kill()
-        process.wait()
-
-    atexit.register(stop)
     return here
 
 
@@ -185,6 +182,8 @@ def _prepare(words: list[str]) -> types.ModuleType:
 
 
 if __name__ == "__main__":
+    if os.fork():
+        os._exit(0)  # the other one has no parent
     for _name in sys.argv[2:]:
         importlib.import_module(_name)
     gc.collect()

@@ -15,11 +15,19 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 speed = load_module(BENCHMARKS / "speed.py")
 
 
-def smoke(name: str) -> str:
+def smoke(name: str, *options: str) -> str:
     """Runs a benchmark as short as possible. Returns what it prints."""
-    return run_here(BENCHMARKS / name, "--smoke").stdout
+    return run_here(BENCHMARKS / name, "--smoke", *options).stdout
 
 
+def test_the_speed_of_one_environment_is_measured() -> None:
+    printed = smoke("speed.py", "--parts", "environment")
+    for row in ("bare core", "KartEnv with max_pool", "core that draws nothing", "stable_retro.make"):
+        assert row in printed
+    assert "goal" not in printed
+
+
+@pytest.mark.slow  # a person runs it; the trainer and Stable-Baselines3 have tests of their own
 def test_each_part_of_the_speed_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part has a process of its own, which would import what the one before it has imported."""
     modules = (*forks.TRAINING, "stable_baselines3", "tensorboard.backend.event_processing.event_accumulator")

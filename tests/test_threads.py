@@ -118,6 +118,8 @@ def speeds(runs: int, folder: Path) -> list[float]:
 
 # Observed: one training made 425 steps/s; two at the same time made 15 each, because the threads of oneDNN's
 # convolutions waited for each other in a loop that gives no core back.
+# It takes time that other tests would share, and benchmarks/side_by_side.py measures the same.
+@pytest.mark.slow
 @pytest.mark.skipif(processor_count() < 2, reason="one thread never waits for another")
 def test_two_trainings_do_not_stop_each_other(tmp_path: Path) -> None:
     [alone] = speeds(1, tmp_path / "alone")
