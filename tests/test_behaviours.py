@@ -63,5 +63,5 @@ def test_changed_and_random_behaviours_are_valid_and_repeatable() -> None:
 
 def test_a_behaviour_says_what_it_does() -> None:
     behaviour = Behaviour("hopping", 0, (Phase("Y", 240, Target("speed", "<=", 0)), Phase("L", 2), Phase("", 26)), 1)
-    said = "hopping: Y until speed <= 0, then again and again: L for 2, no button for 26 frames"
+    said = "hopping: Y until speed <= 0, then again and again: L for 2 frames, no button for 26 frames"
     assert str(behaviour) == said

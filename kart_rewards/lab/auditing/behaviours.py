@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kart_rewards.drives import Drive
+from kart_rewards.errors import counted
 from kart_rewards.lab.auditing.targets import CHANGES, OPERATORS, Target
 from kart_rewards.race import DEEP_WATER, FACING_BACKWARD
 
@@ -50,7 +51,7 @@ class Phase(NamedTuple):
         names = {"": "no button", AHEAD: "along the course", BACK: "along the course in the opposite direction"}
         what = names.get(self.held, self.held)
         what = f"to the place {what.removeprefix(TO)}" if what.startswith(TO) else what
-        return f"{what} until {self.until}" if self.until else f"{what} for {self.frames}"
+        return f"{what} until {self.until}" if self.until else f"{what} for {counted(self.frames, 'frame')}"
 
 
 class Behaviour(NamedTuple):
@@ -71,7 +72,7 @@ class Behaviour(NamedTuple):
     def __str__(self) -> str:
         once = ", ".join(map(str, self.phases[: self.loop]))
         again = ", ".join(map(str, self.phases[self.loop :]))
-        return f"{self.strategy}: {once}{', then ' * bool(once)}again and again: {again} frames"
+        return f"{self.strategy}: {once}{', then ' * bool(once)}again and again: {again}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,8 +136,8 @@ def _of_exploit(result: Audit, found: Confirmed, arguments: Sequence[str]) -> st
             f"The reference drive, {_label(result)}, earns" if result.drive else "The best one by the goal earns"
         )
         verdict = (
-            f"It earns {rollout.total:.2f} in an episode of {frames:,} frames{way}{ended}. {of_reference} "
-            f"{reference.total:.2f}" + (f" in {reference.end:,} frames." if result.drive else ".")
+            f"It earns {found.score.transformed:,.2f} in an episode of {frames:,} frames{way}{ended}. {of_reference} "
+            f"{result.score.transformed if result.score else reference.total:,.2f}" + (f" in {reference.end:,} frames." if result.drive else ".")
         )
     begin = f" From frame {rollout.behaviour.begin:,} of the reference on:" if rollout.behaviour.begin else ""
     lines = [f"Exploit: {rollout.behaviour.strategy}. {verdict}", f"What it does:{begin} {_phases(rollout)}"]
