@@ -137,7 +137,8 @@ def _of_exploit(result: Audit, found: Confirmed, arguments: Sequence[str]) -> st
         )
         verdict = (
             f"It earns {found.score.transformed:,.2f} in an episode of {frames:,} frames{way}{ended}. {of_reference} "
-            f"{result.score.transformed if result.score else reference.total:,.2f}" + (f" in {reference.end:,} frames." if result.drive else ".")
+            f"{result.score.transformed if result.score else reference.total:,.2f}"
+            + (f" in {reference.end:,} frames." if result.drive else ".")
         )
     begin = f" From frame {rollout.behaviour.begin:,} of the reference on:" if rollout.behaviour.begin else ""
     lines = [f"Exploit: {rollout.behaviour.strategy}. {verdict}", f"What it does:{begin} {_phases(rollout)}"]
