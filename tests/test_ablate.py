@@ -13,6 +13,7 @@ import pytest
 from training_runs import GAME, SMALL, alive, equal_weights, only_run, train_here, wait_until
 
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation.tables import write_json
 from kart_rewards.lab.ablation import ablate
 from kart_rewards.lab.ablation.ablate import (
     Arm,
@@ -29,7 +30,7 @@ from kart_rewards.lab.ablation.ablate import (
     share_cores,
 )
 from kart_rewards.rewards import REFERENCE_TERMS, as_term
-from kart_rewards.training.sources import keep_sources
+from kart_rewards.training.sources import keep_sources, kept_sources
 
 TERMS = list(map(as_term, REFERENCE_TERMS))
 STEPS = 256
@@ -110,6 +111,7 @@ def test_runs_are_ordered_seed_by_seed() -> None:
     ("words", "message"),
     [
         (["--seed", "2"], "--seed: the study decides this itself"),
+        (["--info", "other"], "--info: the study decides this itself"),
         (["--reward_weights", "wall=1"], "--reward_weights: the study decides this itself"),
         (["--state", "Level1", "--exp-name=x"], "--exp-name=x: the study decides this itself"),
         (["Level1"], "'Level1': options of the trainer follow after --"),
@@ -313,3 +315,33 @@ def test_a_mistake_on_the_command_line_leaves_no_folder_behind(tmp_path: Path) -
     with pytest.raises(KartRewardsError, match="--seeds must be 1 or more, not 0"):
         command(GAME, drop=("wall",), seeds=0, output=tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_runs_the_text_that_was_compared_not_that_of_its_folder(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("text = 1\n")
+    folder = tmp_path / "study"
+    folder.mkdir()
+
+    def keep() -> None:
+        keep_sources(folder, [mine])
+
+    open_study(folder, tiny_plan(), [[]], False, keep)
+    (folder / "runs" / "a").mkdir(parents=True)
+    (folder / "runs" / "a" / "agent-32.pt").touch()
+    [copy] = kept_sources(folder).values()
+    copy.write_text("raise SystemExit('code of another one')\n")
+    open_study(folder, tiny_plan(), [[]], True, keep)
+    assert copy.read_text() == mine.read_text()
+
+
+def test_a_run_whose_folder_was_removed_is_trained_again(tmp_path: Path) -> None:
+    plan = tiny_plan(seeds=2)
+    study = open_study(tmp_path, plan, [[]], False, lambda: keep_sources(tmp_path, []))
+    names = [run.name for run in plan.runs]
+    write_json(tmp_path / "progress.json", {"seconds": dict.fromkeys(names, 1.0)})
+    folder = study.runs_path / f"{GAME}__{plan.runs[0].arm.name}__1__5"
+    folder.mkdir(parents=True)
+    (folder / "agent.pt").touch()
+    again = open_study(tmp_path, plan, [[]], True, lambda: keep_sources(tmp_path, []))
+    assert [*again.seconds] == names[:1]

@@ -43,3 +43,9 @@ def test_another_game_has_no_goal_of_its_own() -> None:
     assert Goal("score", ("score", "lives")).is_number
     with pytest.raises(KartRewardsError, match="names no RAM variable 'wall_hits'"):
         Goal("wall_hits", ("score", "lives"))
+
+
+def test_a_number_that_is_too_large_is_reported() -> None:
+    goal = Goal("*".join(["speed"] * 120), NAMES)
+    with pytest.raises(KartRewardsError, match="is too large for a number"):
+        goal.value(snapshot(speed=900), None)

@@ -41,14 +41,13 @@ def test_an_early_end_that_only_the_discount_makes_better_is_a_note() -> None:
 
 
 def test_an_exploit_is_compared_by_term_in_the_same_number_of_frames() -> None:
-    text = report(
-        replace(AUDIT, exploit=FOUND), ["audit", "G", "--rewards", "my file.py", "--seed", "3", "--gamma=0.9"]
-    )
+    rewards = RewardSet(("my file.py",), weights={"time": -2}, gamma=0.9)
+    text = report(replace(AUDIT, exploit=FOUND, setup=replace(AUDIT.setup, rewards=rewards)))
     assert text.startswith("Exploit: standing still. It earns -0.20 in an episode of 600 frames, and comes 0% as far.")
     [header] = [line for line in text.splitlines() if line.startswith("term ")]
     assert header.split() == ["term", "600", "frames", "3,026", "frames", "600", "frames"]
     [row] = [line.split() for line in text.splitlines() if line.startswith("checkpoint")]
     assert row[1] == "0.0"
     assert row[2] == "36,000.0"
-    assert "kart-rewards lab a/exploit.drive race --rewards 'my file.py' --gamma=0.9" in text
+    assert "kart-rewards lab a/exploit.drive race --rewards 'my file.py' --reward-weights time=-2 --gamma 0.9" in text
     assert as_json(replace(AUDIT, exploit=FOUND))["exploit"]["terms"]["checkpoint"] == 0

@@ -9,6 +9,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from kart_rewards.errors import KartRewardsError
 from kart_rewards.games.condition import Condition
 from kart_rewards.race import RaceMetrics, finished, is_kart_race, progress
 
@@ -49,7 +50,10 @@ class Goal:
         """Returns how near a frame is to the goal: the larger, the nearer; 1 or 0 if the goal is a condition."""
         if self._condition is not None:
             values: Mapping[str, Any] = ram._asdict() | (race.summary() if race else {})
-            return float(self._condition.value(values))
+            try:
+                return float(self._condition.value(values))
+            except OverflowError:
+                raise KartRewardsError(f"the goal {self._condition.text!r} is too large for a number") from None
         if self._by_checkpoints:
             return float(progress(ram))
         return float(ram.laps) if self._metrics else 0.0

@@ -83,6 +83,21 @@ class RewardSet:
         if not 0 <= self.gamma <= 1:
             raise KartRewardsError(f"gamma must be between 0 and 1, not {self.gamma:g}")
 
+    def options(self) -> list[str]:
+        """Returns the set as options of a command, such as ``["--rewards", "my.py"]``. Defaults are left out."""
+        weights = [f"{name}={weight:g}" for name, weight in self.weights.items()]
+        words = ["--rewards", *self.rewards] if self.rewards else []
+        words += ["--reward-weights", *weights] if weights else []
+        for option, value, default in (
+            ("--scenario", self.scenario, RewardSet.scenario),
+            ("--reward-transform", self.transform, RewardSet.transform),
+            ("--reward-scale", self.scale, RewardSet.scale),
+            ("--gamma", self.gamma, RewardSet.gamma),
+            ("--integrations-path", self.integrations, RewardSet.integrations),
+        ):
+            words += [option, str(value)] if value != default else []
+        return words
+
     def load(self, drive: Drive) -> Loaded:
         """Returns the terms and rules for the game of a drive.
 

@@ -60,7 +60,7 @@ _DEFAULTS |= {"--checkpoint-interval": "5", "--checkpoints-kept": "1"}
 measure different ones."""
 
 _OWN = {"env-id", "fallback", "no-fallback", "integrations-path", "scenario", "rewards", "reward-weights", "help"}
-_OWN |= {"total-timesteps", "seed", "runs-path", "exp-name", "resume", "evaluate", "loader", "output"}
+_OWN |= {"info", "total-timesteps", "seed", "runs-path", "exp-name", "resume", "evaluate", "loader", "output"}
 _OWN |= {"allow-changed-rewards", "no-allow-changed-rewards"}
 """Options of the trainer that a study sets itself."""
 
@@ -617,8 +617,12 @@ def open_study(folder: Path, plan: Plan, cores: list[list[int]], resume: bool, k
         )
     plan = Plan(**{**vars(plan), "threads": threads})
     write_json(folder / _PLAN, {"version": _VERSION, **asdict(plan)})  # the number of seeds
+    keep()  # the copies are code that runs, so they are those of the files that were just compared
     progress = _read(folder / _PROGRESS) or {}
-    return Study(plan, folder, cores, dict(progress.get("seconds", {})))
+    study = Study(plan, folder, cores)
+    kept = {run.name for run in plan.runs if any((each / "agent.pt").exists() for each in study.folders(run))}
+    study.seconds |= {name: seconds for name, seconds in progress.get("seconds", {}).items() if name in kept}
+    return study
 
 
 def make_plan(

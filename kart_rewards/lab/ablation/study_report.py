@@ -48,10 +48,8 @@ REPORT, RESULTS, CURVES, SUMMARY = "report.md", "results.json", "learning_curves
 """What ``write_report`` writes into the folder of a study; ``SUMMARY`` is the folder of the TensorBoard log."""
 
 _ENOUGH_SEEDS = 4
-"""With fewer seeds, no permutation test can have a p-value below 5 %."""
-_COVERAGE = {2: 68, 3: 91}
-"""Seeds -> in how many per cent of simulated studies a 95 % interval holds the true difference: as
-``benchmarks/intervals.py`` measures it. With more seeds it is 97 %."""
+"""With fewer seeds, no permutation test can have a p-value below 5 %. The 95 % interval of a difference then excludes 0
+if all seeds of one arm are better than all of the other, whose probability by chance is the smallest p-value."""
 
 _COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b0a000")
 _STYLES = ("-", "--", ":", "-.")
@@ -143,12 +141,12 @@ def read_results(study: Study) -> Results | None:
         places = {place for place in drives[0] if place[0] in steps}
         courses = sorted({course for _, course, _ in places})
         episodes = len({number for *_, number in places})
-        table = np.empty((len(outcomes), len(arms), len(steps), len(seeds), len(courses), episodes))
+        table = np.full((len(outcomes), len(arms), len(steps), len(seeds), len(courses), episodes), np.nan)
         for run, folder, of_run in zip(runs, folders, drives, strict=True):
             if {place for place in of_run if place[0] in steps} != places:
                 raise KartRewardsError(
                     f"{folder}: its evaluations have other episodes than those of other runs, so a drive is missing or "
-                    "an evaluation failed: remove this folder and progress.json, and start the command again"
+                    "an evaluation failed: remove this folder, and start the command again"
                 )
             limit = _limit_frames(folder)
             for step, course, number in places:
@@ -156,6 +154,8 @@ def read_results(study: Study) -> Results | None:
                 table[(slice(None), arms.index(run.arm), *at)] = measure(
                     load_drive(of_run[step, course, number]), limit
                 )
+    if np.isnan(table).any():
+        raise KartRewardsError(f"{study.runs_path}: drives of evaluations are missing: is the disk full?")
     means = table.mean(axis=-1)
     values = {arm.name: {outcome.name: means[i, k] for i, outcome in enumerate(outcomes)} for k, arm in enumerate(arms)}
     return Results(outcomes, arms, seeds, courses, steps, values, episodes)
@@ -323,13 +323,18 @@ def _notes(results: Results) -> list[str]:
         ]
     notes = []
     if seeds < _ENOUGH_SEEDS:
-        smallest = compare_seeds(np.zeros((seeds, 1)), np.zeros((seeds, 1))).smallest_p_value
+        smallest = _chance(seeds)
         notes.append(
             f"With {seeds} seeds, no p-value can be below {smallest:.2f}, and a 95 % interval holds the true "
-            f"difference in only about {_COVERAGE[seeds]} % of studies: a difference here is a hint. Use 5 seeds or "
+            f"difference in only about {1 - smallest:.0%} of studies: a difference here is a hint. Use 5 seeds or "
             "more for a conclusion."
         )
     return notes
+
+
+def _chance(seeds: int) -> float:
+    """Returns how probable a difference is by chance; see ``_ENOUGH_SEEDS``."""
+    return max(compare_seeds(np.zeros((seeds, 1)), np.zeros((seeds, 1))).smallest_p_value, 0.05)
 
 
 def _number(value: float, outcome: Outcome, sign: str = "") -> str:
@@ -387,10 +392,8 @@ def _markdown(study: Study, results: Results, found: Sequence[Effect], verdicts:
         "",
         "## How to read this",
         "",
-        "- The outcomes do not depend on the weights of terms. A race that is not finished has the time of the longest "
-        "episode."
-        * (results.outcomes == RACE_OUTCOMES)
-        or "- The outcome does not depend on the weights of terms.",
+        "- The outcomes do not depend on the weights of terms."
+        + " A race that is not finished has the time of the longest episode." * (RACE_OUTCOMES[0] in results.outcomes),
         "- A term is left out by the weight 0: it pays nothing, and is still measured. A term that is also a done rule "
         "still ends episodes.",
         "- Brackets: 95 % intervals by a bootstrap of 5,000 samples. It is stratified by the arm, and it resamples "
@@ -399,9 +402,11 @@ def _markdown(study: Study, results: Results, found: Sequence[Effect], verdicts:
         '- "No difference seen" means that the interval holds 0. It does not mean that there is none.',
         "- Probability of improvement: how often a run of the arm is better than a run with all terms; 0.5 is chance.",
         "- p: a two-sided permutation test of the means over the seeds.",
-        f"- {counted(tests, 'comparison')} of this kind are expected to show {0.05 * tests:.2g} differences by chance.",
-        "",
     ]
+    if seeds > 1:
+        by_chance = _chance(seeds) * tests
+        lines.append(f"- {counted(tests, 'comparison')} of this kind are expected to show {by_chance:.2g} by chance.")
+    lines.append("")
     return "\n".join(lines)
 
 

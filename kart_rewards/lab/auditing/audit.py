@@ -22,7 +22,7 @@ from tqdm import tqdm
 from kart_rewards.declared import scripts_of
 from kart_rewards.drives import SUFFIX, Drive, load_drive
 from kart_rewards.env.core import fingerprints_of
-from kart_rewards.env.video import VideoWriter
+from kart_rewards.env.video import OptionalVideo
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.integrations import Game, find_game
 from kart_rewards.lab.auditing.exploits import Search
@@ -32,6 +32,7 @@ from kart_rewards.lab.auditing.verdicts import Audit, Confirmed, as_json, report
 from kart_rewards.lab.goals import Goal
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import RewardSet, find_drives, score_drive
+from kart_rewards.notices import notice
 from kart_rewards.race import RaceMetrics, is_kart_race
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import parse_weights
@@ -57,15 +58,19 @@ def reference_drive(game: Game, state: str, goal: Goal, rewards: RewardSet) -> P
         rewards: The reward set.
     """
     start, rom = game.load_state(state), fingerprints_of(game.rom())["ROM"]
+    names = {*RamLayout.from_file(game.json_path("data")).names}
     found: list[tuple[tuple[bool, float, float], Path]] = []
     for path in find_drives():
-        drive = load_drive(path)
+        try:
+            drive = load_drive(path)
+        except KartRewardsError as error:
+            notice(f"{error}: it is left out")
+            continue
         if drive.info.game != game.name or drive.start != start or drive.info.fingerprints.get("ROM") != rom:
             continue
-        try:
-            loaded, (reached, gain) = rewards.load(drive), _outcome(drive, goal)
-        except KartRewardsError:  # a drive without a variable is not a reference
+        if not names <= drive.columns.keys() or not drive.info.buttons or len(drive) > LIMIT + 1:
             continue
+        loaded, (reached, gain) = rewards.load(drive), _outcome(drive, goal)
         if reached or (goal.is_number and gain > 0):
             found.append(((reached, 0.0 if reached else gain, score_drive(drive, loaded).transformed), path))
     return max(found)[1] if found else None
@@ -125,7 +130,7 @@ def audit(
     best = max(search.best.values(), key=search.rank, default=None)
     return Audit(
         setup, search.reference, search.drive if search.has_drive else None,
-        score_drive(_within_limit(search.drive), rewards.load(search.drive)) if search.has_drive else None,
+        score_drive(search.drive, rewards.load(search.drive)) if search.has_drive else None,
         exploit, tuple(listed), search.by_goal, search.short_end, best, search.margin, search.frames, search.rounds,
         seconds, interrupted,
     )  # fmt: skip
@@ -165,12 +170,6 @@ def _snapshot_drive(layout: RamLayout, game: Game) -> Drive:
     return replace(drive, info=replace(drive.info, game=game.name, buttons=buttons))
 
 
-def _within_limit(drive: Drive) -> Drive:
-    if len(drive) <= LIMIT + 1:
-        return drive
-    raise KartRewardsError(f"{drive.info.label}: is longer than an episode of {LIMIT:,} frames")
-
-
 def _confirm(
     pool: Workers, search: Search, rollout: Rollout, kind: str, folder: Path, name: str, video: bool = True
 ) -> Confirmed:
@@ -182,7 +181,8 @@ def _confirm(
     if not math.isclose(score.transformed, rollout.total, rel_tol=1e-6, abs_tol=1e-6):
         raise KartRewardsError(
             f"{rollout.behaviour}: earned {rollout.total:g} in the search, and earns {score.transformed:g} when it is "
-            "scored again. A term keeps something outside its instance: kart-rewards lint names it"
+            "scored again. A term keeps something outside its instance (kart-rewards lint names it), or a state of the "
+            "emulator is not complete"
         )
     pool.close()  # a process can have one emulator, and the replay runs in this one
     path = folder / f"{name}{SUFFIX}"
@@ -190,18 +190,12 @@ def _confirm(
     drive = load_drive(path)
     first = max(rollout.behaviour.begin - round(_SECONDS_BEFORE * drive.info.frames_per_second), 0)
     last = first + round(_VIDEO_SECONDS * drive.info.frames_per_second)
-    file, trouble = (folder / f"{name}.mp4") if video else None, ""
-    writer: VideoWriter | None = None
-    try:
-        writer = VideoWriter(file, drive.info.frames_per_second) if file else None
-    except KartRewardsError as error:
-        trouble, file = str(error), None
-    for frame, screen in enumerate(replay(drive, setup.rewards.integrations)):  # raises if a frame differs
-        if writer and first <= frame < last:
-            writer.append(screen)
-    if writer:
-        writer.close()
-    return Confirmed(rollout, kind, drive, score, path, file, trouble)
+    file = (folder / f"{name}.mp4") if video else None
+    with OptionalVideo(file, drive.info.frames_per_second) as writer:
+        for frame, screen in enumerate(replay(drive, setup.rewards.integrations)):  # raises if a frame differs
+            if first <= frame < last:
+                writer.append(screen)
+    return Confirmed(rollout, kind, drive, score, path, None if writer.trouble else file, writer.trouble)
 
 
 def _percent(part: float) -> str:
@@ -262,6 +256,6 @@ def command(
     if json:
         print(dumps(as_json(result), indent=2))
     else:
-        print(report(result, sys.argv[1:]))
+        print(report(result))
     if result.exploit:
         sys.exit(1)

@@ -184,7 +184,11 @@ _DIRECTIONS = ("LEFT", "RIGHT", "UP", "DOWN")
 
 
 def _single(field: Field) -> list[str]:
-    return [name for name in field.buttons if name not in ("SELECT", "START", "RESET", "MODE", "COIN")]
+    return [name for name in field.buttons if name not in _OF_THE_CONSOLE]
+
+
+_OF_THE_CONSOLE = ("SELECT", "START", "RESET", "MODE", "COIN")
+"""Buttons that pause or restart a game, in games without a kart."""
 
 
 _STOP = Phase("Y", 240, Target("speed", "<=", 0))
@@ -221,7 +225,14 @@ def _of_kart(field: Field, begin: int) -> Iterator[Behaviour]:
     yield looped("driving the wrong way", Phase(BACK, 600), once=turn)
     yield looped("along the course and back", Phase(AHEAD, 240), Phase(BACK, 240))
     yield looped("along the course and back", Phase(AHEAD, 600), Phase(BACK, 600))
+    rare = [name for name in field.buttons if name and name not in _DRIVING]
+    for held in ("+".join(rare), *rare):
+        if held:
+            yield looped("holding", Phase(held, 60), once=stop)
     yield looped("turning on the spot", Phase("B+LEFT", 10), Phase("Y+LEFT", 10), once=stop)
+
+
+_DRIVING = ("B", "Y", "LEFT", "RIGHT", "L", "R")
 
 
 def _hop(field: Field) -> str:
@@ -359,7 +370,8 @@ def _some_buttons(field: Field, rng: random.Random) -> str:
     pedal = rng.choice(("", "B", "B", "Y"))
     side = rng.choice(("", "LEFT", "RIGHT"))
     hop = _hop(field) if rng.random() < 0.15 else ""
-    return "+".join(filter(None, (pedal, side, hop)))
+    other = rng.choice(field.buttons) if rng.random() < 0.05 else ""
+    return "+".join(dict.fromkeys(filter(None, (pedal, side, hop, other))))
 
 
 def _some_phase(field: Field, rng: random.Random) -> Phase:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,17 +82,16 @@ class Audit:
     interrupted: bool
 
 
-def report(result: Audit, arguments: Sequence[str] = ()) -> str:
+def report(result: Audit) -> str:
     """Returns the verdict as text for a person.
 
     Args:
         result: The result.
-        arguments: The command line, whose options for the reward the command for the page repeats.
     """
     searched = f"{_duration(result.seconds)} ({result.frames:,} frames searched)"
     stopped = ", when you ended the search" if result.interrupted else ""
     if result.exploit:
-        return f"{_of_exploit(result, result.exploit, arguments)}\n\nFound in {searched}."
+        return f"{_of_exploit(result, result.exploit)}\n\nFound in {searched}.{_side_by_side(result, result.exploit)}"
     if result.listed:
         return f"{_of_list(result)}\n\nSearched for {searched}{stopped}."
     lines = [f"No better-paid behaviour found in {searched}{stopped}."]
@@ -121,7 +119,7 @@ def _label(result: Audit) -> str:
     return f"{name} ({outcome})"
 
 
-def _of_exploit(result: Audit, found: Confirmed, arguments: Sequence[str]) -> str:
+def _of_exploit(result: Audit, found: Confirmed) -> str:
     rollout, reference = found.rollout, result.reference
     way = f", and comes {_progress(rollout.gain, reference.gain)} as far" if reference.gain > 0 else ""
     ended = f"; {rollout.ended_by} ends the episode" if rollout.ended_by else ""
@@ -144,11 +142,15 @@ def _of_exploit(result: Audit, found: Confirmed, arguments: Sequence[str]) -> st
     lines = [f"Exploit: {rollout.behaviour.strategy}. {verdict}", f"What it does:{begin} {_phases(rollout)}"]
     lines += ["", _table(result, found), "", f"wrote {found.path}, which was played again without a difference"]
     lines.append(f"wrote {found.video}" if found.video else f"note: there is no video: {found.trouble}")
-    if result.setup.reference:
-        options = shlex.join(_reward_options(arguments))
-        files = f"{shlex.quote(str(found.path))} {shlex.quote(_reference_word(result.setup.reference))}"
-        lines.append(f"Both side by side: kart-rewards lab {files}{' ' * bool(options)}{options}")
     return "\n".join(lines)
+
+
+def _side_by_side(result: Audit, found: Confirmed) -> str:
+    """Returns the command that shows an exploit beside the reference drive; empty without one."""
+    if not result.setup.reference:
+        return ""
+    words = [str(found.path), _reference_word(result.setup.reference), *result.setup.rewards.options()]
+    return f"\nBoth side by side: kart-rewards lab {shlex.join(words)}"
 
 
 def _phases(rollout: Rollout) -> str:
@@ -157,22 +159,6 @@ def _phases(rollout: Rollout) -> str:
 
 def _reference_word(path: Path) -> str:
     return path.name.removesuffix(SUFFIX) if path.parent == SHIPPED else str(path)
-
-
-_OF_REWARD = ("--rewards", "--scenario", "--reward-weights", "--reward-transform", "--reward-scale", "--gamma",
-              "--integrations-path")  # fmt: skip
-
-
-def _reward_options(arguments: Sequence[str]) -> list[str]:
-    """Returns those options of a command line that decide the reward."""
-    kept: list[str] = []
-    keep = False
-    for word in arguments:
-        if word.startswith("--"):
-            keep = word.partition("=")[0].replace("_", "-") in _OF_REWARD
-        if keep:
-            kept.append(word)
-    return kept
 
 
 def _progress(gain: float, of_reference: float) -> str:
