@@ -138,7 +138,7 @@ def pictures(folder: Path) -> None:
             picture_of_page(browser, (folder / "page.html").as_uri(), IMAGES / "lab.png", ready)
         elif step.text.startswith("python ppo_"):
             shutil.copy(ROOT / "ppo_continuous_single_file.py", folder)
-            _, printed = run(f"{step.text} --total-timesteps 60000", folder)
+            _, printed = run(step.text, folder)
             picture_of_terminal(IMAGES / "walk_run.svg", step.text, printed)
         elif step.text.startswith("tensorboard"):
             server = subprocess.Popen([*step.text.split(), "--port", "6116"], cwd=folder, stderr=subprocess.DEVNULL)

@@ -308,7 +308,8 @@ class EpisodeRewards:
             except (TypeError, ValueError, OverflowError):
                 finite = False
             if not finite:
-                return self.calls.failure(i, ram, f"returned {value!r}, not a finite number{pair_hint(value)}")
+                hint = ": does each path return a value?" if value is None else pair_hint(value)
+                return self.calls.failure(i, ram, f"returned {value!r}, not a finite number{hint}")
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
     def get_state(self) -> dict[str, Any]:

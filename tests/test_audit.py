@@ -135,6 +135,26 @@ def test_a_mistake_is_reported_with_exit_code_2(options: list[str], message: str
     assert "Traceback" not in done.stderr
 
 
+STOPS = """
+from kart_rewards import done_rule
+
+@done_rule()
+def stops(ram):
+    return ram.speed > 0
+"""
+
+
+def test_rules_that_end_each_drive_before_its_goal_leave_nothing_to_compare(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(STOPS)
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "half.drive").write_bytes(b"half")
+    done = run("audit", GAME, "--rewards", "mine.py", "--minutes", ONE_ROUND, folder=tmp_path)
+    assert done.returncode == 2
+    assert "half.drive: is not a drive" in done.stderr
+    assert "it is left out" in done.stderr
+    assert "error: the done rule 'stops' ends race on frame 1, and it reaches the goal on frame 3,026" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((PLANTED / "exploits").glob("*.py")), ids=lambda path: path.stem)
 def test_a_planted_exploit_is_found(path: Path, tmp_path: Path) -> None:

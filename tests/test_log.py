@@ -397,7 +397,7 @@ def test_an_evaluation_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         ({}, ""),
         ({"wall": -0.25, "checkpoint": 0.7497, "time": -0.0003, "terrain": 0.0},
-         "share of the reward: checkpoint +75.0%, wall -25.0%, time -<0.1%"),
+         "share of the reward: checkpoint +75.0%, wall -25.0%, time -<0.1%; nothing: terrain"),
         ({"wall": 0.0, "time": 0.0}, "no reward term paid or charged anything"),
     ],
 )  # fmt: skip

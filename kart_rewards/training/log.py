@@ -125,7 +125,9 @@ class Evaluation:
         if not paying:
             return "no reward term paid or charged anything" if self.shares else ""
         largest = sorted(paying, key=lambda name: -abs(paying[name]))
-        return f"share of the reward: {', '.join(f'{name} {_percent(paying[name])}' for name in largest)}"
+        silent = [name for name in self.shares if name not in paying]
+        text = f"share of the reward: {', '.join(f'{name} {_percent(paying[name])}' for name in largest)}"
+        return f"{text}; nothing: {', '.join(silent)}" if silent else text
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -56,10 +56,14 @@ def reference_drive(game: Game, state: str, goal: Goal, rewards: RewardSet) -> P
         state: The start state, from which the drive must begin.
         goal: What the author wants.
         rewards: The reward set.
+
+    Raises:
+        KartRewardsError: The done rules end each drive before it reaches the goal.
     """
     start, rom = game.load_state(state), fingerprints_of(game.rom())["ROM"]
     names = {*RamLayout.from_file(game.json_path("data")).names}
     found: list[tuple[tuple[bool, float, float], Path]] = []
+    too_soon: list[str] = []
     for path in find_drives():
         try:
             drive = load_drive(path)
@@ -70,21 +74,30 @@ def reference_drive(game: Game, state: str, goal: Goal, rewards: RewardSet) -> P
             continue
         if not names <= drive.columns.keys() or not drive.info.buttons or len(drive) > LIMIT + 1:
             continue
-        loaded, (reached, gain) = rewards.load(drive), _outcome(drive, goal)
-        if reached or (goal.is_number and gain > 0):
-            found.append(((reached, 0.0 if reached else gain, score_drive(drive, loaded).transformed), path))
+        score = score_drive(drive, rewards.load(drive))
+        reached, gain = _outcome(drive, goal)
+        if reached is not None and score.ended_by and score.end < reached:
+            too_soon.append(
+                f"the done rule {score.ended_by!r} ends {drive.info.label} on frame {score.end:,}, and it reaches the "
+                f"goal on frame {reached:,}"
+            )
+        elif reached is not None or (goal.is_number and gain > 0):
+            found.append(((reached is not None, 0.0 if reached else gain, score.transformed), path))
+    if too_soon and not any(reached for (reached, *_), _ in found):
+        raise KartRewardsError(f"{too_soon[0]}: so no drive is left to compare behaviour with")
     return max(found)[1] if found else None
 
 
-def _outcome(drive: Drive, goal: Goal) -> tuple[bool, float]:
-    """Returns whether a drive reaches the goal, and how far it comes."""
+def _outcome(drive: Drive, goal: Goal) -> tuple[int | None, float]:
+    """Returns the frame on which a drive reaches the goal, or None; and how far it comes."""
     race = RaceMetrics(drive[0], drive.info.frames_per_second) if is_kart_race(drive.columns) else None
-    values, reached = [goal.value(drive[0], race)], False
-    for ram in drive[1 : LIMIT + 1]:
+    values, reached = [goal.value(drive[0], race)], None
+    for frame, ram in enumerate(drive[1:], 1):
         if race:
             race.update(ram)
         values.append(goal.value(ram, race))
-        reached = reached or goal.reached(ram, values[-1])
+        if reached is None and goal.reached(ram, values[-1]):
+            reached = frame
     return reached, max(values) - values[0]
 
 
@@ -252,7 +265,8 @@ def command(
     )
     start = state or folder.default_state()
     output = output or OUTPUT / Path(rewards[0] if rewards else scenario or "nothing").stem
-    result = audit(folder, chosen, start, minutes, seed, output)
+    with redirect_stdout(sys.stderr):  # what terms print is not part of the result
+        result = audit(folder, chosen, start, minutes, seed, output)
     if json:
         print(dumps(as_json(result), indent=2))
     else:
