@@ -24,19 +24,26 @@ Example:
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
 import json
+import keyword
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import atomic_write
 from kart_rewards.ram import snapshot_class
 from kart_rewards.scripting import plain_action
@@ -56,6 +63,8 @@ SHIPPED = Path(__file__).parent / "shipped_drives"
 _VERSION = 1
 _MOST_BYTES = 2**30  # of a file's content: an hour of a hundred variables is less
 _COLUMN = "ram/"
+_NUMBERS = "biuf"  # kinds of dtypes
+_UNSIGNED = "u"
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,7 @@ class Drive(Sequence[Any]):
         frames, steps = len(self.masks) + 1, len(self.step_frames)
         fits = bool(self.columns) and all(len(column) == frames for column in self.columns.values())
         fits = fits and len(self.actions) == len(self.rewards) == steps and int(self.step_frames.sum()) == frames - 1
+        fits = fits and int(self.step_frames.max(initial=0)) < frames  # otherwise the sum may have wrapped
         if not fits:
             raise KartRewardsError("the parts of the drive have different numbers of frames or steps")
 
@@ -246,39 +256,134 @@ def load_drive(path: str | Path) -> Drive:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
-                raise ValueError(f"its content is larger than {_MOST_BYTES // 2**20} MiB")
-            info: Any = json.loads(archive.read("info.json"))
-            if info["version"] != _VERSION:
-                raise ValueError(f"it has version {info['version']}, and this program reads version {_VERSION}")
-
-            def array(name: str) -> np.ndarray:
-                content = io.BytesIO(archive.read(f"{name}.npy"))
-                loaded: np.ndarray = np.lib.format.read_array(content, allow_pickle=False)
-                return loaded
-
-            known = {each.name for each in fields(DriveInfo)}
-            facts = {name: value for name, value in info.items() if name in known}
-            facts |= {"buttons": tuple(facts["buttons"]), "label": path.name.removesuffix(SUFFIX)}
-            return Drive(
-                DriveInfo(**facts),
-                {str(name): _sums(array(f"{_COLUMN}{name}")) for name in info["variables"]},
-                _sums(array("masks")),
-                array("lead"),
-                _sums(array("step_frames")),
-                array("actions"),
-                array("rewards"),
-                array("start").tobytes(),
-            )
+            return _read(archive, path.name.removesuffix(SUFFIX))
     except FileNotFoundError:
         raise KartRewardsError(f"{path}: no such drive") from None
     except OSError as error:
-        raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
-    except KartRewardsError as error:
-        raise KartRewardsError(f"{path}: is not a drive: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, TypeError, EOFError, NotImplementedError) as error:
-        why = f"its {error.args[0]} is missing" if isinstance(error, KeyError) else error
-        raise KartRewardsError(f"{path}: is not a drive: {why}") from None
+        if error.strerror:
+            raise KartRewardsError(f"{path}: can't be read: {error.strerror}") from None
+        why: object = error
+    except _DAMAGE as error:
+        why = error
+    raise KartRewardsError(f"{path}: is not a drive: {str(why).splitlines()[0] if str(why) else type(why).__name__}")
+
+
+_DAMAGE = (
+    KartRewardsError, ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, OverflowError,
+    struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a damaged file raises."""
+
+
+def _read(archive: zipfile.ZipFile, label: str) -> Drive:
+    entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > _MOST_BYTES:
+        raise ValueError(f"its content is larger than {_MOST_BYTES // 2**20} MiB")
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+        raise ValueError("it is compressed in another way than Deflate")
+    names = {entry.filename for entry in entries}
+
+    def content(name: str) -> bytes:
+        if name not in names:
+            raise ValueError(f"it has no {name}")
+        return archive.read(name)
+
+    def array(name: str, kinds: str, dimensions: Collection[int] = (1,)) -> np.ndarray:
+        return _array(name, content(f"{name}.npy"), kinds, dimensions)
+
+    facts: Any = json.loads(content("info.json"))
+    if not isinstance(facts, dict):
+        raise ValueError("its info.json is not an object")
+    if facts.get("version", _VERSION) != _VERSION:
+        raise ValueError(f"it has version {facts['version']!r:.40}, and this program reads version {_VERSION}")
+    for name in ("version", "variables", "buttons"):
+        if name not in facts:
+            raise ValueError(f"its info.json has no {name}")
+    variables = facts["variables"]
+    _check_type("variables", variables, list[str])
+    for name in variables:
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            raise ValueError(f"its variable {name!r:.40} has a name that is not valid")
+    if len({*variables}) < len(variables):
+        raise ValueError("its info.json names a variable twice")
+    return Drive(
+        _info(facts | {"label": label}),
+        {name: _sums(array(f"{_COLUMN}{name}", _NUMBERS, (1, 2))) for name in variables},
+        _sums(array("masks", _UNSIGNED)),
+        array("lead", _UNSIGNED),
+        _sums(array("step_frames", _UNSIGNED)),
+        array("actions", _NUMBERS, range(1, 33)),
+        array("rewards", _NUMBERS),
+        array("start", _UNSIGNED).tobytes(),
+    )
+
+
+def _array(name: str, content: bytes, kinds: str, dimensions: Collection[int]) -> np.ndarray:
+    """Returns an array of a file, after a check of what its header claims."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError):
+        raise ValueError(f"its {name} has a damaged header") from None
+    if version != (1, 0):
+        raise ValueError(f"its {name} has an unknown version of NumPy's format")
+    if not dtype.hasobject:  # otherwise NumPy refuses it
+        if dtype.kind not in kinds or dtype.itemsize > 8 or len(shape) not in dimensions:
+            size = counted(len(shape), "dimension")
+            raise ValueError(f"its {name} is an array of {dtype!s:.40} with {size}, which is not valid")
+        if min(shape) < 0 or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+            raise ValueError(f"its {name} has another size than its header says")
+    stream.seek(0)
+    array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _info(facts: dict[str, Any]) -> DriveInfo:
+    """Returns the facts that this version knows, after a check of each."""
+    kinds = _kinds()
+    _check_type("buttons", facts["buttons"], list[str | None])
+    facts = {name: facts[name] for name in kinds if name in facts} | {"buttons": tuple(facts["buttons"])}
+    for name, value in facts.items():
+        _check_type(name, value, kinds[name])
+    info = DriveInfo(**facts)
+    texts = [info.game, info.state, info.driver, info.ended_by or "", info.action_mode, *filter(None, info.buttons)]
+    for text in [*texts, *info.fingerprints, *info.fingerprints.values(), *info.versions, *info.versions.values()]:
+        if not text.isprintable():
+            raise ValueError(f"its info.json has the text {text!r:.40}, which has characters that can't be printed")
+    if info.game in (".", "..") or "/" in info.game or "\\" in info.game:
+        raise ValueError(f"its game must be the name of a folder, not {info.game!r:.40}")
+    if not (math.isfinite(info.frames_per_second) and info.frames_per_second > 0):
+        raise ValueError(f"its frames_per_second must be a finite number above 0, not {info.frames_per_second}")
+    if info.frame_skip < 1:
+        raise ValueError(f"its frame_skip must be at least 1, not {info.frame_skip}")
+    if info.race is not None:
+        _check_race(info.race)
+    return info
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(DriveInfo)
+
+
+def _check_race(race: dict[str, Any]) -> None:
+    """Checks what ``RaceMetrics.summary`` returned. Other metrics may be there."""
+    kinds = {"laps_completed": int, "finished": bool} | ({"race_time_seconds": float} if race.get("finished") else {})
+    for name, kind in kinds.items():
+        if name not in race:
+            raise ValueError(f"its race has no {name}")
+        _check_type(f"race's {name}", race[name], kind)
+        if not math.isfinite(race[name]):
+            raise ValueError(f"its race's {name} must be a finite number, not {race[name]}")
+
+
+def _check_type(name: str, value: object, kind: Any) -> None:
+    try:
+        check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError:
+        text = inspect.formatannotation(kind).replace("typing.", "")
+        raise ValueError(f"its {name} must be {text}, not {value!r:.40}") from None
 
 
 def _differences(column: np.ndarray) -> np.ndarray:

@@ -219,3 +219,84 @@ def test_a_drive_of_a_file_with_other_facts_of_a_later_version_is_read(drive: Dr
     damage(tmp_path / "a.drive", {"info.json": json.dumps(info | {"weather": "rain"}).encode()})
     assert load_drive(tmp_path / "a.drive").info == replace(drive.info, label="a")
     assert DriveInfo().driver == ""
+
+
+RACE = {"laps_completed": 1, "finished": True, "race_time_seconds": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("facts", "arrays", "message"),
+    [
+        ({"version": "1"}, {}, "it has version '1', and this program reads version 1"),
+        ({"frames_per_second": 0}, {}, "its frames_per_second must be a finite number above 0, not 0"),
+        ({"frames_per_second": float("nan")}, {}, "its frames_per_second must be a finite number above 0, not nan"),
+        ({"frame_skip": 0}, {}, "its frame_skip must be at least 1, not 0"),
+        ({"frame_skip": "4"}, {}, "its frame_skip must be int, not '4'"),
+        ({"ended_by": 7}, {}, "its ended_by must be str | None, not 7"),
+        ({"buttons": [["a"]]}, {}, "its buttons must be list[str | None], not [['a']]"),
+        ({"state": "\x1b[31m"}, {},
+         "its info.json has the text '\\x1b[31m', which has characters that can't be printed"),
+        ({"game": "../elsewhere"}, {}, "its game must be the name of a folder, not '../elsewhere'"),
+        ({"race": [1]}, {}, "its race must be dict[str, Any] | None, not [1]"),
+        ({"race": {"finished": False}}, {}, "its race has no laps_completed"),
+        ({"race": RACE | {"race_time_seconds": "x"}}, {}, "its race's race_time_seconds must be float, not 'x'"),
+        ({"race": RACE | {"race_time_seconds": float("inf")}}, {},
+         "its race's race_time_seconds must be a finite number, not inf"),
+        ({"variables": ["class"]}, {}, "its variable 'class' has a name that is not valid"),
+        ({"variables": ["speeed"]}, {}, "it has no ram/speeed.npy"),
+        ({}, {"ram/speed": np.array(["x"] * 301)},
+         "its ram/speed is an array of <U1 with 1 dimension, which is not valid"),
+        ({}, {"ram/speed": np.zeros((301, 2, 2))},
+         "its ram/speed is an array of float64 with 3 dimensions, which is not valid"),
+        ({}, {"masks": np.zeros((300, 2), np.uint32)},
+         "its masks is an array of uint32 with 2 dimensions, which is not valid"),
+        ({}, {"lead": np.zeros(2)}, "its lead is an array of float64 with 1 dimension, which is not valid"),
+        ({}, {"step_frames": np.full(75, 4, np.int16)},
+         "its step_frames is an array of int16 with 1 dimension, which is not valid"),
+    ],
+)  # fmt: skip
+def test_a_file_from_elsewhere_is_refused_in_one_message(
+    drive: Drive, tmp_path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray], message: str
+) -> None:
+    path = tmp_path / "a.drive"
+    drive.save(path)
+    with zipfile.ZipFile(path) as archive:
+        info = json.loads(archive.read("info.json"))
+    changes: dict[str, bytes | None] = {f"{name}.npy": npy(array) for name, array in arrays.items()}
+    damage(path, changes | {"info.json": json.dumps(info | facts).encode()})
+    with pytest.raises(KartRewardsError) as error:
+        load_drive(path)
+    assert str(error.value) == f"{path}: is not a drive: {message}"
+
+
+def test_a_header_that_claims_terabytes_is_refused_before_memory_is_reserved(drive: Drive, tmp_path: Path) -> None:
+    drive.save(tmp_path / "a.drive")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2 * 10**12,)})
+    damage(tmp_path / "a.drive", {"start.npy": header.getvalue()})
+    with pytest.raises(KartRewardsError, match="is not a drive: its start has another size than its header says"):
+        load_drive(tmp_path / "a.drive")
+
+
+def test_archives_that_this_program_does_not_write_are_refused(drive: Drive, tmp_path: Path) -> None:
+    path = tmp_path / "a.drive"
+    damaged = {
+        "info.json": (b"[" * 200_000, ""),
+        "masks.npy": (npy(drive.masks)[:10] + b"(" * 118, "its masks has a damaged header"),
+    }
+    for name, (content, message) in damaged.items():
+        drive.save(path)
+        damage(path, {name: content})
+        with pytest.raises(KartRewardsError, match=rf"a\.drive: is not a drive: {message}"):
+            load_drive(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("info.json", "{}")
+    with pytest.raises(KartRewardsError, match="is not a drive: it is compressed in another way than Deflate"):
+        load_drive(path)
+    drive.save(path)
+    archived = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        archived[archived.find(mark) + flags] |= 1  # "is encrypted"
+    path.write_bytes(archived)
+    with pytest.raises(KartRewardsError, match=r"is not a drive: File 'info\.json' is encrypted"):
+        load_drive(path)

@@ -112,7 +112,7 @@ def test_sums_end_with_the_episode_and_values_do_not() -> None:
         ("def bad(ram):\n    return 1 / (ram.laps - 128)", r"race, frame \d+: 'bad' \(.*bad\.py:2\)"),
         ("def bad(ram):\n    return float('nan')", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned nan, not a finite"),
         ("def bad(ram):\n    return None", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned None, not a finite number"),
-        ("def bad(ram):\n    return ram.speeed", r"'bad' \(.*bad\.py:2\) reads 'speeed', which race does not have"),
+        ("def bad(ram):\n    return ram.speeed", r"'bad' \(.*bad\.py:2\) reads 'speeed', which race of HomebrewKart-Snes does not have"),
     ],
 )  # fmt: skip
 def test_faults_of_terms_are_reported_with_file_and_frame(text: str, message: str, tmp_path: Path) -> None:
@@ -235,3 +235,40 @@ def test_a_new_set_loads_a_changed_file_again(tmp_path: Path) -> None:
 def test_a_discount_factor_outside_its_range_is_refused(gamma: float) -> None:
     with pytest.raises(KartRewardsError, match="gamma must be between 0 and 1, not"):
         RewardSet(gamma=gamma)
+
+
+def test_what_terms_print_is_not_part_of_the_result_and_rules_that_end_a_finished_race_are_named(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from kart_rewards import done_rule, reward_term\n\n@reward_term()\ndef loud(ram):\n    print('loud')\n"
+        "    return 1\n\n@done_rule()\ndef lap(ram):\n    return ram.laps == 129\n"
+    )
+    done = run("score", "race", "--rewards", "mine.py", folder=tmp_path)
+    assert "loud\n" in done.stderr
+    assert "note: the done rule lap ends race on frame 675, before its finish" in done.stdout
+    assert "loud\n" not in done.stdout
+    done = run("score", "--rewards", "mine.py", "race", folder=tmp_path)
+    assert done.returncode == 2
+    assert "race: is a drive. Name drives before the options, and rewards files after them" in done.stderr
+
+
+@pytest.mark.parametrize(("driver", "frames"), [("agent", 1), ("training", 1), ("player", 4), ("test", 4)])
+def test_the_steps_of_an_agent_without_frame_skip_are_single_frames(driver: str, frames: int) -> None:
+    drive = load_drive(SHIPPED / "walls.drive")
+    assert drive.info.frame_skip == 1
+    drive = replace(drive, info=replace(drive.info, driver=driver))
+    score = score_drive(drive, RewardSet(gamma=0.9).load(drive))
+    steps = [score.rewards[first : first + frames].sum() for first in range(1, score.end + 1, frames)]
+    assert score.discounted == pytest.approx(sum(0.9**i * paid for i, paid in enumerate(steps)))
+
+
+def test_sums_that_json_does_not_hold_are_refused(tmp_path: Path) -> None:
+    done = run("score", "race", "--reward-weights", "checkpoint=1e307", "--json", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last == (
+        f"error: {SHIPPED / 'race.drive'}: a sum of its rewards is not a finite number, which JSON can't hold: use "
+        "smaller weights"
+    )

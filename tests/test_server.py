@@ -9,6 +9,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -103,3 +104,45 @@ def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
         done = run("lab", "reverse", "--port", port, "--no-browser", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (f"error: --port {port} is in use by another program: choose another one, or leave it out\n")
+
+
+def test_malformed_requests_are_refused_without_a_traceback(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with served(tmp_path, "reverse") as (url, _):
+        host = url.split("/")[2]
+        head = f"HTTP/1.1\r\nHost: {host}\r\n"
+        statuses = {
+            f"CONNECT x:1 {head}\r\n": 403,
+            f"OPTIONS * {head}\r\n": 403,
+            f"GET /%ff/ {head}\r\n": 403,
+            f"GET x {head}\r\n": 400,
+            f"GET / {head}Content-Length: x\r\n\r\n": 400,
+            "GARBAGE\r\n\r\n": 400,
+        }
+        for request, status in statuses.items():
+            with socket.create_connection((host.split(":")[0], int(host.split(":")[1])), 10) as client:
+                client.sendall(request.encode())
+                assert int(client.recv(1000).split()[1]) == status, request
+        path = f"/{url.split('/')[3]}/"
+        connection = http.client.HTTPConnection(host, timeout=10)
+        connection.request("GET", path, b"abc", {"Content-Encoding": "gzip"})
+        assert connection.getresponse().status == 200
+        assert status_of(url, path) == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_that_is_no_drive_does_not_hide_others(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    load_drive(SHIPPED / "reverse.drive").save(folder / "a.drive")
+    drive = load_drive(SHIPPED / "reverse.drive")
+    with served(tmp_path, "mine") as (url, _):
+        for name, race in (("b", {}), ("c", {"finished": True}), ("d", drive.info.race)):
+            replace(drive, info=replace(drive.info, race=race)).save(folder / f"{name}.drive")
+        connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)
+        connection.request("GET", f"/{url.split('/')[3]}/events")
+        response = connection.getresponse()
+        for line in iter(response.readline, b""):
+            if line.startswith(b"data: "):
+                labels = [each["label"] for each in json.loads(line.removeprefix(b"data: "))["drives"]]
+                if len(labels) > 1:
+                    break
+        assert labels == ["a", "d"]

@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
@@ -109,8 +111,9 @@ class RewardSet:
         for script in (*loaded.scoring.terms, *loaded.scoring.done):
             for name in sorted(script.reads() - set(dir(drive[0]))):
                 raise KartRewardsError(
-                    f"{script.name!r} ({script.where}) reads {name!r}, which {drive.info.label or 'the drive'} does "
-                    f"not have; it has {', '.join(drive.columns)}.{did_you_mean(name, drive.columns)}"
+                    f"{script.name!r} ({script.where}) reads {name!r}, which {drive.info.label or 'a drive'} of "
+                    f"{drive.info.game} does not have; it has {', '.join(drive.columns)}."
+                    f"{did_you_mean(name, drive.columns)}"
                 )
             if script.inputs and not drive.info.buttons:
                 raise KartRewardsError(
@@ -270,8 +273,11 @@ def _weighted(rows: Sequence[Sequence[Any]], weights: Sequence[float]) -> np.nda
 
 
 def _steps(drive: Drive) -> np.ndarray:
-    """Returns the index of the agent step of each frame. A drive of single frames has steps of the default length."""
-    if drive.info.frame_skip > 1:
+    """Returns the index of the agent step of each frame.
+
+    A person or a script that drives frame by frame has no agent steps: then they have the default length.
+    """
+    if drive.info.frame_skip > 1 or drive.info.driver in ("agent", "training"):
         return np.concatenate([[0], np.repeat(np.arange(len(drive.step_frames)), drive.step_frames)])
     return np.maximum(np.arange(len(drive)) - 1, 0) // DEFAULT_FRAME_SKIP
 
@@ -365,7 +371,8 @@ _MOST_BYTES_ALONE = 2_000_000  # of drives: to score more takes longer than to s
 
 def _score_file(path: Path, sets: tuple[RewardSet, ...]) -> Scored:
     drive = load_drive(path)
-    scores = tuple(score_drive(drive, each.load(drive)).without_frames() for each in sets)
+    with redirect_stdout(sys.stderr):  # what terms print is not part of the result
+        scores = tuple(score_drive(drive, each.load(drive)).without_frames() for each in sets)
     info = drive.info
     return Scored(path, info.state, info.driver, drive.outcome, outcome_rank(drive), len(drive), scores)
 
@@ -383,7 +390,7 @@ def outcome_rank(drive: Drive) -> tuple[float, ...] | None:
         return (1.0, -float(race["race_time_seconds"]))
     if not {"laps", "checkpoint", "num_checkpoints"} <= drive.columns.keys():
         return (0.0, float(race["laps_completed"]))
-    columns = {name: column.astype(np.int64) for name, column in drive.columns.items()}
+    columns = {name: drive.columns[name].astype(np.int64) for name in ("laps", "checkpoint", "num_checkpoints")}
     return (0.0, float(progress(SimpleNamespace(**columns)).max()))  # type: ignore[attr-defined]
 
 
@@ -438,7 +445,14 @@ def verdict(ranks: Sequence[tuple[str, tuple[float, ...] | None]], returns: Sequ
 
 
 def compared(rewards: Sequence[str], against: Sequence[str]) -> list[tuple[str, ...]]:
-    """Returns the files of each reward set that ``--rewards`` and ``--against`` name: one set, or two."""
+    """Returns the files of each reward set that ``--rewards`` and ``--against`` name: one set, or two.
+
+    Raises:
+        KartRewardsError: A drive stands among them.
+    """
+    for name in (*rewards, *against):
+        if name.endswith(SUFFIX) or (SHIPPED / f"{name}{SUFFIX}").is_file():
+            raise KartRewardsError(f"{name}: is a drive. Name drives before the options, and rewards files after them")
     return [tuple(each) for each in ((rewards, against) if against else (rewards,))]
 
 
@@ -480,13 +494,18 @@ def command(
     scored = list(results)
     verdicts = [of_set(scored, number) for number in range(len(both))]
     if json:
-        print(dumps({"drives": list(map(_as_json, scored)), "verdicts": [asdict(each) for each in verdicts]}, indent=2))
+        content = {"drives": list(map(_as_json, scored)), "verdicts": [asdict(each) for each in verdicts]}
+        print(dumps(content, indent=2, allow_nan=False))
         return
     print(_table(scored, show))
     print(_legend(show, gamma))
     names = ["", ""] if len(both) == 1 else [", ".join(rewards) or "the scenario", ", ".join(against)]
     for name, each, number in zip(names, verdicts, range(len(both)), strict=False):
         print(f"\n{_in_words(each, scored, number, name)}")
+    for one in scored:
+        paid = one.scores[0]
+        if one.rank and one.rank[0] and paid.ended_by and paid.end < one.frames - 1:
+            print(f"note: the done rule {paid.ended_by} ends {_label(one)} on frame {paid.end:,}, before its finish")
 
 
 def of_set(scored: Sequence[Scored], number: int) -> Verdict:
@@ -579,4 +598,10 @@ def _as_json(each: Scored) -> dict[str, Any]:
         for score in each.scores
     ]
     facts = {name: getattr(each, name) for name in ("state", "driver", "outcome", "rank", "frames")}
+    try:
+        dumps(scores, allow_nan=False)
+    except ValueError:
+        raise KartRewardsError(
+            f"{each.path}: a sum of its rewards is not a finite number, which JSON can't hold: use smaller weights"
+        ) from None
     return {"drive": str(each.path), **facts, "scores": scores}

@@ -11,6 +11,7 @@ import errno
 import hmac
 import itertools
 import json
+import logging
 import os
 import secrets
 import signal
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from kart_rewards.drives import load_drive
 from kart_rewards.errors import KartRewardsError
@@ -125,6 +128,7 @@ class Server:
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, end, number)
+        server_logger.addFilter(_is_own_fault)
         app = web.Application(middlewares=[self._guard])
         app.add_routes(
             [
@@ -172,7 +176,7 @@ class Server:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuses requests without the token, and requests that reached this server by another name."""
-        token = request.path.split("/")[1]
+        token = request.path.partition("/")[2].partition("/")[0]  # a request such as "CONNECT x:1" has no path
         if not hmac.compare_digest(token.encode(), self._token.encode()) or request.host not in self._hosts:
             return web.Response(status=403, text="403: open the address that the terminal shows")
         return await handler(request)
@@ -229,8 +233,8 @@ class Server:
                     continue
                 try:
                     entry = list_entry(await asyncio.to_thread(load_drive, path))
-                except KartRewardsError:
-                    continue  # it may be half-written by another program
+                except (KartRewardsError, ValueError, TypeError, ArithmeticError, MemoryError):
+                    continue  # it may be half-written by another program, or its variables are not those of a race
                 self._paths.append(path)
                 self._drives.append(entry)
                 self._found += path.parent != self._folder
@@ -239,7 +243,7 @@ class Server:
                 self._notify()
 
     async def _look_for_drives(self) -> None:
-        with suppress(KartRewardsError):  # a folder was removed
+        with suppress(KartRewardsError, OSError):  # a folder was removed
             await self._add(await asyncio.to_thread(self._find))
 
     def _notify(self) -> None:
@@ -320,6 +324,12 @@ class Server:
                     running.remove(n)
         self._films[number] = found or _Film(self._paths[number], self._integrations)
         return self._films[number]
+
+
+def _is_own_fault(record: logging.LogRecord) -> bool:
+    """Returns whether a message of the log is about this server, and not about a request that is not valid HTTP."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (HttpProcessingError, web.RequestPayloadError))
 
 
 def _port_error(port: int, error: Exception) -> KartRewardsError:
