@@ -4,7 +4,9 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,22 @@ FAULTY: list[tuple[str, str, dict[str, object]]] = [
     ("cycle", term("ram.surface == START_LINE", 100), {}),
     ("cycle", term("ram.surface == ROAD and previous.surface in (DIRT, GRASS)", 20, "ram, previous"), {}),
     ("cycle", memory("self.laps = 0", "new = ram.laps > self.laps\nself.laps = ram.laps\nreturn new", 500), {}),
+    ("cycle", term("max(ram.height - previous.height, 0) / 16", 20, "ram, previous"), {}),
+    ("cycle", term("previous.collision and not ram.collision", 30, "ram, previous"), {}),
+    ("cycle", term("previous.backward > ram.backward", 40, "ram, previous"), {}),
+    ("cycle", term("ram.speed > 850 >= previous.speed", 60, "ram, previous"), {}),
+    ("cycle", term("ram.drift_frames > 0 == previous.drift_frames", 5, "ram, previous"), {}),
+    ("cycle", term("(ram.kart_direction - previous.kart_direction + 128) % 256 - 128", 0.2, "ram, previous"), {}),
+    (
+        "cycle",
+        memory(
+            "self.last = 0.0",
+            "now = action[0] if action else 0.0\nchange, self.last = abs(now - self.last), now\nreturn change",
+            1,
+            "ram, action",
+        ),
+        {},
+    ),
     ("leaks", term("random.random() * (ram.speed > 300)"), {}),
     ("leaks", "SUM = np.zeros(1)\n" + term("np.add(SUM, ram.speed > 900, out=SUM)[0] < 500 and ram.speed > 900"), {}),
     ("leaks", "BEST = {0}\nadd = BEST.add\n" + term("len(BEST) < 300 and (add(ram.speed) or ram.speed > 300)"), {}),
@@ -143,6 +161,8 @@ FAULTY: list[tuple[str, str, dict[str, object]]] = [
     ("standing", term("ram.speed < 100"), {}),
     ("standing", term("1 - abs(ram.speed) / 1200"), {}),
     ("standing", term("not buttons", 5, "ram, buttons"), {}),
+    ("standing", term("'B' in buttons and abs(ram.speed) < 60", 5, "ram, buttons"), {}),
+    ("standing", term("'L' in buttons and ram.height > 0 == previous.height", 20, "ram, previous, buttons"), {}),
     ("early-end", term("1.0", -20), {}),
     ("early-end", term("ram.collision != 0", 10_000), {}),
     ("good-drive", rule("ram.laps >= 128"), {}),
@@ -204,7 +224,9 @@ def pays(evidence: Evidence, drive: int, frame: int) -> bool:
 SHOWS: dict[str, Callable[[Evidence, int, int], bool]] = {
     **dict.fromkeys(("every-frame", "constant", "ranking", "dominates", "erased", "cycle"), pays),
     "never-fires": lambda evidence, drive, frame: not pays(evidence, drive, frame),
-    "standing": lambda evidence, drive, frame: pays(evidence, drive, frame) and not evidence.drives[drive].masks.any(),
+    "standing": lambda evidence, drive, frame: (
+        pays(evidence, drive, frame) and abs(evidence.drives[drive][frame].speed) < 60
+    ),
     "early-end": lambda evidence, drive, frame: evidence.scores[drive].end == frame,
     "good-drive": lambda evidence, drive, frame: evidence.second_runs[drive].ends["planted"] == frame,
 }
@@ -290,13 +312,53 @@ def test_scripted_drives_play_again_bit_for_bit(probes: Probes) -> None:
 
 def test_each_cycle_ends_where_it_began(probes: Probes) -> None:
     cycles = {probe.drive.info.label: probe for probe in probes.all if probe.cycles}
-    assert {*cycles} == {"gas-and-brake", "over-the-line", "over-a-checkpoint", "over-the-edge", "left-and-right"}
+    back = {"gas-and-brake", "over-the-line", "over-a-checkpoint", "over-the-edge", "hop-on-the-spot"}
+    back |= {"circle-to-the-left", "circle-to-the-right"}
+    assert {*cycles} == {*back, "left-and-right", "drift-and-stop", "fast-and-slow", "into-the-wall"}
     for label, probe in cycles.items():
         places = [probe.drive[frame] for frame in probe.cycles[1:]]
-        assert len(places) == 3, label
-        if label != "left-and-right":
+        assert len(places) == (2 if label == "fast-and-slow" else 3), label
+        assert max(abs(place.speed - places[0].speed) for place in places) < 10 or label == "left-and-right"
+        if label in back:
             assert {(place.laps, place.checkpoint) for place in places} == {(places[0].laps, places[0].checkpoint)}
             assert max(abs(place.kart_x - places[0].kart_x) for place in places) < 24, label
+
+
+def test_the_scripted_drives_do_what_can_be_farmed(probes: Probes) -> None:
+    drives = {probe.drive.info.label: probe.drive for probe in probes.all}
+    assert max(drives["fast-and-slow"].columns["speed"]) > 900
+    assert max(drives["hop-on-the-spot"].columns["height"]) > 0
+    assert not any(np.ptp(drives["hop-on-the-spot"].columns[name]) for name in ("kart_x", "kart_y", "speed"))
+    assert max(drives["drift-and-stop"].columns["drift_frames"]) > 0
+    assert np.count_nonzero(drives["into-the-wall"].columns["collision"]) >= 4
+    turned = np.unwrap(drives["circle-to-the-left"].columns["kart_direction"].astype(float), period=256)
+    assert np.ptp(turned) > 2.5 * 256
+
+
+def test_a_rule_that_ends_no_drive_is_said(tmp_path: Path, probes: Probes) -> None:
+    evidence = examined(rule("ram.laps == 6"), tmp_path, probes)
+    assert findings(evidence) == []
+    assert evidence.notes == [f"planted ({tmp_path / 'mine.py'}:{LINE}): no drive is ended by it"]
+
+
+def test_checks_stop_at_the_deadline_with_the_slowest_term(tmp_path: Path, probes: Probes) -> None:
+    evidence = replace(examined(term("ram.speed > 900"), tmp_path, probes), deadline=perf_counter())
+    assert [each.check for each in findings(evidence)] == ["slow"]
+    assert evidence.notes == ["The terms and rules take so long that not all checks were made"]
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (term("ram.surface in (DIRT, GRASS, WALL) and sum(range(60_000)) < 0", -3), "µs per emulated frame"),
+        (memory("self.sums = [sum(range(k % 90)) for k in range(200_000)]", "return ram.speed > 900"), "at the start"),
+    ],
+)
+def test_a_term_that_is_slow_at_times_is_found_in_seconds(code: str, text: str, tmp_path: Path, probes: Probes) -> None:
+    began = perf_counter()
+    found = findings(examined(code, tmp_path, probes))
+    assert perf_counter() - began < 25
+    assert text in next(each.text for each in found if each.check == "slow")
 
 
 def test_a_rule_ends_a_good_drive_on_the_frame_that_is_named(tmp_path: Path, probes: Probes) -> None:

@@ -112,7 +112,7 @@ def test_sums_end_with_the_episode_and_values_do_not() -> None:
         ("def bad(ram):\n    return 1 / (ram.laps - 128)", r"race, frame \d+: 'bad' \(.*bad\.py:2\)"),
         ("def bad(ram):\n    return float('nan')", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned nan, not a finite"),
         ("def bad(ram):\n    return None", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned None, not a finite number"),
-        ("def bad(ram):\n    return ram.speeed", r"'bad' \(.*bad\.py:2\) reads 'speeed', which race of HomebrewKart-Snes does not have"),
+        ("def bad(ram):\n    return ram.speeed", r"'bad' \(.*bad\.py:2\) reads 'speeed', which race of Homebrew"),
     ],
 )  # fmt: skip
 def test_faults_of_terms_are_reported_with_file_and_frame(text: str, message: str, tmp_path: Path) -> None:

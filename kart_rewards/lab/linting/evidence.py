@@ -3,6 +3,7 @@
 * ``Finding`` - a mistake: what is wrong, where in the code, on which frame of which drive, and what to do
 * ``Evidence`` - the drives, and what the terms and rules return on them
 * ``gather`` - makes it
+* ``OutOfTimeError`` - the terms and rules are so slow that the checks must stop
 * ``Run``, ``run_over``, ``Stepper`` - calls the terms and rules on the frames of drives
 * ``frames_of``, ``Given`` - what they get on these frames
 * ``finish``, ``few`` - the frame on which a race is finished; a few of the drives
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -57,6 +59,10 @@ class Finding:
     frame: int
 
 
+class OutOfTimeError(Exception):
+    """The checks have taken too long, because a term or rule is slow."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What the checks examine.
@@ -68,6 +74,7 @@ class Evidence:
         scores: The score of each drive, in the order of the first time in this process.
         probes: The scripted drives.
         notes: What was not examined, for a person. Checks add to it.
+        deadline: The time of ``perf_counter`` at which the checks must stop.
     """
 
     loaded: Loaded
@@ -76,6 +83,16 @@ class Evidence:
     scores: list[DriveScore]
     probes: Probes
     notes: list[str] = field(default_factory=list)
+    deadline: float = math.inf
+
+    def check_time(self) -> None:
+        """Checks that time is left.
+
+        Raises:
+            OutOfTimeError: The deadline is over.
+        """
+        if perf_counter() > self.deadline:
+            raise OutOfTimeError
 
     @property
     def terms(self) -> list[RewardTerm]:
@@ -109,7 +126,10 @@ class Evidence:
     @cached_property
     def second_runs(self) -> list[Run]:
         """All drives a second time, in the opposite order."""
-        runs = [run_over(drive, self.loaded, memory_every=MEMORY_EVERY) for drive in reversed(self.drives)]
+        runs = []
+        for drive in reversed(self.drives):
+            self.check_time()
+            runs.append(run_over(drive, self.loaded, memory_every=MEMORY_EVERY))
         return runs[::-1]
 
     @property
@@ -306,45 +326,67 @@ def gather(
         translated = [(probe, _with_actions(probe.drive, action_mode)) for probe in probes.all]
         of_probes = [replace(probe, drive=drive) for probe, drive in translated if drive]
         probes = replace(probes, all=of_probes)
-    every, seconds = (
-        [*fitting, *(probe.drive for probe in probes.all)],
-        _seconds_per_frame(loaded, max((probe.drive for probe in probes.all), key=len)),
-    )
+    every = [*fitting, *(probe.drive for probe in probes.all)]
+    seconds = _seconds_of(loaded, every)
     too_slow = False
-    if sum(map(len, every)) * seconds * _PASSES > _MOST_SECONDS:
+    if sum(seconds.values()) * _PASSES > _MOST_SECONDS:
         course = [drive for drive in fitting if drive.info.state == game.default_state()]
         every = [*course, *(probe.drive for probe in probes.all)]
-        too_slow = sum(map(len, every)) * seconds * _PASSES > _MOST_SECONDS
+        too_slow = sum(seconds[drive] for drive in every) * _PASSES > _MOST_SECONDS
         notes.append(
-            f"The terms and rules take {seconds * 1e6:,.0f} µs per frame together, so "
+            "The terms and rules take so long that "
             + (
                 "only their speed was examined"
                 if too_slow
                 else f"only the drives of {game.default_state()} were examined"
             )
         )
-    scores = [] if too_slow else [score_drive(drive, loaded) for drive in every]
-    return Evidence(loaded, layout, every, scores, probes, notes)
+    deadline = perf_counter() + _DEADLINE_SECONDS
+    scores: list[DriveScore] = []
+    for drive in () if too_slow else every:
+        if perf_counter() > deadline:
+            notes.append(
+                f"The terms and rules took more than {_DEADLINE_SECONDS} s on {counted(len(scores), 'drive')}, so only "
+                "their speed was examined"
+            )
+            scores = []
+            break
+        scores.append(score_drive(drive, loaded))
+    return Evidence(loaded, layout, every, scores, probes, notes, deadline)
 
 
 _PASSES = 4  # over all drives
-_MOST_SECONDS = 4.0  # for all passes
+_MOST_SECONDS = 4.0  # for all passes, as they are estimated
+_DEADLINE_SECONDS = 10
+_FRAMES_TO_TIME = 5  # of each drive; few, because terms with hidden memory change in them
+_MOST_SECONDS_TO_TIME = 1.0
 
 
-def _seconds_per_frame(loaded: Loaded, drive: Drive) -> float:
-    """Returns the time that all terms and rules take for a frame. Of two measurements of a frame, the faster counts."""
-    runs: list[list[float]] = []
-    for _ in range(2):
-        steps, times, began = Stepper(loaded), [], perf_counter()
-        for given in frames_of(drive):
-            started = perf_counter()
-            steps(given)
-            times.append(perf_counter() - started)
-            if perf_counter() - began > 0.2:
-                break
-        runs.append(times)
-    fastest = [min(pair) for pair in zip(*runs, strict=False)]
-    return sum(fastest) / len(fastest)
+def _seconds_of(loaded: Loaded, drives: Sequence[Drive]) -> dict[Drive, float]:
+    """Returns how long all terms and rules take for each drive, estimated on a few of its frames.
+
+    Of two measurements of a frame, the faster counts. The start of an episode is measured, too.
+    """
+    starts: list[float] = []
+    rates: dict[Drive, float] = {}
+    began = perf_counter()
+    for drive in drives:
+        if perf_counter() - began > _MOST_SECONDS_TO_TIME:
+            break
+        given = frames_of(drive)
+        runs: list[list[float]] = []
+        for _ in range(2):
+            times = [perf_counter()]
+            steps = Stepper(loaded)
+            for frame in (0, *np.linspace(1, len(drive) - 1, _FRAMES_TO_TIME).astype(int)):
+                steps(given[frame])
+                times.append(perf_counter())
+            runs.append(np.diff(times).tolist())
+        start, *frames = np.min(runs, axis=0).tolist()
+        starts.append(start)
+        rates[drive] = sum(frames) / len(frames)
+    start, rate = sum(starts) / len(starts), sum(rates.values()) / len(rates)
+    return {drive: start + rates.get(drive, rate) * len(drive) for drive in drives}
 
 
 def _changed(game: Game, layout: RamLayout, read: set[str]) -> set[str]:

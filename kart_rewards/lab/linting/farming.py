@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -37,18 +37,14 @@ def undone(evidence: Evidence) -> Iterator[Finding]:
     such as for speed, pays in a cycle, too; it must only not pay more in the cycle than in a race.
     """
     for term in evidence.terms:
-        best: tuple[float, Finding] | None = None
-        for probe in evidence.probes.all:
-            found = _profit(evidence, term, probe)
-            if found and (best is None or found[0] > best[0]):
-                best = found
-        if best:
-            yield best[1]
+        found = (_profit(evidence, term, probe) for probe in evidence.probes.all)
+        yield from islice(filter(None, found), 1)
 
 
-def _profit(evidence: Evidence, term: RewardTerm, probe: Probe) -> tuple[float, Finding] | None:
+def _profit(evidence: Evidence, term: RewardTerm, probe: Probe) -> Finding | None:
     if not probe.cycles or not _is_cycle(evidence, term, probe):
         return None
+    evidence.check_time()
     drive, values = probe.drive, evidence.scores[evidence.drives.index(probe.drive)].values[term.name]
     at_rest = float(values[probe.rest[0] : probe.rest[1] + 1].mean())
     begins = probe.cycles[1:]
@@ -66,17 +62,32 @@ def _profit(evidence: Evidence, term: RewardTerm, probe: Probe) -> tuple[float, 
     seconds = (last - first) / drive.info.frames_per_second
     rate = sum(profits) / (last - first)
     races = [evidence.scores[i].values[term.name][1:].mean() for i in evidence.races.values()]
-    if _pays_for_being(term, drive, values, first, last) and not (races and rate > _LEAST_RATE * max(*races, 0.0)):
+    is_state = _pays_for_being(term, drive, values, first, last)
+    if is_state and not (races and rate > _LEAST_RATE * max(*races, 0.0)):
         return None
+    if is_state and next(_standing_of(evidence, term), None):
+        return None  # ``standing`` reports it
     fired = first + 1 + int(np.flatnonzero(values[first + 1 : last + 1] > 0)[0])
+    if is_state and _is_paid_at_rest(evidence, drive, values, first, last):
+        return evidence.finding(
+            "standing",
+            term,
+            f"pays for being slow: {60 * drive.info.frames_per_second * rate:,.1f} per minute on the frames {first} to "
+            f"{last} of the drive {drive.info.label}, most of it at less than {_SLOW:.0%} of the highest speed, and "
+            f"{60 * drive.info.frames_per_second * max(races):,.1f} in a race",
+            "pay only while the kart moves forward",
+            drive.info.label,
+            fired,
+        )
+    words = "each end as they begin, and pay" if len(profits) > 1 else "ends as it begins, and pays"
     text = (
         f"pays for what is undone: on the drive {drive.info.label}, the frames {first} to {last} are "
-        f"{counted(len(profits), 'cycle')} that each end as they begin, and pay "
+        f"{counted(len(profits), 'cycle')} that {words} "
         f"{', '.join(f'{each:g}' for each in profits)}: {60 * sum(profits) / seconds:,.1f} per minute"
     )
     if races:
         text += f". A race pays {60 * drive.info.frames_per_second * float(np.mean(races)):,.1f} per minute"
-    return rate, evidence.finding(
+    return evidence.finding(
         "cycle",
         term,
         text,
@@ -87,8 +98,12 @@ def _profit(evidence: Evidence, term: RewardTerm, probe: Probe) -> tuple[float, 
 
 
 def _is_cycle(evidence: Evidence, term: RewardTerm, probe: Probe) -> bool:
-    """Whether the variables that a term may read, but clocks, are back at the end of each cycle."""
-    drive, compared = probe.drive, 0
+    """Whether the inputs and the variables that a term may read, but clocks, are back at the end of each cycle."""
+    drive, compared = probe.drive, len(term.inputs)
+    begins = probe.cycles[1:]
+    for name, held in (("buttons", drive.buttons), ("action", drive.frame_actions)):
+        if name in term.inputs and any(held[begin] != held[begins[0]] for begin in begins):
+            return False
     nothing = next((each.drive for each in evidence.probes.all if each.drive.info.label == NOTHING), None)
     for name in term.may_read(evidence.layout.names):
         column = drive.columns[name].astype(np.int64)
@@ -99,10 +114,23 @@ def _is_cycle(evidence: Evidence, term: RewardTerm, probe: Probe) -> bool:
         compared += 1
         everything = np.concatenate(evidence.column(name))
         tolerance = 0.02 * np.ptp(everything)
-        ends = column[list(probe.cycles[1:])]
+        ends = column[list(begins)]
         if (np.abs(ends - ends[:1]) > tolerance).any():
             return False
     return compared > 0
+
+
+_SLOW = 0.1
+
+
+def _is_paid_at_rest(evidence: Evidence, drive: Drive, values: np.ndarray, first: int, last: int) -> bool:
+    """Whether a term pays most of what it pays in a cycle while the kart hardly moves."""
+    if "speed" not in drive.columns:
+        return False
+    speed = np.abs(drive.columns["speed"].astype(np.int64))[first + 1 : last + 1]
+    highest = max(int(column.max()) for column in evidence.column("speed"))
+    paid = np.maximum(values[first + 1 : last + 1], 0.0)
+    return float(paid[speed < _SLOW * highest].sum()) > 0.5 * float(paid.sum())
 
 
 _FROZEN_FRAMES = 90
@@ -129,6 +157,10 @@ _LEAST_MORE = 1.1
 def standing(evidence: Evidence) -> Iterator[Finding]:
     """Terms that pay more for standing still than for driving."""
     reported: set[str] = set()
+    for term in evidence.terms:
+        for found in islice(_standing_of(evidence, term), 1):
+            reported.add(term.name)
+            yield found
     for i, drive in enumerate(evidence.drives):
         race = evidence.races.get(drive.info.state)
         if drive.masks.any():
@@ -136,20 +168,36 @@ def standing(evidence: Evidence) -> Iterator[Finding]:
         if race is None:
             yield from _standing_without_race(evidence, i, reported)
             continue
-        for term in evidence.terms:
-            still, driving = (evidence.scores[each].values[term.name][1:] for each in (i, race))
-            if term.name not in reported and _pays_more(still, driving):
-                reported.add(term.name)
-                yield evidence.finding(
-                    "standing",
-                    term,
-                    f"pays {still.mean() * 60:,.3g} per second while the kart stands still, and "
-                    f"{driving.mean() * 60:,.3g} in a race ({evidence.label(race)})",
-                    "pay only while the kart moves forward",
-                    i,
-                    int(np.flatnonzero(still > 0)[0]) + 1,
-                )
         yield from _standing_altogether(evidence, i, race, reported)
+
+
+def _standing_of(evidence: Evidence, term: RewardTerm) -> Iterator[Finding]:
+    """Drives without a change of place for which a term pays more than for a race."""
+    for i, drive in enumerate(evidence.drives):
+        race = evidence.races.get(drive.info.state)
+        if race is None or not _stays(drive):
+            continue
+        still, driving = (evidence.scores[each].values[term.name][1:] for each in (i, race))
+        if _pays_more(still, driving):
+            yield evidence.finding(
+                "standing",
+                term,
+                f"pays {still.mean() * 60:,.3g} per second while the kart {_STAYS[bool(drive.masks.any())]}, and "
+                f"{driving.mean() * 60:,.3g} in a race ({evidence.label(race)})",
+                "pay only while the kart moves forward",
+                i,
+                int(np.flatnonzero(still > 0)[0]) + 1,
+            )
+
+
+_STAYS = {False: "stands still", True: "stays in its place"}
+"""Whether buttons are held in a drive -> what its kart does."""
+
+
+def _stays(drive: Drive) -> bool:
+    """Whether no button is held in a drive, or the kart stays in its place in spite of them, as when it hops."""
+    columns = [drive.columns[name] for name in ("kart_x", "kart_y") if name in drive.columns]
+    return not drive.masks.any() or (len(columns) == 2 and not any(np.ptp(column) for column in columns))
 
 
 def _pays_more(still: np.ndarray, driving: np.ndarray) -> bool:

@@ -17,7 +17,10 @@ from kart_rewards.scripting import ScriptCalls
 
 
 def fires(evidence: Evidence) -> Iterator[Finding]:
-    """Terms that never fire, that are constant, or that pay on every frame."""
+    """Terms that never fire, that are constant, or that pay on every frame. Rules that end no drive get a note."""
+    for rule in evidence.loaded.scoring.done:
+        if all(run.ends[rule.name] is None for run in evidence.second_runs):
+            evidence.notes.append(f"{rule.name} ({rule.where}): no drive is ended by it")
     for term in evidence.terms:
         paid = evidence.paid(term.name)
         everything = np.concatenate(paid)

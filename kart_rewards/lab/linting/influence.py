@@ -65,7 +65,7 @@ def ranking(evidence: Evidence) -> Iterator[Finding]:
         orders = (_changes_order(evidence, term.name, frames) for frames in _WINDOWS)
         if twin or not (any(orders) or _changes_drives(evidence, term.name)):
             never = "never changes the ranking of drives, nor of their parts of one and four seconds"
-            same = f"pays in proportion to {twin}, on the same frames: both are one term"
+            same = f"pays in proportion to {twin}, on the same frames: on these drives, both are one term"
             size = max(float(np.abs(each).sum()) for each in paid)
             most = max(float(np.abs(score.plain)) for score in evidence.scores)
             yield evidence.finding(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Literal
 
 import tyro
@@ -25,7 +26,7 @@ from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import find_game
 from kart_rewards.lab.linting.cost import slow
 from kart_rewards.lab.linting.endings import early_end, good_drives
-from kart_rewards.lab.linting.evidence import Evidence, Finding, gather
+from kart_rewards.lab.linting.evidence import Evidence, Finding, OutOfTimeError, gather
 from kart_rewards.lab.linting.farming import standing, undone
 from kart_rewards.lab.linting.firing import fires
 from kart_rewards.lab.linting.influence import dominates, erased, ranking
@@ -86,7 +87,17 @@ TITLES = {
 
 def findings(evidence: Evidence) -> list[Finding]:
     """Returns the mistakes that all checks find, without those that follow from another one of the same script."""
-    found = [each for check in (CHECKS if evidence.scores else (slow,)) for each in check(evidence)]
+    found: list[Finding] = []
+    try:
+        for check in CHECKS if evidence.scores else (slow,):
+            if check is not slow:
+                evidence.check_time()
+            for each in check(evidence):
+                found.append(each)
+    except OutOfTimeError:
+        evidence.notes.append("The terms and rules take so long that not all checks were made")
+    if (not evidence.scores or perf_counter() > evidence.deadline) and not any(each.check == "slow" for each in found):
+        found += slow(evidence, least=0.0)
     for term in evidence.loaded.scoring.terms:
         if not term.weight:
             evidence.notes.append(f"{term.name} ({term.where}) has the weight 0, so it was not examined")

@@ -21,6 +21,7 @@ from gymnasium.spaces import Box
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP
 from kart_rewards.drives import Drive, DriveInfo, smallest
+from kart_rewards.env.actions import HOP, LEFT, RIGHT
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.env.kart_env import KartEnv
 from kart_rewards.env.recorder import DriveRecorder
@@ -287,7 +288,7 @@ def _held(buttons: Iterable[str], frames: int) -> Script:
     return script
 
 
-def _cycles(prepare: Callable[[_Player], Any], cycle: Callable[[_Player, Any], Any]) -> Script:
+def _cycles(prepare: Callable[[_Player], Any], cycle: Callable[[_Player, Any], Any], times: int = _CYCLES) -> Script:
     """Returns the script of a kart that rests, and then drives a cycle several times."""
 
     def script(player: _Player) -> Iterator[Any]:
@@ -297,7 +298,7 @@ def _cycles(prepare: Callable[[_Player], Any], cycle: Callable[[_Player, Any], A
         yield "rest"
         at_rest = player.ram
         yield "cycle"
-        for _ in range(_CYCLES):
+        for _ in range(times):
             cycle(player, at_rest)
             yield "cycle"
 
@@ -360,19 +361,94 @@ def _left_and_right(player: _Player, start: Any) -> None:
     player.until(("B", "RIGHT"), lambda ram: not 0 < (start.kart_direction - ram.kart_direction) % 256 <= turned + 64)
 
 
+def _turned(player: _Player, since: Any) -> int:
+    """Returns by how much the kart has turned, either way: 0 to 128, where 128 is half a circle."""
+    turned = (player.ram.kart_direction - since.kart_direction) % 256
+    return min(turned, 256 - turned)
+
+
+def _hop(player: _Player, start: Any) -> None:
+    for frame in range(_HOP_FRAMES):
+        player.hold(frozenset({HOP} if frame < 4 else ()))
+
+
+_HOP_FRAMES = 24  # the kart is in the air on 15 of them
+
+
+def _drift(player: _Player, start: Any) -> None:
+    player.until("B", lambda ram: ram.speed >= 400)
+    for side in (LEFT, RIGHT):
+        for frame in range(30):
+            player.hold(frozenset({"B", HOP, side} if frame < 20 else {"B"}))
+    _stop(player)
+
+
+def _circle(side: str) -> Callable[[_Player, Any], None]:
+    """Returns a cycle that drives a circle backwards, which is small. The kart turns round, and back."""
+
+    def cycle(player: _Player, start: Any) -> None:
+        player.until(("Y", side), lambda ram: _turned(player, start) > 100)
+        player.until(("Y", side), lambda ram: _distance(ram, start) <= 2 * _NEAR and _turned(player, start) < 32)
+        player.until("B", lambda ram: ram.speed >= 0)
+
+    return cycle
+
+
+def _to_a_straight(player: _Player) -> None:
+    for _ in range(240):
+        player.hold(frozenset("Y"))
+    player.until("B", lambda ram: ram.speed >= 0)
+    player.until((), lambda ram: ram.speed == 0)
+
+
+def _fast_and_slow(player: _Player, start: Any) -> None:
+    """Drives to a high speed, stops and turns round. Only the speed returns."""
+    here = player.ram
+    player.until("B", lambda ram: ram.speed > _HIGH_SPEED)
+    _stop(player)
+    player.until(("Y", LEFT), lambda ram: _turned(player, here) >= 124)
+    player.until("B", lambda ram: ram.speed >= 0)
+
+
+_HIGH_SPEED = 900
+
+
+def _to_a_wall(player: _Player) -> None:
+    player.until("B", lambda ram: ram.collision)
+    player.until((), lambda ram: ram.speed == 0)
+
+
+def _into_the_wall(player: _Player, start: Any) -> None:
+    """Backs off, faces the wall again and drives into it. The place returns only roughly."""
+    player.until("Y", lambda ram: ram.speed <= -150)
+    player.until("B", lambda ram: ram.speed >= 0)
+    player.until("B", lambda ram: ram.collision)
+    player.until("B", lambda ram: not ram.collision)
+    player.until((), lambda ram: ram.speed == 0)
+
+
 def _start(player: _Player) -> None:
     """The cycles begin in the start state."""
 
 
-_KART_VARIABLES = {"laps", "checkpoint", "speed", "surface", "kart_x", "kart_y", "kart_direction"}
+_KART_VARIABLES = {"laps", "checkpoint", "speed", "surface", "collision", "kart_x", "kart_y", "kart_direction"}
 _KART_CYCLES: dict[str, Script] = {
     "gas-and-brake": _cycles(_start, _gas_and_brake),
     "over-the-line": _cycles(_start, _over_the_line),
     "over-a-checkpoint": _cycles(_to_the_first_checkpoint, _over_a_checkpoint),
     "over-the-edge": _cycles(_towards_the_edge, _over_the_edge),
     "left-and-right": _cycles(_start, _left_and_right),
+    "hop-on-the-spot": _cycles(_start, _hop),
+    "drift-and-stop": _cycles(_start, _drift),
+    "circle-to-the-left": _cycles(_start, _circle(LEFT)),
+    "circle-to-the-right": _cycles(_start, _circle(RIGHT)),
+    "fast-and-slow": _cycles(_to_a_straight, _fast_and_slow, 2),
+    "into-the-wall": _cycles(_to_a_wall, _into_the_wall),
 }
-"""The drives of a kart that undo what they do: forward, and back to the same place."""
+"""The drives of a kart that undo what they do. Some return only a part: the speed, the height, the contact to a wall.
+
+A term is examined in those cycles that return all variables that it reads.
+"""
 
 _HALF_PERIOD = 24
 _OPPOSITES = (("LEFT", "RIGHT"), ("UP", "DOWN"))

@@ -102,12 +102,14 @@ def _repeated(evidence: Evidence) -> Iterator[Difference]:
                 name = next(rule for rule, end in run.ends.items() if end == first)
             yield name, i, own or first or 0, f"it ends on frame {own} first, on {first} then"
     for i in few(evidence):
+        evidence.check_time()
         run = run_over(evidence.drives[i], evidence.loaded, last=FEW_FRAMES)
         yield from _compared(i, evidence.second_runs[i], run, words, FEW_FRAMES)
 
 
 def _interleaved(evidence: Evidence) -> Iterator[Difference]:
     for pair in pairwise(few(evidence)):
+        evidence.check_time()
         steppers = [Stepper(evidence.loaded), Stepper(evidence.loaded)]
         drives = [evidence.drives[i] for i in pair]
         frames = min(*map(len, drives), FEW_FRAMES)
@@ -122,6 +124,7 @@ def _reversed(evidence: Evidence) -> Iterator[Difference]:
     scoring = evidence.loaded.scoring
     backwards = replace(evidence.loaded, scoring=Scoring(scoring.terms[::-1], scoring.done[::-1]))
     for i in few(evidence):
+        evidence.check_time()
         run = run_over(evidence.drives[i], backwards, last=FEW_FRAMES)
         words = ("in the usual order", "in the opposite order")
         yield from _compared(i, evidence.second_runs[i], run, words, FEW_FRAMES)
@@ -221,6 +224,7 @@ def checkpoints(evidence: Evidence) -> Iterator[Finding]:
 def _resumed(evidence: Evidence) -> Iterator[tuple[str, int, int, int, str]]:
     """Goes on from saved memory. Yields script, index of the drive, frame of the memory, frame and values."""
     for i in few(evidence):
+        evidence.check_time()
         drive, usual = evidence.drives[i], evidence.second_runs[i]
         for at, memory in usual.memories.items():
             last = min(len(drive), at + 1 + _FRAMES_TO_RESUME)
@@ -299,6 +303,7 @@ def _is_guard(evidence: Evidence, script: Script, name: str) -> bool:
         int(score.ended_by == script.name or np.count_nonzero(score.values.get(script.name, 0)))
         for score in evidence.scores
     ]
+    evidence.check_time()
     drive = evidence.drives[int(np.argmax(fired))]
     frames = len(drive)
     usual = int(drive.columns[name][0])
