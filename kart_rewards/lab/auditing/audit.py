@@ -23,7 +23,7 @@ from kart_rewards.declared import scripts_of
 from kart_rewards.drives import SUFFIX, Drive, load_drive
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.env.video import OptionalVideo
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import Game, find_game
 from kart_rewards.lab.auditing.exploits import Search
 from kart_rewards.lab.auditing.rollouts import LIMIT, Rollout, Setup
@@ -55,15 +55,11 @@ def reference_drive(game: Game, state: str, goal: Goal, rewards: RewardSet) -> P
         game: The game.
         state: The start state, from which the drive must begin.
         goal: What the author wants.
-        rewards: The reward set.
-
-    Raises:
-        KartRewardsError: The done rules end each drive before it reaches the goal.
+        rewards: The reward set. A notice says if its done rules end the drive before it reaches the goal.
     """
     start, rom = game.load_state(state), fingerprints_of(game.rom())["ROM"]
     names = {*RamLayout.from_file(game.json_path("data")).names}
-    found: list[tuple[tuple[bool, float, float], Path]] = []
-    too_soon: list[str] = []
+    found: list[tuple[tuple[bool, bool, float, float], Path, str]] = []
     for path in find_drives():
         try:
             drive = load_drive(path)
@@ -76,16 +72,20 @@ def reference_drive(game: Game, state: str, goal: Goal, rewards: RewardSet) -> P
             continue
         score = score_drive(drive, rewards.load(drive))
         reached, gain = _outcome(drive, goal)
+        cut = ""
         if reached is not None and score.ended_by and score.end < reached:
-            too_soon.append(
+            cut = (
                 f"the done rule {score.ended_by!r} ends {drive.info.label} on frame {score.end:,}, and it reaches the "
-                f"goal on frame {reached:,}"
+                f"goal on frame {reached:,}: behaviour is compared with the first {counted(score.end, 'frame')}"
             )
-        elif reached is not None or (goal.is_number and gain > 0):
-            found.append(((reached is not None, 0.0 if reached else gain, score.transformed), path))
-    if too_soon and not any(reached for (reached, *_), _ in found):
-        raise KartRewardsError(f"{too_soon[0]}: so no drive is left to compare behaviour with")
-    return max(found)[1] if found else None
+        if reached is not None or (goal.is_number and gain > 0):
+            found.append(((reached is not None, not cut, 0.0 if reached else gain, score.transformed), path, cut))
+    if not found:
+        return None
+    _, path, cut = max(found)
+    if cut:
+        notice(cut)
+    return path
 
 
 def _outcome(drive: Drive, goal: Goal) -> tuple[int | None, float]:
