@@ -55,9 +55,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "two_machines", "page", "integrating", "lint", "homebrew", "wheel", "evaluator", "audit", "log", "damaged_checkpoints",
-    "ranks", "ppo", "consoles", "docs", "ablate", "agents_command", "sb3", "env", "reference", "watch", "reference_laps",
-    "doctor", "search", "run", "walk_through", "score", "agents", "sources", "benchmarks", "in_training", "play",
+    "two_machines", "page", "integrating", "lint", "homebrew", "wheel", "evaluator", "audit", "log",
+    "damaged_checkpoints", "ranks", "ppo", "consoles", "docs", "ablate", "agents_command", "sb3", "env", "reference", "watch",
+    "reference_laps", "doctor", "search", "run", "walk_through", "score", "agents", "sources", "benchmarks", "in_training", "play",
     "drawing", "declared", "conftest", "exploits", "cost", "vector", "server", "processes", "new", "threads",
     "checkpoints", "drives", "ram_search", "port", "states", "lua", "exports", "state_window", "devices",
 )  # fmt: skip
