@@ -56,10 +56,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 LONGEST = (
     "two_machines", "page", "integrating", "lint", "homebrew", "wheel", "evaluator", "audit", "log",
-    "damaged_checkpoints", "ranks", "ppo", "consoles", "docs", "ablate", "agents_command", "sb3", "env", "reference", "watch",
-    "reference_laps", "doctor", "search", "run", "walk_through", "score", "agents", "sources", "benchmarks", "in_training", "play",
-    "drawing", "declared", "conftest", "exploits", "cost", "vector", "server", "processes", "new", "threads",
-    "checkpoints", "drives", "ram_search", "port", "states", "lua", "exports", "state_window", "devices",
+    "damaged_checkpoints", "ranks", "ppo", "consoles", "docs", "ablate", "agents_command", "sb3", "env",
+    "reference", "watch", "reference_laps", "doctor", "search", "run", "walk_through", "score", "agents", "sources",
+    "benchmarks", "in_training", "play", "drawing", "declared", "conftest", "exploits", "cost", "vector", "server",
+    "processes", "new", "threads", "checkpoints", "drives", "ram_search", "port", "states", "lua", "exports",
+    "state_window", "devices",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 
