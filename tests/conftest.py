@@ -41,26 +41,25 @@ if threading.current_thread() is threading.main_thread():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Lets four processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
+    """Lets three processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
     options, tests = config.option, Path(__file__).parent
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
         return
     named = options.keyword or any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
     interactive = options.usepdb or options.trace or options.capture == "no"
     if options.numprocesses is None and not (named or interactive):
-        options.numprocesses = 4  # for two cores: many tests wait for seconds
+        options.numprocesses = 3  # for two cores: some tests wait for seconds
     if options.numprocesses and options.dist == "no":
         options.dist = "loadfile"  # a process can hold one emulator
         options.loadscopereorder = False  # else the files with the most tests start first, not the longest ones
 
 
 LONGEST = (
-    "two_machines", "page", "integrating", "lint", "homebrew", "wheel", "evaluator", "audit", "log",
-    "damaged_checkpoints", "ranks", "ppo", "consoles", "docs", "ablate", "agents_command", "sb3", "env",
-    "reference", "watch", "reference_laps", "doctor", "search", "run", "walk_through", "score", "agents", "sources",
-    "benchmarks", "in_training", "play", "drawing", "declared", "conftest", "exploits", "cost", "vector", "server",
-    "processes", "new", "threads", "checkpoints", "drives", "ram_search", "port", "states", "lua", "exports",
-    "state_window", "devices",
+    "homebrew", "two_machines", "wheel", "integrating", "lint", "page", "ranks", "benchmarks", "log", "run",
+    "damaged_checkpoints", "ppo", "evaluator", "sb3", "watch", "agents_command", "reference_laps", "docs", "consoles",
+    "threads", "env", "in_training", "search", "doctor", "reference", "agents", "new", "sources", "drawing", "score",
+    "processes", "declared", "play", "devices", "server", "cost", "checkpoints", "exports", "states",
+    "vector", "slow", "lua", "film",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 
