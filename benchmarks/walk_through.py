@@ -65,14 +65,17 @@ def glue(source: str) -> int:
     return len(outside)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Returns the variables of a wide terminal with colours, in which the virtual environment is active."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "FORCE_COLOR": "1", "COLUMNS": "160", "PYTHONPATH": str(folder)}
+
+
 def run(command: str, folder: Path, code: int = 0) -> tuple[float, str]:
     """Runs a command in a folder. Returns its seconds and what it prints, without the folder's name."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {"PATH": path, "FORCE_COLOR": "1", "COLUMNS": "160", "PYTHONPATH": str(folder)}
-    program, *options = shlex.split(command)
     start = time.perf_counter()
     done = subprocess.run(
-        [program, *options], cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=False
+        shlex.split(command), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
     )
     if done.returncode != code:
         sys.exit(f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -123,36 +126,41 @@ def picture_of_page(browser: Any, url: str, path: Path, ready: str, seconds: flo
     browser.save_screenshot(str(path))
 
 
+def picture_of_tensorboard(browser: Any, command: str, folder: Path) -> None:
+    """Writes a picture of TensorBoard's tab Custom Scalars."""
+    words = [*command.split(), "--port", "6116"]
+    server = subprocess.Popen(words, cwd=folder, env=environment(folder), stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(15)  # it starts, and reads the log
+        picture_of_page(browser, "http://localhost:6116/#custom_scalars", IMAGES / "tensorboard.png", "true")
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def pictures(folder: Path) -> None:
     """Follows the page, and writes its pictures."""
     from lab import chromium
 
     terminals = {"pytest": "walk_test", "kart-rewards score": "walk_score", "kart-rewards lint": "walk_lint"}
-    browser = chromium()
-    for step in steps():
-        if step.file:
-            (folder / step.file).write_text(step.text)
-        elif step.text.startswith("kart-rewards lab"):
-            run(f"{step.text} --output page.html", folder)
-            ready = "window.lab?.tracks()[0]?.score && lab.tracks()[0].data"
-            picture_of_page(browser, (folder / "page.html").as_uri(), IMAGES / "lab.png", ready)
-        elif step.text.startswith("python ppo_"):
-            shutil.copy(ROOT / "ppo_continuous_single_file.py", folder)
-            _, printed = run(step.text, folder)
-            picture_of_terminal(IMAGES / "walk_run.svg", step.text, printed)
-        elif step.text.startswith("tensorboard"):
-            server = subprocess.Popen([*step.text.split(), "--port", "6116"], cwd=folder, stderr=subprocess.DEVNULL)
-            try:
-                time.sleep(15)
-                picture_of_page(browser, "http://localhost:6116/#custom_scalars", IMAGES / "tensorboard.png", "true")
-            finally:
-                server.terminate()
-                server.wait()
-        else:
-            _, printed = run(step.text, folder, step.code)
-            for start in [start for start in terminals if step.text.startswith(start)]:
-                picture_of_terminal(IMAGES / f"{terminals.pop(start)}.svg", step.text, printed)  # of the first time
-    browser.quit()
+    with chromium() as browser:
+        for step in steps():
+            if step.file:
+                (folder / step.file).write_text(step.text)
+            elif step.text.startswith("kart-rewards lab"):
+                run(f"{step.text} --output page.html", folder)
+                ready = "window.lab?.tracks()[0]?.score && lab.tracks()[0].data"
+                picture_of_page(browser, (folder / "page.html").as_uri(), IMAGES / "lab.png", ready)
+            elif step.text.startswith("python ppo_"):
+                shutil.copy(ROOT / "ppo_continuous_single_file.py", folder)
+                _, printed = run(step.text, folder)
+                picture_of_terminal(IMAGES / "walk_run.svg", step.text, printed)
+            elif step.text.startswith("tensorboard"):
+                picture_of_tensorboard(browser, step.text, folder)
+            else:
+                _, printed = run(step.text, folder, step.code)
+                for start in [start for start in terminals if step.text.startswith(start)]:
+                    picture_of_terminal(IMAGES / f"{terminals.pop(start)}.svg", step.text, printed)  # of the first time
 
 
 def main() -> None:

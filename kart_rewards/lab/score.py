@@ -100,6 +100,18 @@ class RewardSet:
             words += [option, str(value)] if value != default else []
         return words
 
+    def scenario_path(self, game: str) -> Path | None:
+        """Returns the scenario file for a game. None: there is no scenario.
+
+        Raises:
+            KartRewardsError: There is no such game or file.
+        """
+        if self.scenario is None:
+            return None
+        if self.scenario.endswith(".json") and Path(self.scenario).is_file():
+            return Path(self.scenario)
+        return find_game(game, self.integrations).json_path(self.scenario)
+
     def load(self, drive: Drive) -> Loaded:
         """Returns the terms and rules for the game of a drive.
 
@@ -124,11 +136,7 @@ class RewardSet:
 
     @functools.lru_cache(maxsize=32)  # noqa: B019 - sets are small
     def _load(self, game: str, variables: tuple[str, ...]) -> Loaded:
-        path = None
-        if self.scenario is not None:
-            is_path = self.scenario.endswith(".json") and Path(self.scenario).is_file()
-            path = Path(self.scenario) if is_path else find_game(game, self.integrations).json_path(self.scenario)
-        scoring = load_scoring(path, self.rewards, self.weights, variables)
+        scoring = load_scoring(self.scenario_path(game), self.rewards, self.weights, variables)
         return Loaded(scoring, make_transform(self.transform, self.scale), self.gamma)
 
     def __eq__(self, other: object) -> bool:

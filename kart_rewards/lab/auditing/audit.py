@@ -169,11 +169,10 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} s, {postfix}"
 
 
 def _goal_text(game: Game, rewards: RewardSet) -> str | None:
-    paths = [game.json_path("scenario")] if (game.folder / "scenario.json").is_file() else []
-    if rewards.scenario is not None:
-        is_path = rewards.scenario.endswith(".json") and Path(rewards.scenario).is_file()
-        paths.insert(0, Path(rewards.scenario) if is_path else game.json_path(rewards.scenario))
-    return next((goal for path in paths if (goal := load_goal(path))), None)
+    """Returns the goal in the scenario of the rewards, or else in that of the game."""
+    of_game = game.json_path("scenario") if (game.folder / "scenario.json").is_file() else None
+    paths = (rewards.scenario_path(game.name), of_game)
+    return next((goal for path in paths if path and (goal := load_goal(path))), None)
 
 
 def _snapshot_drive(layout: RamLayout, game: Game) -> Drive:

@@ -23,7 +23,6 @@ from typing import Any
 from kart_rewards.drives import Drive, load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.imports import source_files
-from kart_rewards.integrations import find_game
 from kart_rewards.lab.page.figures import packed, score_figures, summary_figures
 from kart_rewards.lab.score import Loaded, RewardSet, score_drive
 from kart_rewards.training.processes import Children, attempt, serve_parent
@@ -333,20 +332,13 @@ def _load(rewards: RewardSet, examples: Sequence[Path]) -> tuple[str | None, lis
     for path in examples:
         drive = _drive(path)
         try:
-            files += _scenario_of(rewards, drive.info.game)
+            scenario = rewards.scenario_path(drive.info.game)
+            files += [scenario.resolve()] if scenario else []
             _loaded(rewards, drive)
             errors.append(None)
         except KartRewardsError as error:
             errors.append(str(error))
     return (None if None in errors else errors[0]), [*_sources_of(rewards), *source_files(), *files]
-
-
-def _scenario_of(rewards: RewardSet, game: str) -> list[Path]:
-    if rewards.scenario is None:
-        return []
-    path = Path(rewards.scenario)
-    is_path = path.suffix == ".json" and path.is_file()
-    return [path.resolve() if is_path else find_game(game, rewards.integrations).json_path(rewards.scenario)]
 
 
 def _sources_of(rewards: RewardSet) -> list[Path]:
