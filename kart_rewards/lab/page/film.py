@@ -190,8 +190,9 @@ class _Encoder:
     def kill(self) -> None:
         """Ends the process."""
         self._process.kill()
+        self._process.wait()
+        self._reader.join()  # its stream has ended; closing it while the thread reads would raise there
         for stream in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 if stream:
                     stream.close()
-        self._process.wait()
