@@ -9,6 +9,9 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from kart_rewards.drives import Drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.games.condition import Condition
 from kart_rewards.race import RaceMetrics, finished, is_kart_race, progress
@@ -63,3 +66,15 @@ class Goal:
         if self._condition is not None:
             return bool(value) and not self.is_number
         return self._metrics and finished(ram)
+
+    def along(self, drive: Drive) -> tuple[np.ndarray, int | None]:
+        """Returns the value on each frame of a drive, and the first frame at the goal after the start, or None."""
+        race = RaceMetrics(drive[0], drive.info.frames_per_second) if is_kart_race(drive.columns) else None
+        values, reached = [self.value(drive[0], race)], None
+        for frame, ram in enumerate(drive[1:], 1):
+            if race:
+                race.update(ram)
+            values.append(self.value(ram, race))
+            if reached is None and self.reached(ram, values[-1]):
+                reached = frame
+        return np.array(values), reached

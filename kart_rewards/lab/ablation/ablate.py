@@ -371,6 +371,10 @@ class Study:
             if all(Run(arm, seed).name in self.seconds for arm in self.plan.arms)
         ]
 
+    def finished(self) -> list[float]:
+        """Returns how long each finished run of the plan took, in seconds."""
+        return [self.seconds[run.name] for run in self.plan.runs if run.name in self.seconds]
+
     def work(self, stop: threading.Event) -> None:
         """Trains all runs that are not finished, and writes the report after each complete seed.
 
@@ -412,6 +416,7 @@ class Study:
             line.close()
             for trainer in at_work:
                 _kill(trainer.process)
+                os.close(trainer.pipe)
 
     def _start(self, run: Run, slot: int) -> _Trainer:
         for folder in self.folders(run):
@@ -434,6 +439,9 @@ class Study:
                     pass_fds=[theirs, *_lock_of(self.folder)],
                     start_new_session=True,  # Ctrl-C goes to the study alone, which stops its trainers
                 )
+        except BaseException:
+            os.close(ours)
+            raise
         finally:
             os.close(theirs)
         return _Trainer(run, slot, process, ours, began, steps, log_at_start)
@@ -451,16 +459,16 @@ class Study:
             if checkpoint.steps + ppo["num_envs"] * ppo["num_steps"] > self.plan.total_timesteps:
                 self._finish(trainer, checkpoint)
                 return True
-        if not code or stopping:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if stopping:
             return False
-        if code < 0 and self.steps(run) > trainer.steps_at_start:
-            tqdm.write(f"{run.name}: the trainer was killed by signal {-code}; it is resumed")
+        if code <= 0 and self.steps(run) > trainer.steps_at_start:  # somebody stopped it: its work goes on
+            tqdm.write(f"{run.name}: the trainer {how} before its last step; it is resumed")
             return False
         printed = self.log_path(run).read_bytes()[trainer.log_at_start :]
         lines = printed.decode("utf-8", errors="replace").splitlines()
         errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
         said = "\n  ".join(lines[errors[-1] :] if errors else lines[-15:])
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise KartRewardsError(
             f"{run.name}: the trainer {how}. It printed into {self.log_path(run)}:\n  {said}\nThe same command resumes "
             "the study"
@@ -504,7 +512,7 @@ class Remaining:
         study = self._study
         total = study.plan.total_timesteps
         runs = study.plan.runs
-        finished = [seconds for name, seconds in study.seconds.items() if name in {run.name for run in runs}]
+        finished = study.finished()
         seconds, steps = sum(finished), total * len(finished)
         left = 0
         for trainer in at_work:
@@ -700,7 +708,7 @@ def share_cores(jobs: int) -> list[list[int]]:
 
 
 def command(
-    game: Annotated[str, tyro.conf.Positional],
+    game: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GAME")],
     trainer: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[-- TRAINER OPTIONS]")] = (),
     /,
     rewards: Names = (),
@@ -769,5 +777,5 @@ def command(
     if text:
         print(text)
     if stop.is_set():
-        done = f"{len(study.seconds)} of {counted(len(plan.runs), 'run')}"
+        done = f"{len(study.finished())} of {counted(len(plan.runs), 'run')}"
         print(f"stopped after {done}: the same command goes on")

@@ -36,7 +36,7 @@ from kart_rewards.files import atomic_write, copies_in_use, use_copies
 from kart_rewards.integrations import find_game
 from kart_rewards.lab.goals import Goal
 from kart_rewards.lab.score import RewardSet, score_drive
-from kart_rewards.race import RaceMetrics, laps_driven
+from kart_rewards.race import laps_driven
 from kart_rewards.scenario import load_goal
 from kart_rewards.training.checkpoints import Checkpoint
 from kart_rewards.training.sources import kept_sources
@@ -232,13 +232,8 @@ def _race_measures(drive: Drive, limit_frames: int) -> list[float]:
 
 def _goal_value(goal: Goal, drive: Drive) -> float:
     """Returns the goal's number at the end of a drive; of a condition, whether any frame is at the goal."""
-    race = RaceMetrics(drive[0], drive.info.frames_per_second) if drive.info.race is not None else None
-    for frame in range(1, len(drive)):
-        if race:
-            race.update(drive[frame])
-        if not goal.is_number and goal.value(drive[frame], race):
-            return 1.0
-    return goal.value(drive[-1], race) if goal.is_number else 0.0
+    values, reached = goal.along(drive)
+    return float(values[-1]) if goal.is_number else float(reached is not None)
 
 
 def effects(results: Results) -> list[Effect]:

@@ -26,14 +26,13 @@ from kart_rewards.env.video import OptionalVideo
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import Game, find_game
 from kart_rewards.lab.auditing.exploits import Search
+from kart_rewards.lab.auditing.player import drive_of
 from kart_rewards.lab.auditing.rollouts import LIMIT, Rollout, Setup
-from kart_rewards.lab.auditing.stage import drive_of
 from kart_rewards.lab.auditing.verdicts import Audit, Confirmed, as_json, report
 from kart_rewards.lab.goals import Goal
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import RewardSet, find_drives, score_drive
 from kart_rewards.notices import notice
-from kart_rewards.race import RaceMetrics, is_kart_race
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import parse_weights
 from kart_rewards.scenario import load_goal
@@ -71,7 +70,8 @@ def reference_drive(game: Game, state: str, goal: Goal, rewards: RewardSet) -> P
         if not names <= drive.columns.keys() or not drive.info.buttons or len(drive) > LIMIT + 1:
             continue
         score = score_drive(drive, rewards.load(drive))
-        reached, gain = _outcome(drive, goal)
+        values, reached = goal.along(drive)
+        gain = float(values.max() - values[0])
         cut = ""
         if reached is not None and score.ended_by and score.end < reached:
             cut = (
@@ -86,19 +86,6 @@ def reference_drive(game: Game, state: str, goal: Goal, rewards: RewardSet) -> P
     if cut:
         notice(cut)
     return path
-
-
-def _outcome(drive: Drive, goal: Goal) -> tuple[int | None, float]:
-    """Returns the frame on which a drive reaches the goal, or None; and how far it comes."""
-    race = RaceMetrics(drive[0], drive.info.frames_per_second) if is_kart_race(drive.columns) else None
-    values, reached = [goal.value(drive[0], race)], None
-    for frame, ram in enumerate(drive[1:], 1):
-        if race:
-            race.update(ram)
-        values.append(goal.value(ram, race))
-        if reached is None and goal.reached(ram, values[-1]):
-            reached = frame
-    return reached, max(values) - values[0]
 
 
 def audit(
@@ -157,7 +144,8 @@ def _search(search: Search, began: float, seconds: float) -> bool:
             for _ in search.run():
                 passed = monotonic() - began
                 bar.n = min(round(passed), total)
-                bar.set_postfix_str(f"{search.frames:,} frames, best margin {_percent(search.margin)}")
+                margin = f"{search.margin:+.0%}" if math.isfinite(search.margin) else "-"
+                bar.set_postfix_str(f"{search.frames:,} frames, best margin {margin}")
                 if search.exploit or passed >= seconds:
                     return True
         except KeyboardInterrupt:
@@ -208,10 +196,6 @@ def _confirm(
             if first <= frame < last:
                 writer.append(screen)
     return Confirmed(rollout, kind, drive, score, path, None if writer.trouble else file, writer.trouble)
-
-
-def _percent(part: float) -> str:
-    return f"{part:+.0%}" if math.isfinite(part) else "-"
 
 
 # The command

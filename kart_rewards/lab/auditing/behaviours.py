@@ -1,7 +1,7 @@
 """Behaviours that ``kart-rewards audit`` tries, and the strategies that invent them.
 
 * ``Phase``, ``Behaviour`` - buttons that are held for a time or until a condition is true; a list of phases, in a loop
-* ``Field`` - what is known of a game before the search: its buttons, variables and a drive
+* ``GameFacts`` - what is known of a game before the search: its buttons, variables and a drive
 * ``known_strategies`` - behaviours that pay in rewards with common mistakes, the most probable ones first
 * ``changed`` - a behaviour with a random change
 
@@ -76,7 +76,7 @@ class Behaviour(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
+class GameFacts:
     """What is known of a game before the search.
 
     Args:
@@ -139,32 +139,32 @@ class Field:
 # The strategies
 
 
-def known_strategies(field: Field, rng: random.Random) -> Iterator[Behaviour]:
+def known_strategies(facts: GameFacts, rng: random.Random) -> Iterator[Behaviour]:
     """Yields behaviours that pay in rewards with common mistakes, the most probable ones first.
 
     Args:
-        field: What is known of the game.
+        facts: What is known of the game.
         rng: Decides the order of less probable ones.
     """
-    yield from _standard(field, 0)
-    yield from _over_boundaries(field)
-    yield from _at_targets(field)
-    yield from _into_water(field)
-    begins = [int(part * field.last) // GRID * GRID for part in (0.5, 0.25, 0.75, 0.12, 0.37, 0.62, 0.87, 1.0)]
-    further = [each for begin in dict.fromkeys(begins) if begin for each in _standard(field, begin)]
+    yield from _standard(facts, 0)
+    yield from _over_boundaries(facts)
+    yield from _at_targets(facts)
+    yield from _into_water(facts)
+    begins = [int(part * facts.last) // GRID * GRID for part in (0.5, 0.25, 0.75, 0.12, 0.37, 0.62, 0.87, 1.0)]
+    further = [each for begin in dict.fromkeys(begins) if begin for each in _standard(facts, begin)]
     first, rest = further[: len(further) // 4], further[len(further) // 4 :]
     rng.shuffle(rest)
     yield from first
     yield from rest
 
 
-def _standard(field: Field, begin: int) -> Iterator[Behaviour]:
+def _standard(facts: GameFacts, begin: int) -> Iterator[Behaviour]:
     """Behaviours that need no place of their own."""
-    if field.is_kart:
-        yield from _of_kart(field, begin)
+    if facts.is_kart:
+        yield from _of_kart(facts, begin)
         return
     yield Behaviour("standing still", begin, (Phase("", 60),))
-    single = _single(field)
+    single = _single(facts)
     directions = [name for name in single if name in _DIRECTIONS]
     for name in single:
         yield Behaviour("holding", begin, (Phase(name, 60),))
@@ -183,8 +183,8 @@ def _standard(field: Field, begin: int) -> Iterator[Behaviour]:
 _DIRECTIONS = ("LEFT", "RIGHT", "UP", "DOWN")
 
 
-def _single(field: Field) -> list[str]:
-    return [name for name in field.buttons if name not in _OF_THE_CONSOLE]
+def _single(facts: GameFacts) -> list[str]:
+    return [name for name in facts.buttons if name not in _OF_THE_CONSOLE]
 
 
 _OF_THE_CONSOLE = ("SELECT", "START", "RESET", "MODE", "COIN")
@@ -196,14 +196,14 @@ _AT_REST = Phase("", 120, Target("speed", "==", 0))
 _TURN = Phase("Y+LEFT", 150)
 
 
-def _of_kart(field: Field, begin: int) -> Iterator[Behaviour]:
+def _of_kart(facts: GameFacts, begin: int) -> Iterator[Behaviour]:
     stop = (_STOP, _AT_REST)
 
     def looped(strategy: str, *loop: Phase, once: tuple[Phase, ...] = ()) -> Behaviour:
         return Behaviour(strategy, begin, (*once, *loop), len(once))
 
     yield looped("standing still", Phase("", 60), once=stop)
-    for hop in sorted({"L", "R"} & {*field.buttons}):
+    for hop in sorted({"L", "R"} & {*facts.buttons}):
         yield looped("hopping on the spot", Phase(hop, 2), Phase("", 26), once=stop)
         yield looped("hopping on the spot", Phase(hop, 2), Phase("", 2), once=stop)
         yield looped("hopping on the spot", Phase(hop, 60), once=stop)
@@ -216,16 +216,16 @@ def _of_kart(field: Field, begin: int) -> Iterator[Behaviour]:
         yield looped("circling", Phase(f"B+{side}", 3), Phase("B", 12))
         yield looped("into the wall", Phase(f"B+{side}", 30), Phase("B", 240))
         yield looped("reversing", Phase(f"Y+{side}", 60))
-        yield looped("drifting in circles", Phase(f"B+{side}+{_hop(field)}", 3), Phase(f"B+{side}", 40))
+        yield looped("drifting in circles", Phase(f"B+{side}+{_hop(facts)}", 3), Phase(f"B+{side}", 40))
         yield looped("weaving", Phase(f"B+{side}", 20), Phase(f"B+{other}", 20))
     yield looped("into the wall", Phase("B", 240), Phase("Y", 40))
     yield looped("reversing", Phase("Y", 60))
     facing = Target("backward", "==", FACING_BACKWARD)
-    turn = (_STOP, Phase("B+LEFT", 200, facing if "backward" in field.names else None))
+    turn = (_STOP, Phase("B+LEFT", 200, facing if "backward" in facts.names else None))
     yield looped("driving the wrong way", Phase(BACK, 600), once=turn)
     yield looped("along the course and back", Phase(AHEAD, 240), Phase(BACK, 240))
     yield looped("along the course and back", Phase(AHEAD, 600), Phase(BACK, 600))
-    rare = [name for name in field.buttons if name and name not in _DRIVING]
+    rare = [name for name in facts.buttons if name and name not in _DRIVING]
     for held in ("+".join(rare), *rare):
         if held:
             yield looped("holding", Phase(held, 60), once=stop)
@@ -235,38 +235,38 @@ def _of_kart(field: Field, begin: int) -> Iterator[Behaviour]:
 _DRIVING = ("B", "Y", "LEFT", "RIGHT", "L", "R")
 
 
-def _hop(field: Field) -> str:
-    return "L" if "L" in field.buttons else "R"
+def _hop(facts: GameFacts) -> str:
+    return "L" if "L" in facts.buttons else "R"
 
 
-def _into_water(field: Field) -> Iterator[Behaviour]:
+def _into_water(facts: GameFacts) -> Iterator[Behaviour]:
     """Turning off the course in many places, until the kart is in the water and rescued, again and again."""
-    if not field.is_kart or "surface" not in field.names:
+    if not facts.is_kart or "surface" not in facts.names:
         return
     in_water = Target("surface", "==", DEEP_WATER)
     for frames in (30, 12):
-        for begin in range(0, field.last + 1, max(field.last // 12 // GRID, 1) * GRID):
+        for begin in range(0, facts.last + 1, max(facts.last // 12 // GRID, 1) * GRID):
             for side in ("LEFT", "RIGHT"):
                 loop = (Phase(f"B+{side}", frames, in_water), Phase("B", 150, in_water))
                 rescued = Phase("", 200, in_water.inverse())
                 yield Behaviour("into the water and back", begin, (*loop, rescued))
 
 
-def _over_boundaries(field: Field) -> Iterator[Behaviour]:
+def _over_boundaries(facts: GameFacts) -> Iterator[Behaviour]:
     """To and fro over the places where a variable changes, and standing on both sides of them."""
-    places = {name: field.boundaries(name) for name in field.discrete()}
+    places = {name: facts.boundaries(name) for name in facts.discrete()}
     for nearest in (True, False):
         for name, frames in places.items():
             for frame in frames[:2] if nearest else frames[2:]:
-                yield from _shuttles(field, Target(name, CHANGES), frame)
+                yield from _shuttles(facts, Target(name, CHANGES), frame)
 
 
-def _shuttles(field: Field, there: Target, frame: int) -> Iterator[Behaviour]:
-    begin = min(max(frame - 6, 0) // GRID * GRID, field.last)
+def _shuttles(facts: GameFacts, there: Target, frame: int) -> Iterator[Behaviour]:
+    begin = min(max(frame - 6, 0) // GRID * GRID, facts.last)
     until = there.inverse()
-    if not field.is_kart:
+    if not facts.is_kart:
         for one, other in (("LEFT", "RIGHT"), ("UP", "DOWN")):
-            if {one, other} <= {*field.buttons}:
+            if {one, other} <= {*facts.buttons}:
                 yield Behaviour("shuttling", begin, (Phase(one, 120, there), Phase(other, 120, until)))
         return
     for beyond in (0, 12, 40):
@@ -281,32 +281,32 @@ def _shuttles(field: Field, there: Target, frame: int) -> Iterator[Behaviour]:
     )
 
 
-def _at_targets(field: Field) -> Iterator[Behaviour]:
+def _at_targets(facts: GameFacts) -> Iterator[Behaviour]:
     """To and fro over the places where a comparison in a term becomes true, and doing nothing while it is true."""
-    for target in field.targets:
-        frames = field.where(target)
+    for target in facts.targets:
+        frames = facts.where(target)
         for frame in [*frames[:1], *frames[len(frames) // 2 :][:1]]:
-            yield from _shuttles(field, target, frame)
+            yield from _shuttles(facts, target, frame)
         if not frames:
-            buttons = ("B", "B+LEFT", "B+RIGHT", "Y", BACK) if field.is_kart else _single(field)
+            buttons = ("B", "B+LEFT", "B+RIGHT", "Y", BACK) if facts.is_kart else _single(facts)
             for held in buttons:
                 yield Behaviour("seeking", 0, (Phase(held, 400, target), Phase("", 60)), 1)
                 yield Behaviour("seeking", 0, (Phase(held, 400, target), Phase("", 200, target.inverse())), 0)
-    for word in field.words:
-        if word in field.buttons:
+    for word in facts.words:
+        if word in facts.buttons:
             yield Behaviour("holding", 0, (Phase(word, 60),))
             yield Behaviour("press and release", 0, (Phase(word, 2), Phase("", 2)))
-            if field.is_kart:
+            if facts.is_kart:
                 yield Behaviour("press and release", 0, (_STOP, Phase(word, 2), Phase("", 26)), 1)
 
 
 def changed(
-    field: Field, behaviour: Behaviour, others: Sequence[Behaviour], rng: random.Random, amount: int = 2
+    facts: GameFacts, behaviour: Behaviour, others: Sequence[Behaviour], rng: random.Random, amount: int = 2
 ) -> Behaviour:
     """Returns a behaviour with random changes.
 
     Args:
-        field: What is known of the game.
+        facts: What is known of the game.
         behaviour: The behaviour.
         others: Behaviours whose phases it can take.
         rng: Decides.
@@ -320,9 +320,9 @@ def changed(
                 factor = rng.choice((0.4, 0.7, 0.85, 1.2, 1.5, 2.5))
                 phases[k] = phases[k]._replace(frames=max(1, min(600, round(phases[k].frames * factor))))
             case 2:
-                phases[k] = phases[k]._replace(held=_some_buttons(field, rng))
+                phases[k] = phases[k]._replace(held=_some_buttons(facts, rng))
             case 3:
-                phases.insert(k, _some_phase(field, rng))
+                phases.insert(k, _some_phase(facts, rng))
                 loop += k < loop
             case 4:
                 if len(phases) > 1:
@@ -330,7 +330,7 @@ def changed(
                     loop = min(loop - (k < loop), len(phases) - 1)
             case 5:
                 begin += GRID * rng.choice((-20, -5, -2, -1, 1, 2, 5, 20))
-                begin = min(max(begin, 0), field.last) // GRID * GRID
+                begin = min(max(begin, 0), facts.last) // GRID * GRID
             case 6:
                 other = rng.choice(others)
                 phases = [*phases[:loop], *other.phases[other.loop :]]
@@ -354,31 +354,31 @@ def replace_long(behaviour: Behaviour, phases: Sequence[Phase], loop: int) -> Be
     return behaviour._replace(phases=kept, loop=min(loop, len(kept) - 1))
 
 
-def at_random(field: Field, rng: random.Random) -> Behaviour:
+def at_random(facts: GameFacts, rng: random.Random) -> Behaviour:
     """Returns a random behaviour."""
-    phases = tuple(_some_phase(field, rng) for _ in range(rng.randint(1, 4)))
-    begin = rng.choice((0, rng.randrange(field.last + 1) // GRID * GRID))
+    phases = tuple(_some_phase(facts, rng) for _ in range(rng.randint(1, 4)))
+    begin = rng.choice((0, rng.randrange(facts.last + 1) // GRID * GRID))
     return Behaviour("at random", begin, phases, rng.randrange(len(phases)))
 
 
-def _some_buttons(field: Field, rng: random.Random) -> str:
-    if not field.is_kart:
-        single = _single(field)
+def _some_buttons(facts: GameFacts, rng: random.Random) -> str:
+    if not facts.is_kart:
+        single = _single(facts)
         return "+".join(dict.fromkeys(rng.choice(single) for _ in range(rng.randint(0, 2))))
     if rng.random() < 0.15:
         return rng.choice((AHEAD, BACK))
     pedal = rng.choice(("", "B", "B", "Y"))
     side = rng.choice(("", "LEFT", "RIGHT"))
-    hop = _hop(field) if rng.random() < 0.15 else ""
-    other = rng.choice(field.buttons) if rng.random() < 0.05 else ""
+    hop = _hop(facts) if rng.random() < 0.15 else ""
+    other = rng.choice(facts.buttons) if rng.random() < 0.05 else ""
     return "+".join(dict.fromkeys(filter(None, (pedal, side, hop, other))))
 
 
-def _some_phase(field: Field, rng: random.Random) -> Phase:
-    held = _some_buttons(field, rng)
+def _some_phase(facts: GameFacts, rng: random.Random) -> Phase:
+    held = _some_buttons(facts, rng)
     if rng.random() < 0.35:
-        conditions = [Target(name, CHANGES) for name in field.discrete()] + list(field.targets)
-        if field.is_kart:
+        conditions = [Target(name, CHANGES) for name in facts.discrete()] + list(facts.targets)
+        if facts.is_kart:
             conditions += [Target("speed", "<=", 0), Target("speed", ">", 500)]
         if conditions:
             return Phase(held, rng.choice((120, 240)), rng.choice(conditions))

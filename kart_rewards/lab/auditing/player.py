@@ -1,6 +1,6 @@
 """Behaviours in the emulator, with what they are paid.
 
-* ``Stage`` - the emulator of this process, at a game with a reference drive
+* ``Player`` - the emulator of this process, at a game with a reference drive
 * ``try_behaviour`` - plays a behaviour in it
 * ``reference_of`` - what the reference drive is paid
 * ``drive_of`` - plays a behaviour again, and returns its drive
@@ -49,7 +49,7 @@ class _DrawnError(Exception):
     """A frame that was not drawn is perhaps not as it would have been."""
 
 
-class Stage:
+class Player:
     """The emulator of this process, at a game with a reference drive.
 
     Args:
@@ -157,9 +157,8 @@ class Stage:
         drive, (rewards, done) = self.reference, self._episode()
         self._memory: dict[int, tuple[Any, Any]] = {}
         self._can_save = True
-        race = RaceMetrics(drive[0], drive.info.frames_per_second) if is_kart_race(self.layout.names) else None
-        paid, values = [0.0], [self.goal.value(drive[0], race)]
-        reached, ended_by = False, None
+        values, reached = self.goal.along(drive)
+        paid, ended_by = [0.0], None
         buttons, actions = drive.buttons, drive.frame_actions
         rewards(drive[0], buttons[0], actions[0])
         done(drive[0], buttons[0], actions[0])
@@ -169,19 +168,16 @@ class Stage:
                 self._keep_memory(frame - 1, rewards, done)
             ram = drive[frame]
             paid.append(rewards(ram, buttons[frame], actions[frame]))
-            if race:
-                race.update(ram)
-            values.append(self.goal.value(ram, race))
-            reached = reached or self.goal.reached(ram, values[-1])
             rule = done(ram, buttons[frame], actions[frame])
             if rule:
                 ended_by, end = rule.name, frame
                 break
-        self.paid, self.values = np.array(paid), np.array(values)
+        self.paid, self.values = np.array(paid), values[: end + 1]
         self.totals = np.cumsum(self.paid)
         size = float(np.abs(self.paid).sum())
         gain = float(np.max(self.values) - self.values[0])
-        self.summary = Reference(float(self.totals[-1]), size, gain, reached, end, ended_by)
+        at_goal = reached is not None and reached <= end
+        self.summary = Reference(float(self.totals[-1]), size, gain, at_goal, end, ended_by)
 
     def _keep_memory(self, frame: int, rewards: EpisodeRewards, done: EpisodeDone) -> None:
         try:
@@ -421,29 +417,29 @@ def _discounted(paid: np.ndarray, gamma: float) -> tuple[float, float]:
     return float((paid * factors).sum()), float((np.abs(paid) * factors).sum())
 
 
-_stages: dict[Setup, Stage] = {}
+_players: dict[Setup, Player] = {}
 
 
-def stage_of(setup: Setup) -> Stage:
-    """Returns the stage of this process. Another setup ends the emulator of the one before."""
-    if setup not in _stages:
-        _stages.clear()
+def player_of(setup: Setup) -> Player:
+    """Returns the player of this process. Another setup ends the emulator of the one before."""
+    if setup not in _players:
+        _players.clear()
         gc.collect()
-        _stages[setup] = Stage(setup)
-    return _stages[setup]
+        _players[setup] = Player(setup)
+    return _players[setup]
 
 
 def try_behaviour(setup: Setup, behaviour: Behaviour, windows: tuple[int, ...], least: float) -> Rollout:
-    """Plays a behaviour in this process's emulator. See ``Stage.run``."""
-    return stage_of(setup).run(behaviour, windows, least)
+    """Plays a behaviour in this process's emulator. See ``Player.run``."""
+    return player_of(setup).run(behaviour, windows, least)
 
 
 def reference_of(setup: Setup) -> tuple[Reference, Drive]:
     """Returns what the reference drive is paid, and the drive: without buttons, if there is none."""
-    stage = stage_of(setup)
-    return stage.summary, stage.reference
+    player = player_of(setup)
+    return player.summary, player.reference
 
 
 def drive_of(setup: Setup, behaviour: Behaviour, frames: int, label: str) -> Drive:
     """Plays a behaviour again, and returns the drive."""
-    return stage_of(setup).drive(behaviour, frames, label)
+    return player_of(setup).drive(behaviour, frames, label)
