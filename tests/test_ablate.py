@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -71,6 +72,41 @@ def test_each_change_is_an_arm_beside_the_arm_with_all_terms() -> None:
         Arm("time=0", "set", "base", {"wall": -5.0, "time": 0.0}),
         Arm("scenario-other", "scenario", "a/other.json", {"wall": -5.0}),
     ]
+
+
+def test_options_of_the_trainer_are_arms_and_replace_those_of_all_arms() -> None:
+    arms = make_arms(TERMS, "scenario", {}, options=["slow=--learning-rate 1e-4 --no-anneal-lr", "wide=--crop 0 8 0 8"])
+    assert arms[1] == Arm("slow", "options", "scenario", {}, ("--learning-rate", "1e-4", "--no-anneal-lr"))
+    plan = tiny_plan(arms, [*TINY, "--ppo.learning-rate=3e-4", "--anneal-lr", "--crop", "None"])
+    default, slow, wide = (plan.trainer_options(run, Path("runs")) for run in plan.runs)
+    assert "--ppo.learning-rate=3e-4" in default
+    assert slow[-5:] == ["--crop", "None", "--learning-rate", "1e-4", "--no-anneal-lr"]
+    assert not {"--ppo.learning-rate=3e-4", "--anneal-lr"} & {*slow}
+    assert wide[-5:] == ["--crop", "0", "8", "0", "8"]
+    assert "--crop" in default and "None" not in wide
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--learning-rate 1e-4", "is not NAME='--OPTION VALUE'"),
+        ("slow", "is not NAME='--OPTION VALUE'"),
+        ("a/b=--learning-rate 1", "is not NAME='--OPTION VALUE'"),
+        ("slow=--learning-rate '1", "no closing quotation"),
+        ("slow=--seed 2", "--seed: the study decides this itself"),
+        ("more=--eval-episodes 9", "all arms are evaluated equally: give --eval-episodes after --"),
+    ],
+)
+def test_options_that_are_no_arm_are_refused(text: str, message: str) -> None:
+    with pytest.raises(KartRewardsError, match=re.escape(message)):
+        make_arms(TERMS, "base", {}, options=[text])
+
+
+def test_arms_with_other_courses_need_common_courses_for_evaluations() -> None:
+    arms = make_arms(TERMS, "scenario", {}, options=["other=--state Level2"])
+    with pytest.raises(KartRewardsError, match="other trains on other courses"):
+        tiny_plan(arms)
+    tiny_plan(arms, [*TINY, "--eval-states", "Level1"])
 
 
 @pytest.mark.parametrize(

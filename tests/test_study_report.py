@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from training_runs import GAME, scalars
 
 from kart_rewards.drives import SHIPPED, Drive, load_drive
@@ -100,7 +101,7 @@ def test_the_report_says_it_in_words_and_numbers(study: Study) -> None:
         "| without x | 0.00 [0.00, 0.00] | -1.00 [-1.00, -0.50] | 0.00 [0.00, 0.00] | 0.03 | harmful to leave out |"
         in report
     )
-    assert "| without x | x = 0 | None |" in report
+    assert "| without x | x = 0 | None | – |" in report
 
 
 def test_the_results_are_there_as_json_and_as_a_picture(study: Study) -> None:
@@ -122,6 +123,20 @@ def test_tensorboard_has_a_curve_with_its_interval_for_each_arm(study: Study) ->
     assert scalars(study.folder / "summary" / "all")["ablation/finish_rate/high"] == [(1000, 0.0), (2000, 1.0)]
     write_report(study)
     assert scalars(study.folder / "summary" / "without-x") == curves, "a second report replaces the first"
+
+
+def test_runs_with_rollouts_of_other_lengths_are_compared_at_their_ends(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"all": [[RACE], [RACE]], "y=2": [[WALLS], [WALLS]]})
+    for folder in study.runs_path.glob("*__y=2__*"):
+        checkpoint: dict[str, Any] = torch.load(folder / "agent.pt", weights_only=True)
+        save_atomically(checkpoint | {"steps": 1984}, folder / "agent.pt")
+        for before, after in ((2000, 1984), (1000, 992)):
+            (folder / "drives" / str(before)).rename(folder / "drives" / str(after))
+    results = read_results(study)
+    assert results
+    assert results.steps == [2000]
+    assert results.values["all"]["finish_rate"].ravel().tolist() == [1, 1]
+    assert results.values["y=2"]["finish_rate"].ravel().tolist() == [0, 0]
 
 
 def test_only_seeds_of_which_all_arms_are_finished_count(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Studies: which reward terms help. Trains with all terms, and with each of some terms left out.
+"""Studies: which reward terms and options of the trainer help. Trains with all terms, and with each of some changes.
 
-* ``Arm``, ``make_arms`` - a variant of the rewards
+* ``Arm``, ``make_arms`` - a variant of the rewards or of the trainer's options
 * ``Plan`` - what a study trains, in which order
 * ``Study`` - a study in its folder: starts the trainers, and goes on where it stopped
 * ``Remaining`` - the remaining time of a study
@@ -21,6 +21,8 @@ import fcntl
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,19 +72,21 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Arm:
-    """A variant of the rewards.
+    """A variant of the rewards or of the trainer's options.
 
     Args:
         name: The name of the arm, which is also the ``--exp-name`` of its runs.
         kind: ``all`` is the arm with all terms, which the others are compared with.
         scenario: The scenario, as the trainer takes it.
         weights: Term -> weight, of the terms whose weight is not the scenario's.
+        options: Options of the trainer that replace those of all arms, as words.
     """
 
     name: str
-    kind: Literal["all", "drop", "set", "scenario"]
+    kind: Literal["all", "drop", "set", "scenario", "options"]
     scenario: str | None
     weights: dict[str, float]
+    options: tuple[str, ...] = ()
 
 
 def make_arms(
@@ -92,6 +96,7 @@ def make_arms(
     drop: Iterable[str] = (),
     sets: Iterable[str] = (),
     scenarios: Iterable[str] = (),
+    options: Iterable[str] = (),
 ) -> list[Arm]:
     """Returns the arms of a study, the arm with all terms first.
 
@@ -105,6 +110,7 @@ def make_arms(
         drop: Terms, each of which is left out in an arm of its own.
         sets: ``NAME=WEIGHT``, each an arm of its own.
         scenarios: Scenarios, each an arm of its own.
+        options: ``NAME=WORDS`` with options of the trainer, each an arm of its own.
 
     Raises:
         KartRewardsError: There is no such term, an arm equals another one, or there is nothing to compare.
@@ -132,12 +138,29 @@ def make_arms(
             raise KartRewardsError(f"--scenarios {other}: is the scenario of the arm with all terms already")
         label = Path(other).name.removesuffix(".json")
         arms.append(Arm(f"scenario-{label}", "scenario", other, dict(weights)))
+    for text in options:
+        name, _, words = text.partition("=")
+        if not re.fullmatch(r"[\w.-]+", name) or not words.strip().startswith("--"):
+            raise KartRewardsError(
+                f"--options {text!r}: is not NAME='--OPTION VALUE', such as --options \"slow=--learning-rate 1e-4\""
+            )
+        try:
+            of_arm = tuple(shlex.split(words))
+        except ValueError as error:
+            raise KartRewardsError(f"--options {text!r}: {str(error).lower()}") from None
+        check_trainer_options(of_arm)
+        if evaluation := next((word for word in of_arm if _option(word).startswith("eval-")), None):
+            raise KartRewardsError(f"--options {text!r}: all arms are evaluated equally: give {evaluation} after --")
+        arms.append(Arm(name, "options", scenario, dict(weights), of_arm))
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
             raise KartRewardsError(f"two arms are named {name}: name each change once")
     if len(arms) == 1:
-        raise KartRewardsError("nothing to compare: name terms with --drop, weights with --set, or --scenarios")
+        raise KartRewardsError(
+            "nothing to compare: name terms with --drop, weights with --set, --scenarios, or options of the trainer "
+            "with --options"
+        )
     return arms
 
 
@@ -207,8 +230,8 @@ class Plan:
         words += ["--integrations-path", self.integrations] if self.integrations else []
         words += ["--rewards", *self.rewards] if self.rewards else []
         words += ["--reward-weights", *weights] if weights else []
-        words += [] if "threads" in map(_option, self.options) else ["--threads", str(self.threads)]
-        return [*words, *self.options]
+        options = {"threads": ["--threads", str(self.threads)]}
+        return [*words, *_merged(options, _by_option(self.options), _by_option(run.arm.options))]
 
     def changes(self, saved: Mapping[str, Any]) -> list[str]:
         """Returns what differs from a saved plan. Numbers of seeds and threads may differ.
@@ -243,7 +266,7 @@ def _shown(value: Any) -> str:
 
 def _arm_text(arm: Mapping[str, Any]) -> str:
     weights = ", ".join(f"{name}={weight:g}" for name, weight in arm["weights"].items())
-    return f"{arm['name']} ({'; '.join(filter(None, [str(arm['scenario']), weights]))})"
+    return f"{arm['name']} ({'; '.join(filter(None, [str(arm['scenario']), weights, ' '.join(arm['options'])]))})"
 
 
 def _option(word: str) -> str:
@@ -251,6 +274,25 @@ def _option(word: str) -> str:
     if not word.startswith("--"):
         return ""
     return word[2:].partition("=")[0].replace("_", "-").rpartition(".")[2]
+
+
+def _by_option(words: Iterable[str]) -> dict[str, list[str]]:
+    """Returns option -> its words, for words that begin with an option."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        option = _option(word).removeprefix("no-")
+        if option:
+            group = found[option] = []
+        group.append(word)
+    return found
+
+
+def _merged(*options: Mapping[str, list[str]]) -> list[str]:
+    """Returns the words of options, of which the later ones replace those of the same name."""
+    merged: dict[str, list[str]] = {}
+    for each in options:
+        merged = {name: words for name, words in merged.items() if name not in each} | {**each}
+    return [word for words in merged.values() for word in words]
 
 
 def check_trainer_options(words: Sequence[str]) -> None:
@@ -653,7 +695,7 @@ def make_plan(
         rewards, scenario, weights: The rewards of the arm with all terms, as the trainer takes them.
         changes: Returns the arms, from the terms and the scenario of the arm with all terms.
         total_timesteps, seeds, threads: See ``Plan``.
-        options: The user's options of the trainer. They replace the defaults of a study.
+        options: The user's options of the trainer in all arms. They replace the defaults of a study.
 
     Raises:
         KartRewardsError: The game or a file is missing or wrong.
@@ -668,8 +710,13 @@ def make_plan(
 
     base = load(scenario, weights)
     arms = changes(base.scoring.terms, scenario)
+    for arm in arms:
+        if "state" in _by_option(arm.options) and "eval-states" not in _by_option(options):
+            raise KartRewardsError(
+                f"{arm.name} trains on other courses: name those of the evaluations for all arms, after --, with "
+                "--eval-states"
+            )
     loaded = {arm.name: load(arm.scenario, arm.weights) for arm in arms}
-    given = {_option(word) for word in options}
     files = dict.fromkeys([file for each in loaded.values() for file in each.files] + source_files())
     plan = Plan(
         resolved["env_id"],
@@ -677,10 +724,7 @@ def make_plan(
         tuple(rewards),
         arms,
         total_timesteps,
-        (
-            *(word for option, value in _DEFAULTS.items() if option[2:] not in given for word in (option, value)),
-            *options,
-        ),
+        tuple(_merged(_by_option(word for pair in _DEFAULTS.items() for word in pair), _by_option(options))),
         {name: each.fingerprints for name, each in loaded.items()},
         seeds,
         threads,
@@ -715,6 +759,7 @@ def command(
     drop: Names = (),
     sets: Annotated[Names, tyro.conf.arg(name="set")] = (),
     scenarios: Names = (),
+    options: Names = (),
     seeds: int = 3,
     total_timesteps: int = 60_000,
     jobs: int = 1,
@@ -737,6 +782,8 @@ def command(
             A term that is also a done rule still ends episodes.
         sets: Weights to try, as NAME=NUMBER, each in an arm of its own: --set wall=-5 wall=-50.
         scenarios: Scenarios to try, each in an arm of its own.
+        options: Options of the trainer to try, as NAME='--OPTION VALUE', each in an arm of its own: --options
+            "slow=--learning-rate 1e-4" "buttons=--action-mode driving".
         seeds: Number of runs of each arm, with the seeds 1, 2 and so on. A finished study can be continued with more.
         total_timesteps: Agent steps of each run.
         jobs: Number of runs at the same time. They share the processor cores equally.
@@ -760,7 +807,7 @@ def command(
         rewards,
         scenario,
         weights,
-        lambda terms, of_all: make_arms(terms, of_all, weights, drop, sets, others),
+        lambda terms, of_all: make_arms(terms, of_all, weights, drop, sets, others, options),
         total_timesteps,
         trainer,
         seeds,

@@ -11,7 +11,8 @@ The outcomes are read from the drives of the evaluations in the runs' folders. N
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class Results:
         arms: The arms, the arm with all terms first.
         seeds: The seeds.
         courses: Labels of the courses.
-        steps: Agent steps at each evaluation.
+        steps: Agent steps at each evaluation that all runs have. The last one is that at the end of each run.
         values: Arm -> outcome -> the mean over the episodes of an evaluation, shape (evaluations, seeds, courses).
         episodes: Number of episodes on each course in an evaluation.
     """
@@ -135,20 +136,28 @@ def read_results(study: Study) -> Results | None:
     arms, runs = study.plan.arms, [run for run in study.plan.runs if run.seed in seeds]
     with _study_sources(study):
         folders = [study.folder_of(run) for run in runs]
-        drives = [_evaluations(folder) for folder in folders]
+        checkpoints = [Checkpoint.load(folder / "agent.pt") for folder in folders]
+        end = max(checkpoint.steps for checkpoint in checkpoints)  # other options may make other rollouts
+        drives = [
+            {
+                (end if at == checkpoint.steps else at, course, number): path
+                for (at, course, number), path in of_run.items()
+            }
+            for of_run, checkpoint in zip(map(_evaluations, folders), checkpoints, strict=True)
+        ]
         outcomes, measure = _measures(study, load_drive(next(iter(drives[0].values()))))
-        steps = sorted(set.intersection(*({step for step, *_ in each} for each in drives)))
+        steps = sorted(set.intersection(*({step for step, *_ in each} for each in drives), {*range(end)}) | {end})
         places = {place for place in drives[0] if place[0] in steps}
         courses = sorted({course for _, course, _ in places})
         episodes = len({number for *_, number in places})
         table = np.full((len(outcomes), len(arms), len(steps), len(seeds), len(courses), episodes), np.nan)
-        for run, folder, of_run in zip(runs, folders, drives, strict=True):
+        for run, folder, checkpoint, of_run in zip(runs, folders, checkpoints, drives, strict=True):
             if {place for place in of_run if place[0] in steps} != places:
                 raise KartRewardsError(
                     f"{folder}: its evaluations have other episodes than those of other runs, so a drive is missing or "
                     "an evaluation failed: remove this folder, and start the command again"
                 )
-            limit = _limit_frames(folder)
+            limit = _limit_frames(checkpoint.options["env"])
             for step, course, number in places:
                 at = (steps.index(step), seeds.index(run.seed), courses.index(course), number - 1)
                 table[(slice(None), arms.index(run.arm), *at)] = measure(
@@ -183,8 +192,7 @@ def _evaluations(run_folder: Path) -> dict[tuple[int, str, int], Path]:
     return found
 
 
-def _limit_frames(run_folder: Path) -> int:
-    env = Checkpoint.load(run_folder / "agent.pt").options["env"]
+def _limit_frames(env: Mapping[str, Any]) -> int:
     return int(env["frame_skip"] * (env["max_episode_steps"] or default_max_episode_steps(env["frame_skip"])))
 
 
@@ -259,7 +267,7 @@ def _in_words(arm: Arm, outcome: Outcome, difference: Interval, seeds: int) -> s
     improves = difference.value * outcome.better > 0
     if arm.kind == "drop":
         return "helps to leave out" if improves else "harmful to leave out"
-    return "better than all terms" if improves else "worse than all terms"
+    return "better" if improves else "worse"
 
 
 def _verdicts(results: Results, found: Sequence[Effect]) -> list[str]:
@@ -280,7 +288,9 @@ def _verdicts(results: Results, found: Sequence[Effect]) -> list[str]:
 
 
 def _arm_title(arm: Arm) -> str:
-    return "all terms" if arm.kind == "all" else arm.name.replace("-", " ", 1) if arm.kind != "set" else arm.name
+    if arm.kind == "all":
+        return "all terms"
+    return arm.name.replace("-", " ", 1) if arm.kind in ("drop", "scenario") else arm.name
 
 
 def write_report(study: Study) -> str:
@@ -359,14 +369,15 @@ def _markdown(study: Study, results: Results, found: Sequence[Effect], verdicts:
         *(f"{note}\n" for note in _notes(results)),
         f"![Learning curves]({CURVES})",
         "",
-        "| arm | weights that differ | scenario |",
-        "|---|---|---|",
+        "| arm | weights that differ | scenario | options that differ |",
+        "|---|---|---|---|",
     ]
     base = results.arms[0]
     for arm in results.arms:
         other = {name: weight for name, weight in arm.weights.items() if base.weights.get(name) != weight}
         weights = ", ".join(f"{name} = {weight:g}" for name, weight in other.items())
-        lines.append(f"| {_arm_title(arm)} | {weights or '–'} | {Path(str(arm.scenario)).stem} |")
+        scenario, options = Path(str(arm.scenario)).stem, shlex.join(arm.options)
+        lines.append(f"| {_arm_title(arm)} | {weights or '–'} | {scenario} | {f'`{options}`' if options else '–'} |")
     for outcome in results.outcomes:
         aim = {1: ", more is better", -1: ", less is better", 0: ", describes how the agent drives"}[outcome.better]
         lines += ["", f"## {outcome.title[0].upper()}{outcome.title[1:]}{aim}", ""]
