@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
+from kart_rewards.env.actions import ActionMode
 from kart_rewards.env.observations import Crop, ObservationConfig
 from kart_rewards.errors import KartRewardsError, run_command
 from kart_rewards.evaluation.agents import EvalOptions, TrainedAgent, evaluate_from_options
@@ -78,9 +79,9 @@ class EnvOptions:
     """What the agent gets of each frame's reward: a scaled sum, its sign (weights hardly matter then), or the sum."""
     reward_scale: float = 0.01
     """Factor of --reward-transform scale. Returns are after it, the sums of the reward terms before it."""
-    action_mode: Literal["auto", "continuous", "driving", "all", "filtered", "discrete", "multi-discrete"] = "auto"
-    """continuous: steering, the throttle held. driving: throttle alone, left, right, hop. all, filtered, discrete,
-    multi-discrete: stable-retro's. auto: continuous in kart races on the SNES, multi-discrete in all other games."""
+    action_mode: ActionMode = "auto"
+    """continuous: steering, throttle held. full: steering, throttle or brake, hop. driving: throttle, left, right, hop.
+    Others: stable-retro's. auto: continuous in kart races on the SNES, multi-discrete in all other games."""
     frame_skip: Annotated[int, Ge(1)] = DEFAULT_FRAME_SKIP
     """Emulated frames for which an action is held."""
     crop: Crop | Literal["auto"] | None = "auto"

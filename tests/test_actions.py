@@ -58,6 +58,29 @@ def test_continuous_steering_is_a_duty_cycle(make: Any) -> None:
         assert held.count("B") == 40 - right - left
 
 
+@pytest.mark.parametrize(
+    ("action", "held"),
+    [
+        ([0, 0, 0], "B"),
+        ([1, -0.5, 0.75], "B+RIGHT"),
+        ([-1, -0.51, 0], "LEFT"),
+        ([0, -0.9, 0], ""),
+        ([1, -0.91, 0], "Y+RIGHT"),
+        ([0, -7, 7], "Y+L"),
+        ([-1, 1, 0.76], "B+LEFT+L"),
+    ],
+)
+def test_full_has_steering_a_pedal_and_hop(make: Any, action: list[float], held: str) -> None:
+    full = make("full")
+    assert full.space == gym.spaces.Box(-1, 1, (3,), np.float32)
+    assert pressed(full, np.array(action, np.float32), 4) == [held] * 4
+
+
+def test_full_steers_as_continuous_does(make: Any) -> None:
+    for steering in np.linspace(-1, 1, 9):
+        assert pressed(make("full"), [steering, 0, 0], 40) == pressed(make("continuous"), [steering], 40)
+
+
 def test_the_remainder_of_a_step_is_added_to_the_next_one(make: Any) -> None:
     steering = make("continuous")
     held = [pressed(steering, np.array([0.1]), 4).count("B+RIGHT") for _ in range(10)]
@@ -103,7 +126,7 @@ def test_a_console_without_the_buttons_is_refused(make: Any) -> None:
 
 
 def test_unknown_modes_are_refused(make: Any) -> None:
-    with pytest.raises(KartRewardsError, match="unknown action mode 'flying': it is one of auto, continuous, driving"):
+    with pytest.raises(KartRewardsError, match="unknown action mode 'flying': it is one of auto, continuous, full"):
         make("flying")
 
 
@@ -121,6 +144,8 @@ def test_unknown_modes_are_refused(make: Any) -> None:
         ("discrete", 468, "action 468 is not in the action space"),
         ("continuous", 0, "action 0 is not a steering action: pass a list of one number"),
         ("continuous", [float("nan")], r"the action is not a number \(NaN\)"),
+        ("full", [0.5], "is not a steering action: pass a list of three numbers: steering, pedal, hop"),
+        ("full", [0, float("nan"), 0], r"the action is not a number \(NaN\)"),
     ],
 )
 def test_actions_outside_the_space_are_reported(make: Any, mode: str, action: Any, message: str) -> None:

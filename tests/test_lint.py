@@ -272,6 +272,15 @@ def test_an_environment_gives_the_same_frames_to_terms_at_each_frame_skip(probes
     assert len({id(frame[2]) for step in coarse[:2] for frame in step}) == 2, "an action is one object per step"
 
 
+def test_terms_get_the_action_of_the_agents_action_mode(tmp_path: Path, probes: Probes) -> None:
+    (tmp_path / "mine.py").write_text(IMPORTS + term("action[1] == 1 if action else 0.0", 0.1, "ram, action"))
+    rewards = RewardSet((str(tmp_path / "mine.py"),))
+    evidence = gather(find_game(GAME), rewards, shipped("Level1"), "full", probes=probes)
+    for drive, score in zip(evidence.drives, evidence.scores, strict=True):
+        if drive.info.label in ("race", "standing"):
+            assert score.values["planted"].sum() == sum("B" in held for held in drive.buttons[1:])
+
+
 def test_a_scenario_with_lua_is_refused_in_one_message(own_game: Path) -> None:
     folder = own_game / GAME
     (folder / "mine.lua").write_text("function speedy()\n  return data.speed / 1000\nend\n")

@@ -8,6 +8,7 @@ Modes:
 
 * ``continuous``: steering in [-1, 1]; the throttle is always held. A D-pad steers fully or not at all, so steering is a
   duty cycle: at 0.25, RIGHT is held on one frame in four. The remainder of a step's duty cycle is added to the next one
+* ``full``: steering as above, a pedal that is throttle, nothing or brake, and hop
 * ``driving``: the four actions of the original: throttle, throttle and left, throttle and right, throttle and hop
 * ``all``, ``filtered``, ``discrete``, ``multi-discrete``: stable-retro's modes, with all buttons of the console. The
   groups of the last two are the ``actions`` of the game's scenario, else those of the console
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -29,8 +30,9 @@ from kart_rewards.errors import KartRewardsError
 ButtonMask = np.ndarray
 """The buttons to hold: shape (number of buttons,), dtype uint8, in the core's order; 1 is held, 0 is released."""
 
-THROTTLE, LEFT, RIGHT, HOP = "B", "LEFT", "RIGHT", "L"
-ACTION_MODES = ("auto", "continuous", "driving", "all", "filtered", "discrete", "multi-discrete")
+THROTTLE, BRAKE, LEFT, RIGHT, HOP = "B", "Y", "LEFT", "RIGHT", "L"
+ActionMode = Literal["auto", "continuous", "full", "driving", "all", "filtered", "discrete", "multi-discrete"]
+ACTION_MODES: tuple[str, ...] = get_args(ActionMode)
 
 
 class Actions(Protocol):
@@ -62,20 +64,31 @@ class Actions(Protocol):
         """
 
 
-class ContinuousSteering:
-    """Steering as a duty cycle of the D-pad.
+COAST_BELOW, BRAKE_BELOW, HOP_ABOVE = -0.5, -0.9, 0.75
+"""Where the pedal lets go of the throttle, where it brakes, and above which number the kart hops. An untrained agent of
+``ppo_continuous_single_file.py`` draws from a normal distribution with a mean of 0 and a standard deviation of 0.6: it
+holds the throttle on four steps of five, brakes on one of 14, and hops on one of nine."""
 
-    The action space is ``Box(-1, 1, (1,), float32)``; -1 is full left, 1 is full right.
+
+class ContinuousDriving:
+    """Steering as a duty cycle of the D-pad, and in the mode ``full`` also the pedal and hop.
+
+    The action space is ``Box(-1, 1, (1,), float32)``: steering, -1 is full left, 1 is full right. In the mode ``full``
+    its shape is (3,): steering, pedal and hop. See ``COAST_BELOW`` for the latter two.
 
     Args:
-        neutral: The mask of the throttle alone.
-        left: The mask of throttle and left.
-        right: The mask of throttle and right.
+        press: Returns the mask of the named buttons.
+        full: Whether actions have a pedal and hop. Else the throttle is always held.
     """
 
-    def __init__(self, neutral: ButtonMask, left: ButtonMask, right: ButtonMask) -> None:
-        self.space: gym.Space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self._neutral, self._left, self._right = neutral, left, right
+    def __init__(self, press: Callable[..., ButtonMask], full: bool) -> None:
+        self.space: gym.Space = gym.spaces.Box(-1.0, 1.0, (3 if full else 1,), np.float32)
+        self._full = full
+        self._masks = {
+            (pedal, hop): tuple(press(*pedal, *hop, *side) for side in ((), (RIGHT,), (LEFT,)))
+            for pedal in (((THROTTLE,), (), (BRAKE,)) if full else ((THROTTLE,),))
+            for hop in (((), (HOP,)) if full else ((),))
+        }
         self.remainder = 0.0
 
     def reset(self) -> None:
@@ -83,25 +96,26 @@ class ContinuousSteering:
 
     def frames(self, action: Any, frame_skip: int) -> Sequence[ButtonMask]:
         try:
-            [steering] = action
-            steering = min(max(float(steering), -1.0), 1.0)
+            steering, pedal, hop = map(float, action if self._full else (*action, 0.0, 0.0))
         except (TypeError, ValueError):
-            raise KartRewardsError(
-                f"action {action!r} is not a steering action: pass a list of one number, such as [0.5]"
-            ) from None
-        if math.isnan(steering):
+            wanted = "three numbers: steering, pedal, hop" if self._full else "one number, such as [0.5]"
+            raise KartRewardsError(f"action {action!r} is not a steering action: pass a list of {wanted}") from None
+        if math.isnan(steering + pedal + hop):
             raise KartRewardsError("the action is not a number (NaN): has the agent diverged?")
+        steering = min(max(steering, -1.0), 1.0)
+        held = (THROTTLE,) if pedal >= COAST_BELOW else () if pedal >= BRAKE_BELOW else (BRAKE,)
+        neutral, right, left = self._masks[held, (HOP,) if hop > HOP_ABOVE else ()]
         frames = []
         for _ in range(frame_skip):
             self.remainder += steering
             if self.remainder >= 0.5:
                 self.remainder -= 1.0
-                frames.append(self._right)
+                frames.append(right)
             elif self.remainder <= -0.5:
                 self.remainder += 1.0
-                frames.append(self._left)
+                frames.append(left)
             else:
-                frames.append(self._neutral)
+                frames.append(neutral)
         return frames
 
 
@@ -184,8 +198,8 @@ def make_actions(
     def bits(action: Any) -> int:
         return sum(int(pressed) << i for i, pressed in enumerate(action))
 
-    if mode == "continuous":
-        return ContinuousSteering(press(THROTTLE), press(THROTTLE, LEFT), press(THROTTLE, RIGHT))
+    if mode in ("continuous", "full"):
+        return ContinuousDriving(press, mode == "full")
     if mode == "driving":
         choices = [press(THROTTLE), press(THROTTLE, LEFT), press(THROTTLE, RIGHT), press(THROTTLE, HOP)]
         return HeldButtons(gym.spaces.Discrete(len(choices)), lambda action: choices[_index(action)])

@@ -25,7 +25,7 @@ import numpy as np
 from kart_rewards.declared import scripts_of
 from kart_rewards.done import episode_calls
 from kart_rewards.drives import Drive
-from kart_rewards.env.actions import HOP, LEFT, RIGHT
+from kart_rewards.env.actions import BRAKE, BRAKE_BELOW, COAST_BELOW, HOP, LEFT, RIGHT, THROTTLE
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import INTEGRATIONS, Game
 from kart_rewards.lab.linting.probes import DRIVER, Probes, make_probes, recorded_again
@@ -410,15 +410,21 @@ def _to_play_again(game: Game, drives: Iterable[Drive]) -> list[tuple[Drive, int
 def _with_actions(drive: Drive, action_mode: str) -> Drive | None:
     """Returns a drive with the actions that an agent with an action mode would have chosen; None if that is not known.
 
-    The drives of the package and the scripted drives have the buttons as actions.
+    The drives of scripted drivers have the buttons as actions, those of agents the actions of their own mode.
     """
-    if drive.actions.dtype != bool or action_mode in ("all", "filtered"):
+    race = is_kart_race(drive.columns)
+    numbers = {"auto": 1, "continuous": 1, "full": 3}.get(action_mode) if race else None
+    of_this_mode = drive.actions.dtype != bool and (numbers is None or drive.actions.shape[1:] == (numbers,))
+    if of_this_mode or action_mode in ("all", "filtered"):
         return drive
     left, right, hop = (np.array([name in held for held in drive.buttons[1:]]) for name in (LEFT, RIGHT, HOP))
-    race = is_kart_race(drive.columns)
     actions: np.ndarray
     if race and action_mode in ("auto", "continuous"):
         actions = (right.astype(np.float32) - left)[:, None]
+    elif race and action_mode == "full":
+        throttle, brake = (np.array([name in held for held in drive.buttons[1:]]) for name in (THROTTLE, BRAKE))
+        pedal = np.select([throttle, brake], [1.0, -1.0], (COAST_BELOW + BRAKE_BELOW) / 2)
+        actions = np.stack([right.astype(np.float32) - left, pedal, hop], axis=1).astype(np.float32)
     elif race and action_mode == "driving":
         actions = np.select([hop, left, right], [3, 1, 2], 0)
     else:
