@@ -273,7 +273,7 @@ def test_an_environment_gives_the_same_frames_to_terms_at_each_frame_skip(probes
 
 
 def test_terms_get_the_action_of_the_agents_action_mode(tmp_path: Path, probes: Probes) -> None:
-    (tmp_path / "mine.py").write_text(IMPORTS + term("action[1] == 1 if action else 0.0", 0.1, "ram, action"))
+    (tmp_path / "mine.py").write_text(IMPORTS + term("action[1] == 1 if action else 0.0", 1, "ram, action"))
     rewards = RewardSet((str(tmp_path / "mine.py"),))
     evidence = gather(find_game(GAME), rewards, shipped("Level1"), "full", probes=probes)
     for drive, score in zip(evidence.drives, evidence.scores, strict=True):
