@@ -33,13 +33,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import finished
 from kart_rewards.ram import shown
 from kart_rewards.rewards import EpisodeRewards, RewardTerm, hits_wall
-from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of, pair_hint
+from kart_rewards.scripting import Definition, Script, ScriptCalls, as_script, mark, name_of, pair_hint
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class DoneRule(Script):
             )
 
 
+@overload
+def done_rule(name: Definition, truncates: bool = False) -> Definition: ...
+@overload
+def done_rule(name: str | None = None, truncates: bool = False) -> Callable[[Definition], Definition]: ...
 def done_rule(name: Any = None, truncates: bool = False) -> Any:
     """Marks a function or class as a done rule. This decorator returns it unchanged.
 

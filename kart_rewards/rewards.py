@@ -24,12 +24,12 @@ import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.race import FACING_BACKWARD, ROAD, finished, progress
 from kart_rewards.ram import shown
-from kart_rewards.scripting import Script, ScriptCalls, as_script, mark, name_of, pair_hint
+from kart_rewards.scripting import Definition, Script, ScriptCalls, as_script, mark, name_of, pair_hint
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -67,6 +67,10 @@ class RewardTerm(Script):
         return term
 
 
+@overload
+def reward_term(weight: Definition, name: None = None) -> Definition: ...
+@overload
+def reward_term(weight: float = 1.0, name: str | None = None) -> Callable[[Definition], Definition]: ...
 def reward_term(weight: Any = 1.0, name: str | None = None) -> Any:
     """Marks a function or class as a reward term. This decorator returns it unchanged.
 

@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 SomeScript = TypeVar("SomeScript", bound="Script")
+Definition = TypeVar("Definition", bound=Callable[..., Any])
 
 _COMPLETE_SNAPSHOT = (
     r"\b(?:_asdict|_fields|itemgetter)\b|\bgetattr\((?![^,()]*, '\w*'[,)])|\b{0}\[|\bin {0}\b(?!\.)|\*{0}\b(?!\.)|"

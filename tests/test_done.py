@@ -143,7 +143,7 @@ def test_whether_a_rule_truncates_is_checked_shown_and_part_of_the_fingerprint()
     with pytest.raises(
         KartRewardsError, match=r"test_done\.py:\d+: truncates of 'odd' must be True or False, not 'no'"
     ):
-        done_rule(name="odd", truncates="no")(lambda ram: True)  # type: ignore[arg-type]
+        done_rule(name="odd", truncates="no")(lambda ram: True)  # type: ignore[call-overload]
 
 
 @reward_term(weight=-2)
