@@ -33,6 +33,8 @@ COMMANDS = {
     "lab": "kart_rewards.lab.page.page:command",
     "ablate": "kart_rewards.lab.ablation.ablate:command",
     "doctor": "kart_rewards.games.doctor:command",
+    "push": "kart_rewards.evaluation.hub:push",
+    "pull": "kart_rewards.evaluation.hub:pull",
     "games": "kart_rewards.games.listing:command",
     "import": "kart_rewards.games.roms:command",
     "new": "kart_rewards.games.new:command",
@@ -84,7 +86,7 @@ def _run(arguments: list[str]) -> None:
 
     from kart_rewards.training.options import check_given_once, flow_help
 
-    check_given_once(options, "--rewards", "--reward-weights", "--eval-states", "--against")
+    check_given_once(options, "--rewards", "--reward-weights", "--eval-states", "--against", "--drives")
     module, function = COMMANDS[name].split(":")
     command = getattr(import_module(module), function)
     flow_help(command)

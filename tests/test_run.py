@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
@@ -98,6 +98,7 @@ class Evaluations:
 
     results: list[Any] = field(default_factory=list)
     asked: list[tuple[int, bool]] = field(default_factory=list)
+    cards: list[tuple[int, list[float], str]] = field(default_factory=list)
 
     def is_due(self, updates: int, last: bool) -> bool:
         self.asked.append((updates, last))
@@ -108,6 +109,12 @@ class Evaluations:
         if isinstance(result, Exception):
             raise result
         return result and Evaluation({"Level1": {"median_return": 1.0}}, result)
+
+    def write_card(
+        self, folder: Path, agent: Any, evaluation: Evaluation, meanings: Mapping[str, str], command: Sequence[str]
+    ) -> None:
+        assert Checkpoint.load(folder / "best.pt").steps == agent["steps"], "the card is written after its agent"
+        self.cards.append((agent["steps"], evaluation.score, meanings["wall"]))
 
 
 class OneOf(Ranks):
@@ -373,6 +380,8 @@ def test_the_best_agent_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
             training.update()
             best.append(training.checkpoint("best.pt").steps)
     assert best == [20, 40, 40, 40, 40]
+    what = next(term.summary for term in SCORING.terms if term.name == "wall")
+    assert evaluate.cards == [(20, [0.0, 1.0], what), (40, [0.5, 0.0], what)]
     assert evaluate.asked == [(1, False), (2, False), (3, False), (4, False), (5, True)]
     assert [step for step, _ in scalars(training.run.folder)["eval/Level1/median_return"]] == [20, 40, 60, 80, 100]
     with pytest.raises(KartRewardsError, match="holds only an agent"):

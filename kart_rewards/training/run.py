@@ -139,6 +139,27 @@ class Evaluate(Protocol):
             stop: Set it to end the evaluation after the current episode.
         """
 
+    def write_card(
+        self,
+        folder: Path,
+        agent: Mapping[str, Any],
+        evaluation: Evaluation,
+        meanings: Mapping[str, str],
+        command: Sequence[str],
+    ) -> None:
+        """Writes the model card of ``best.pt``.
+
+        Args:
+            folder: The run's folder.
+            agent: The content of ``best.pt``.
+            evaluation: The evaluation that chose it.
+            meanings: Reward term or done rule -> what it is for.
+            command: The words that started the run.
+
+        Raises:
+            UnwritableError: The card can't be written.
+        """
+
 
 @dataclass
 class Run:
@@ -355,7 +376,7 @@ class Run:
         return split_of_a_step(self.stopwatch.seconds, seconds, self.ranks.share(self.steps_per_update))
 
     def _evaluate(self, log: Log) -> None:
-        """Evaluates the agent, and writes the best so far to best.pt. A failed evaluation does not end the training."""
+        """Evaluates the agent, and writes the best so far as best.pt, with a card. A failure does not end training."""
         try:
             log.progress.end_line()
             evaluation = self.evaluate(self._agent, self.folder, self.steps, self.stop)
@@ -368,7 +389,11 @@ class Run:
             return
         if is_best:
             self._best_score = evaluation.score
-            save_atomically(self._agent_content(), self.folder / "best.pt")
+            agent, scoring = self._agent_content(), self.rewards.scoring
+            save_atomically(agent, self.folder / "best.pt")
+            meanings = {script.name: script.summary for script in (*scoring.terms, *scoring.done)}
+            command = [*_this_command(self.ranks), *sys.argv[1:]]
+            self.evaluate.write_card(self.folder, agent, evaluation, meanings, command)
 
     def _agent_content(self) -> dict[str, Any]:
         return {
