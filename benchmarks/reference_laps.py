@@ -5,6 +5,7 @@ that drive them.
 
     python benchmarks/reference_laps.py                                      # replays the committed races
     python benchmarks/reference_laps.py search --course Level1 --minutes 5   # replaces a replay by a faster one
+    python benchmarks/reference_laps.py record                               # writes the races as the game's drives
 
 The search reads the RAM and saves and loads states of the emulator. It does not write RAM, and it uses only the buttons
 of a player. Its result is the inputs of a complete race from the start state, so anyone can replay it. A replay is
@@ -26,6 +27,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -35,7 +37,9 @@ import tyro
 
 from kart_rewards.drivers import Buttons, CentrelineDriver, centreline, drive, turn_difference
 from kart_rewards.env import KartEnv
+from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation.courses import reference_drive
 from kart_rewards.race import LAPS_IN_A_RACE, RaceMetrics, progress
 from kart_rewards.ram import load_json
 
@@ -482,6 +486,26 @@ def verify_all(courses: Annotated[tuple[str, ...], tyro.conf.Positional] = COURS
                 f"{seen['wall_hits']:>9}   {' '.join(map(str, race.lap_frames))}",
                 flush=True,
             )
+
+
+@app.command
+def record(courses: Annotated[tuple[str, ...], tyro.conf.Positional] = COURSES, /) -> None:
+    """Replays the committed races, and writes them as drives into the game's folder, for evaluations and ghosts.
+
+    The drives have no start state, which would be two thirds of each file: only the replays can be played again.
+
+    Args:
+        courses: The courses' start states.
+    """
+    for course in courses:
+        check_course(course)
+        env = make_env(course)
+        env.recorder = DriveRecorder("reference")
+        play_back(env, load_replay(replay_path(course))["inputs"])
+        path = reference_drive(env.game.folder, course)
+        replace(env.recorder.drive(env), start=b"").save(path)
+        env.close()
+        print(f"wrote {path}, {path.stat().st_size} bytes")
 
 
 def main() -> None:

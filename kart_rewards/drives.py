@@ -1,7 +1,7 @@
 """Drives: recorded episodes.
 
 * ``Drive`` - the snapshots, buttons, actions and rewards of an episode, and how to play it again
-* ``load_drive`` - reads a file
+* ``load_drive``, ``drive_file`` - reads a file; the file of a drive that a person named
 * ``DriveInfo`` - who drove, where, and how it ended
 * ``SUFFIX`` - the suffix of the files
 * ``SHIPPED``, ``DRIVES_FOLDER`` - the folder with the drives of the package; the folder of drives in that of a run
@@ -43,7 +43,7 @@ from typing import Any, get_type_hints
 import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from kart_rewards.errors import KartRewardsError, counted
+from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.files import atomic_write
 from kart_rewards.ram import snapshot_class
 from kart_rewards.scripting import plain_action
@@ -245,6 +245,24 @@ class Drive(Sequence[Any]):
                 content = io.BytesIO()
                 np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
                 archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def drive_file(name: str | Path) -> Path:
+    """Returns the file of a drive.
+
+    Args:
+        name: A path, or the name of a drive of the package, such as ``race``.
+
+    Raises:
+        KartRewardsError: There is no such file.
+    """
+    path, shipped = Path(name), SHIPPED / f"{name}{SUFFIX}"
+    if path.exists():
+        return path
+    if not shipped.is_file():
+        known = [each.name.removesuffix(SUFFIX) for each in SHIPPED.glob(f"*{SUFFIX}")]
+        raise KartRewardsError(f"{name}: no such drive.{did_you_mean(str(name), known)}")
+    return shipped
 
 
 def load_drive(path: str | Path) -> Drive:

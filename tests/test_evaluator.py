@@ -23,7 +23,7 @@ from kart_rewards.drives import load_drive
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Contestant, EpisodeResult, Evaluator, Policy, drivers
-from kart_rewards.evaluation.courses import split_times
+from kart_rewards.evaluation.courses import checkpoint_times, split_times
 from kart_rewards.integrations import INTEGRATIONS
 
 OPTIONS = {"game": "HomebrewKart-Snes"}
@@ -49,8 +49,9 @@ def contestants() -> list[Contestant]:
     return [*drivers(OPTIONS)[:2], Contestant("agent", make_straight_on, OPTIONS)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evaluator() -> Iterator[Evaluator]:
+    """The tests that end its processes leave it to the next one to start others."""
     with Evaluator(workers=2) as evaluator:
         yield evaluator
 
@@ -61,7 +62,7 @@ def workers() -> list[psutil.Process]:
 
 
 def test_episodes_do_not_depend_on_the_workers(evaluator: Evaluator, tmp_path: Path) -> None:
-    play: dict[str, Any] = {"states": ["Level1", "Level2"], "episodes": 2, "seed": 7, "max_episode_frames": 240}
+    play: dict[str, Any] = {"states": ["Level1", "Level2"], "episodes": 2, "seed": 7, "max_episode_frames": 120}
     two = list(evaluator.play(contestants(), **play))
     with Evaluator(workers=1) as alone:
         assert list(alone.play(contestants(), **play)) == two
@@ -70,18 +71,18 @@ def test_episodes_do_not_depend_on_the_workers(evaluator: Evaluator, tmp_path: P
     seeds = [episode.seed for episode in two]
     assert seeds == seeds[:2] * 6
     assert seeds[0] != seeds[1]
-    assert [episode.length_steps for episode in two] == [240] * 8 + [60] * 4
+    assert [episode.length_steps for episode in two] == [120] * 8 + [30] * 4
     assert two[0] != two[1]
     # Driving straight on is what the full-throttle driver does, and a return does not depend on the frame skip.
     assert [episode.off_road_seconds for episode in two[4:8]] == [episode.off_road_seconds for episode in two[8:]]
     assert [episode.episode_return for episode in two[4:8]] == pytest.approx([e.episode_return for e in two[8:]])
 
     before = workers()
-    again = list(evaluator.play(contestants()[1:2], ["Level1"], 2, 7, max_episode_frames=240, video_folder=tmp_path))
+    again = list(evaluator.play(contestants()[1:2], ["Level1"], 2, 7, max_episode_frames=120, video_folder=tmp_path))
     assert again == two[4:6]
     [video] = tmp_path.iterdir()
     reader: Any = imageio.get_reader(video)
-    assert (video.name, reader.count_frames()) == ("Level1-full-throttle.mp4", 241), "one after the reset and each step"
+    assert (video.name, reader.count_frames()) == ("Level1-full-throttle.mp4", 121), "one after the reset and each step"
     assert workers() == before, "the processes are kept"
     assert next(evaluator.play(contestants()[1:2], ["Level1"], 1, 8, max_episode_frames=4)).seed not in seeds
 
@@ -179,6 +180,7 @@ def test_each_episode_is_recorded(evaluator: Evaluator, tmp_path: Path) -> None:
         assert result.reward_sums["time"] == -result.value_sums["time"] < 0
         assert len(result.marks.fired["time"]) == sum(ram.current_frame % 30 == 0 for ram in drive[1:])
         assert result.split_times_seconds == split_times(drive)
+        assert result.checkpoint_times_seconds == checkpoint_times(drive) != ()
         assert result.laps_driven == pytest.approx(drive[-1].checkpoint / drive[-1].num_checkpoints)
 
 
@@ -214,8 +216,8 @@ def test_stopping_early_ends_the_episodes(evaluator: Evaluator) -> None:
     assert len(list(evaluator.play(contestants()[:1], ["Level1"], 1, 1, max_episode_frames=40))) == 1
 
 
-def test_a_process_that_can_not_be_started_is_reported(evaluator: Evaluator) -> None:
-    playing = evaluator.play(contestants()[:1], ["Level1"], 1, 1)
+def test_a_process_that_can_not_be_started_is_reported() -> None:
+    playing = Evaluator(workers=2).play(contestants()[:1], ["Level1"], 1, 1)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
     try:

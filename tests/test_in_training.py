@@ -35,13 +35,17 @@ from training_runs import (
 )
 
 import ppo_continuous_single_file as ppo
+from kart_rewards.drives import SHIPPED, load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import in_training
 from kart_rewards.evaluation.agents import EvalOptions
 from kart_rewards.evaluation.contestants import Contestant
+from kart_rewards.evaluation.courses import checkpoint_times
 from kart_rewards.evaluation.episodes import EpisodeResult
 from kart_rewards.evaluation.in_training import EvaluationInTraining, TorchPolicy
+from kart_rewards.scenario import Scoring
 from kart_rewards.training.checkpoints import Checkpoint
+from kart_rewards.training.log import Log
 
 IMAGES = gym.spaces.Box(0, 255, (1, 36, 36), np.uint8)
 ENV: Any = SimpleNamespace(observation_space=IMAGES, action_space=gym.spaces.Discrete(9))
@@ -186,6 +190,24 @@ def test_an_evaluation_has_metrics_by_course_and_a_score(monkeypatch: pytest.Mon
     assert evaluation.metrics["Level2"]["median_return"] == 1.5
     assert evaluation.score == [0.5, float("-inf"), 3.75]
     assert evaluation.videos == []
+
+
+def test_an_evaluation_draws_where_laps_lose_time_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    times = checkpoint_times(load_drive(SHIPPED / "race.drive"))
+    results = [result(checkpoint_times_seconds=times), result(state="Level2")]
+    evaluate, _ = make(monkeypatch, results)
+    evaluation = evaluate(nn.Linear(2, 1), tmp_path, 96, threading.Event())
+    assert evaluation
+    assert list(evaluation.time_lost) == ["Level1"], "no lap on Level2 has reached a sector"
+    scoring = Scoring([], [])
+    log = Log(tmp_path / "log", {}, scoring, total_steps=96, steps=0)
+    log.evaluation(evaluation, 96)
+    log.close()
+    [image] = events(tmp_path / "log").Images("eval/Level1/time_lost")
+    assert (image.step, image.encoded_image_string) == (96, evaluation.time_lost["Level1"])
+    assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
 def test_an_evaluation_returns_its_videos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

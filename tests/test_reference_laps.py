@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from conftest import load_module
 
+from kart_rewards.drives import load_drive
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.evaluation.courses import reference_drive
 from kart_rewards.integrations import find_game
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "reference_laps.py"
@@ -44,6 +46,22 @@ def test_each_replay_is_of_this_rom_and_its_laps_add_up(path: Path) -> None:
     assert replay["rom_sha1"] in find_game(laps.GAME).rom_hashes()
     assert path.stem == replay["state"]
     assert len(replay["lap_frames"]) == 5 and sum(replay["lap_frames"]) == len(replay["inputs"])
+
+
+def test_the_drives_of_the_game_are_recorded_from_the_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "drives" / "Level1.drive"
+    monkeypatch.setattr(laps, "reference_drive", lambda folder, state: path)
+    laps.record(("Level1",))
+    assert capsys.readouterr().out == f"wrote {path}, {path.stat().st_size} bytes\n"
+    recorded, committed = load_drive(path), load_drive(reference_drive(find_game(laps.GAME).folder, "Level1"))
+    assert recorded.columns.keys() == committed.columns.keys()
+    assert all((column == committed.columns[name]).all() for name, column in recorded.columns.items())
+    assert (recorded.masks == committed.masks).all()
+    assert recorded.info.fingerprints == committed.info.fingerprints
+    with pytest.raises(KartRewardsError, match="unknown course 'Level9'"):
+        laps.record(("Level9",))
 
 
 def test_inputs_that_drive_another_race_are_reported(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from episode_results import OVER_THREE_SEEDS, RESULTS, result
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.evaluation import across_seeds, seeds_table, summarise, table, write_json
+from kart_rewards.evaluation import across_seeds, lost_table, seeds_table, summarise, table, write_json
+from kart_rewards.evaluation.sectors import TimeLost
 
 
 def test_a_table_has_a_row_per_course_and_policy() -> None:
@@ -97,3 +98,39 @@ def test_json_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KartRewardsError, match=r"below\.json: can't be written: Not a directory"):
         write_json(path / "below.json", content)
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["evaluation.json"]
+
+
+def test_the_worst_sectors_of_each_course_are_a_line_that_fits_80_columns() -> None:
+    slow: list[float | None] = [0.0] * 30
+    slow[4], slow[11], slow[28], slow[29] = 12.25, 10.5, 11.0, -10.0
+    lost: TimeLost = {
+        "Level1": {"agent, deterministic": [0.1, None, 0.25, 0.004], "random": [9.0, 9.0, 9.0, 9.0]},
+        "Level2": {"random": [1.0]},
+        "Level3": {"agent, deterministic": [-0.1, -0.05]},
+        "Level4": {"agent, deterministic": slow},
+    }
+    text = lost_table(lost, "agent, deterministic")
+    assert text.splitlines() == [
+        "Lost to the reference lap by agent, deterministic, seconds per lap:",
+        "  Level1  +0.35 in 3 of 4 sectors, most in sectors 3 (+0.25), 1 (+0.10)",
+        "  Level3  -0.15",
+        "  Level4  +23.75, most in sectors 5 (+12.25), 29 (+11.00), 12 (+10.50)",
+        "Sector: from a checkpoint to the next; 1 begins at the line. Medians over laps.",
+    ]
+    [_, one, _] = lost_table({"Level1": {"agent": [0.5]}}, "agent").splitlines()
+    assert one == "  Level1  +0.50, most in sector 1 (+0.50)"
+    assert max(map(len, text.splitlines())) <= 80
+    assert lost_table(lost, "agent") == lost_table({}, "agent") == ""
+
+
+def test_lists_of_numbers_are_one_line_of_json(tmp_path: Path) -> None:
+    content = {
+        "laps": [[1.0, None, -2.5e-05], [], [3]],
+        "text": ["1, 2", "[\n 3 ]"],
+        "mixed": [1, "two"],
+        "flags": [True, None],
+    }
+    write_json(tmp_path / "file.json", content)
+    text = (tmp_path / "file.json").read_text()
+    assert json.loads(text) == content
+    assert "    [1.0, null, -2.5e-05],\n    [],\n    [3]\n" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -22,12 +23,13 @@ import straight_on
 from xvfb import Display, virtual_display, wait_until
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP
-from kart_rewards.drives import load_drive
-from kart_rewards.env import KartEnv
+from kart_rewards.drives import SHIPPED, load_drive
+from kart_rewards.env import KartEnv, panel
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Policy, PolicyMaker
 from kart_rewards.evaluation.agents import DEFAULT_LOADER
 from kart_rewards.look import watch as look
+from kart_rewards.splits import splits_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,7 +103,7 @@ def display(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Display]:
 def test_a_window_shows_one_episode_after_the_other(agent: Path, display: Display, how: str) -> None:
     environment = os.environ | straight_on.ENVIRONMENT | {"DISPLAY": display.name, "PYTHONUNBUFFERED": "1"}
     with forks.Fork(
-        command(agent, "--loader", straight_on.LOADER),
+        command(agent, "--loader", straight_on.LOADER, *(["--ghost", "race"] if how == "Escape" else [])),
         forks.COMMANDS,
         cwd=ROOT,
         env=environment,
@@ -273,3 +275,63 @@ def test_the_default_loader_loads_agents_of_the_training_script(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (2, "")
     assert "agent.pt: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- ghosts
+def test_a_ghost_is_on_the_map_and_the_panel_shows_the_latest_split_on_the_clock_of_the_race(tmp_path: Path) -> None:
+    """After a random start, and with the frame skip of an agent: the split is that of the recorded drive."""
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json", max_episode_frames=150))
+    shown: list[list[str]] = []
+
+    def fitting(blocks: list[list[str]]) -> list[str]:
+        shown.append(panel.fitting(blocks))
+        return shown[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(look, "fitting", fitting)
+        look.watch(agent, output=tmp_path / "drive.mp4", scale=1, random_start_frames=60, seed=3, ghost="race")
+    [path] = (tmp_path / "drives" / "watch").iterdir()
+    drive = load_drive(path)
+    found, ghost = splits_of(drive), splits_of(load_drive(SHIPPED / "race.drive"))
+    assert found and ghost and len(found.reached) >= 3 and len(drive.lead) > 1
+    [lap] = found.laps
+    rate, number = drive.info.frames_per_second, len(lap)
+    seconds, behind = (lap[-1] or 0) / rate, ((lap[-1] or 0) - (ghost.laps[0][number - 1] or 0)) / rate
+    words = [line.split() for line in shown[-1]]
+    assert ["split", f"{number}/24", "(s)", f"{seconds:.2f}"] in words
+    assert ["behind", "ghost", "(s)", f"{behind:+.2f}"] in words
+    frames = list(imageio.get_reader(tmp_path / "drive.mp4").iter_data())
+    height, width = frames[0].shape[:2]
+    assert width > 256 + 300 + height // 2, "the map is beside the panel"
+    first, later = (frame[:, -(height // 2) :].astype(int) for frame in (frames[0], frames[140]))
+    assert np.abs(first - later)[: height // 2].max() > 80, "the karts move on the map"
+    yellow, blue = later[..., 0] - later[..., 2] > 100, later[..., 2] - later[..., 0] > 80
+    assert yellow.sum() > 30 and blue.sum() > 30, "both karts, and the legend"
+
+
+@pytest.mark.parametrize(
+    ("ghost", "message"),
+    [
+        ("race", r"race\.drive: is a drive on Level1, and the agent drives on Level2: name a drive on Level2 with"),
+        ("rase", r"^rase: no such drive\. Did you mean 'race'"),
+    ],
+)
+def test_a_ghost_that_does_not_fit_is_reported_before_the_episode(tmp_path: Path, ghost: str, message: str) -> None:
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json"))
+    with pytest.raises(KartRewardsError, match=message):
+        look.watch(agent, state="Level2", output=tmp_path / "drive.mp4", ghost=ghost)
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.json"]
+
+
+def test_a_game_without_checkpoints_is_watched_without_a_ghost(own_game: Path, tmp_path: Path) -> None:
+    data = own_game / "HomebrewKart-Snes" / "data.json"
+    variables = json.loads(data.read_text())
+    del variables["info"]["num_checkpoints"]
+    data.write_text(json.dumps(variables))
+    agent = straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json", max_episode_frames=8))
+    options = {**agent.env_options, "integrations": own_game, "scenario": None}
+    without = replace(agent, env_options=options)
+    look.watch(without, output=tmp_path / "drive.mp4", scale=1)
+    assert (tmp_path / "drive.mp4").is_file()
+    with pytest.raises(KartRewardsError, match=r"^--ghost reference: HomebrewKart-Snes has no checkpoints"):
+        look.watch(without, output=tmp_path / "other.mp4", ghost="reference")

@@ -110,6 +110,22 @@ def test_a_lit_line_has_another_colour() -> None:
     assert (panel[..., 0] - panel[..., 2]).max() > 100, "yellow"
 
 
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_a_picture_stands_to_the_right_of_the_text_in_full_height(scale: int) -> None:
+    screen = np.full((224, 255, 3), 90, np.uint8)
+    aside = np.zeros((672, 336, 3), np.uint8)
+    aside[:, :168], aside[:, 168:] = (255, 0, 0), (0, 0, 255)
+    long = ["x" * 200] * 4
+    without, beside = compose(screen, long, scale), compose(screen, long, scale, aside=aside)
+    height, width = without.shape[:2]
+    assert beside.shape[0] == height and beside.shape[1] % 2 == 0
+    assert beside.shape[1] - width == pytest.approx(height / 2, abs=2)
+    assert (beside[:, : width - 2] == without[:, : width - 2]).all(), "the text ends before the picture"
+    quarter = height // 4
+    for x, colour in ((width + quarter // 2, (255, 0, 0)), (width + quarter + quarter // 2, (0, 0, 255))):
+        assert (beside[:, x] == colour).all()
+
+
 def test_compose_needs_no_display_and_prints_nothing() -> None:
     code = (
         "import sys, numpy as np, kart_rewards.env.window as window\n"

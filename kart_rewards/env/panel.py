@@ -1,6 +1,7 @@
 """The text beside a game's picture: reward terms, the race, and the end of the episode.
 
 * ``Panel`` - follows an episode, and returns its state as lines of text
+* ``row`` - a line with a name and numbers
 * ``fitting`` - joins blocks of lines into one text that fits the panel
 """
 
@@ -60,32 +61,33 @@ class Panel:
 
     def _term_lines(self) -> list[str]:
         totals = self._info["episode_rewards"]["sum"]
-        lines: list[str] = [Headings(_row("reward term", "paid", "total"))]
+        lines: list[str] = [Headings(row("reward term", "paid", "total"))]
         for name, total in totals.items():
             frame, paid = self._last_paid.get(name, (0, 0.0))
             if paid and self._frames - frame < _LIT_SECONDS * self._env.frames_per_second:
-                lines.append(Lit(_row(name, f"{paid:+.2f}", f"{total:.2f}")))
+                lines.append(Lit(row(name, f"{paid:+.2f}", f"{total:.2f}")))
             else:
-                lines.append(_row(name, "", f"{total:.2f}"))
-        return [*lines, _row("all", "", f"{sum(totals.values()):.2f}")]
+                lines.append(row(name, "", f"{total:.2f}"))
+        return [*lines, row("all", "", f"{sum(totals.values()):.2f}")]
 
     def _state_lines(self) -> list[str]:
         """Returns speed, laps and times; for a game without race metrics, its first variables."""
         env = self._env
         if env.race is None:
             first = itertools.islice(zip(env.ram._fields, env.ram, strict=True), _MAX_VARIABLES)
-            return [_row(name, "", value_text(value, _NUMBER_COLUMNS)) for name, value in first]
+            return [row(name, "", value_text(value, _NUMBER_COLUMNS)) for name, value in first]
         race = env.race.summary()
         best = race.get("best_lap_time_seconds")
         return [
-            *([_row("speed", "", str(env.ram.speed))] if "speed" in env.layout.names else []),
-            _row("laps done", "", str(race["laps_completed"])),
-            _row("race time (s)", "", f"{env.race.frames / env.frames_per_second:.2f}"),
-            _row("best lap (s)", "", "" if best is None else f"{best:.2f}"),
+            *([row("speed", "", str(env.ram.speed))] if "speed" in env.layout.names else []),
+            row("laps done", "", str(race["laps_completed"])),
+            row("race time (s)", "", f"{env.race.frames / env.frames_per_second:.2f}"),
+            row("best lap (s)", "", "" if best is None else f"{best:.2f}"),
         ]
 
 
-def _row(name: str, paid: str, total: str) -> str:
+def row(name: str, paid: str, total: str) -> str:
+    """Returns a line of the panel: a name, the latest payment or an empty text, and a number."""
     short = name if len(name) <= _NAME_COLUMNS else name[: _NAME_COLUMNS - 1] + "…"
     numbers = f"{paid:>8}  {total:>10}" if paid else total
     return f"{short:<{_NAME_COLUMNS}}  {numbers:>{_NUMBER_COLUMNS}}"

@@ -106,7 +106,13 @@ class Window:
         controller.init()
         pygame.display.set_caption(title)
 
-    def show(self, screen: np.ndarray, lines: Sequence[str] = (), frames_per_second: float | None = None) -> None:
+    def show(
+        self,
+        screen: np.ndarray,
+        lines: Sequence[str] = (),
+        frames_per_second: float | None = None,
+        aside: np.ndarray | None = None,
+    ) -> None:
         """Shows the picture that ``compose`` returns, waits until the next frame is due, and reads the events.
 
         A closed window ignores the call.
@@ -115,6 +121,7 @@ class Window:
             screen: The game's picture, uint8 (height, width, 3).
             lines: The text.
             frames_per_second: Frame rate. None: do not wait.
+            aside: A picture to the right of the text; see ``compose``.
 
         Raises:
             KartRewardsError: The window can't be opened.
@@ -122,16 +129,16 @@ class Window:
         if self.closed:
             return
         pygame = _pygame()
-        picture = compose(screen, lines, self._scale)
+        picture = compose(screen, lines, self._scale, aside=aside)
         surface = pygame.display.get_surface()
         if surface is None or surface.get_size() != picture.shape[1::-1]:
             largest = pygame.display.get_desktop_sizes()[0]
             if self._scale < self._chosen_scale:  # the picture before was larger
                 self._scale = self._chosen_scale
-                picture = compose(screen, lines, self._scale)
+                picture = compose(screen, lines, self._scale, aside=aside)
             while self._scale > 1 and (picture.shape[1] > largest[0] or picture.shape[0] > largest[1]):
                 self._scale -= 1
-                picture = compose(screen, lines, self._scale)
+                picture = compose(screen, lines, self._scale, aside=aside)
         size = picture.shape[1::-1]
         if surface is None or surface.get_size() != size:
             try:
@@ -229,14 +236,18 @@ def _open_display() -> None:
 
 
 def compose(
-    screen: np.ndarray, lines: Sequence[str] = (), scale: int = 3, panel_lines: int = PANEL_LINES
+    screen: np.ndarray,
+    lines: Sequence[str] = (),
+    scale: int = 3,
+    panel_lines: int = PANEL_LINES,
+    aside: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns the game's picture, enlarged, with lines of text to its right.
 
-    The size depends only on the size of the game's picture, on the scale, on whether there are lines, and on
-    ``panel_lines``. Height and
-    width are even, because video encoders require it. Two or more spaces separate columns: in a column, numbers end
-    and other text begins at the same position as in a monospaced font.
+    The size depends only on the size of the game's picture, on the scale, on whether there are lines, on
+    ``panel_lines``, and on the proportions of ``aside``. Height and width are even, because video encoders require it.
+    Two or more spaces separate columns: in a column, numbers end and other text begins at the same position as in a
+    monospaced font.
 
     Args:
         screen: The game's picture, uint8 (height, width, 3).
@@ -244,6 +255,7 @@ def compose(
             ``Lit`` lines are highlighted, and ``Headings`` end where numbers do. Without lines there is no panel.
         scale: Width and height, in pixels of the result, of a pixel of the game.
         panel_lines: Number of lines that the picture has room for, at least.
+        aside: A picture to the right of the text, uint8 (height, width, 3). It is resized to the height of the result.
 
     Returns:
         uint8 (height, width, 3).
@@ -253,11 +265,17 @@ def compose(
     text_width, text_height = _font(line_height).size("0" * PANEL_COLUMNS)
     column = text_width / PANEL_COLUMNS
     panel_width, panel_height = (text_width + 2 * line_height, panel_lines * line_height) if lines else (0, 0)
-    canvas_width, canvas_height = width + panel_width, max(height, panel_height)
-    canvas = np.empty((canvas_height + canvas_height % 2, canvas_width + canvas_width % 2, 3), np.uint8)
+    text_end, canvas_height = width + panel_width, max(height, panel_height)
+    canvas_height += canvas_height % 2
+    aside_width = 0 if aside is None else round(aside.shape[1] / aside.shape[0] * canvas_height)
+    canvas = np.empty((canvas_height, (text_end + aside_width + 1) // 2 * 2, 3), np.uint8)
     canvas[:] = np.full_like(canvas[0], _BACKGROUND)  # by rows; assigning single pixels takes ten times as long
     canvas[:height, :width] = cv2.resize(screen, (width, height), interpolation=cv2.INTER_NEAREST)
-    panel = canvas[:, width + line_height :]
+    if aside is not None:
+        size = aside_width, canvas_height
+        fits = aside.shape[1::-1] == size
+        canvas[:, text_end:][:, :aside_width] = aside if fits else cv2.resize(aside, size, interpolation=cv2.INTER_AREA)
+    panel = canvas[:, width + line_height : text_end]
     fitting = canvas_height // line_height
     for i, line in enumerate(lines if len(lines) <= fitting else [*lines[: fitting - 1], "…"]):
         end = 0

@@ -4,7 +4,7 @@
 * ``Contestant``, ``DriverPolicy``, ``drivers``, ``left_out`` - who is compared
 * ``Evaluator`` - many episodes in worker processes
 * ``summarise``, ``across_seeds``, ``evaluation_score`` - statistics
-* ``table``, ``seeds_table``, ``write_json`` - statistics as text and as JSON
+* ``table``, ``seeds_table``, ``lost_table``, ``write_json`` - statistics as text and as JSON
 * ``TrainedAgent``, ``load_agent``, ``evaluate_agents``, ``EvalOptions`` - trained agents
 """
 
@@ -20,7 +20,7 @@ from kart_rewards.evaluation.statistics import (
     evaluation_score,
     summarise,
 )
-from kart_rewards.evaluation.tables import seeds_table, table, write_json
+from kart_rewards.evaluation.tables import lost_table, seeds_table, table, write_json
 
 __all__ = [
     "Contestant",
@@ -41,6 +41,7 @@ __all__ = [
     "evaluation_score",
     "left_out",
     "load_agent",
+    "lost_table",
     "play_episode",
     "seeds_table",
     "summarise",

@@ -31,8 +31,9 @@ from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.evaluation.contestants import Contestant, drivers, left_out
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker
 from kart_rewards.evaluation.evaluator import DEFAULT_RANDOM_START_FRAMES, Evaluator
+from kart_rewards.evaluation.sectors import reference_lap, time_lost
 from kart_rewards.evaluation.statistics import across_seeds, summarise
-from kart_rewards.evaluation.tables import seeds_table, table, write_json
+from kart_rewards.evaluation.tables import lost_table, seeds_table, table, write_json
 from kart_rewards.imports import load_function
 from kart_rewards.integrations import find_game
 from kart_rewards.training.options import Names, check_bounds
@@ -179,8 +180,8 @@ def evaluate_agents(
 
     Returns:
         The content of the JSON file: ``game``, ``eval_seed``, ``options``, ``agents``, and for several agents
-        ``across_seeds``. Each agent has ``file``, ``seed``, ``steps``, ``summary`` (see ``summarise``) and
-        ``episodes``.
+        ``across_seeds``. Each agent has ``file``, ``seed``, ``steps``, ``summary`` (see ``summarise``), ``time_lost``
+        (see ``kart_rewards.evaluation.sectors.time_lost``) and ``episodes``.
 
     Raises:
         KartRewardsError: The agents were trained in different environments, there is no such start state, an episode
@@ -193,6 +194,7 @@ def evaluate_agents(
     states = list(states) or game.states()
     for state in states:
         game.load_state(state)  # a missing course should be reported before anything is played
+    references = {state: lap for state in states if (lap := reference_lap(game.folder, state))}
     identity = {
         "game": name,
         "eval_seed": seed,
@@ -239,9 +241,11 @@ def evaluate_agents(
             drives = drive_folder and drive_folder / f"seed-{agent.seed}" if len(agents) > 1 else drive_folder
             results = play(str(agent.path), contestants, drives) + of_drivers
             summary = summarise(sorted(results, key=lambda result: states.index(result.state)))
-            print(f"{_title(agent)}\n{table(summary)}\n")
+            lost = time_lost(results, references)
+            print(f"{_title(agent)}\n{table(summary)}\n{lost_table(lost, contestants[0].label)}")
             summaries.append(summary)
-            reports.append({**of_agent, "summary": summary, "episodes": [result.plain() for result in results]})
+            episodes_of_agent = [result.plain() for result in results]
+            reports.append({**of_agent, "summary": summary, "time_lost": lost, "episodes": episodes_of_agent})
     report: dict[str, Any] = {**identity, "agents": reports}
     if len(agents) > 1:
         report["across_seeds"] = across_seeds(summaries)

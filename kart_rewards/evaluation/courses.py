@@ -2,9 +2,10 @@
 
 * ``Marks`` - where the kart was in an episode, and where each term fired
 * ``draw_map`` - draws the marks of several episodes on maps of a course
-* ``Course``, ``find_courses`` - the courses that a game's folder describes
-* ``split_times`` - the time from the start of each lap to each quarter of its checkpoints
-* ``reference_laps`` - the time of a very good lap of each course, from a game's folder
+* ``Course``, ``find_courses``, ``CourseMap`` - the courses that a game's folder describes; an empty map of one
+* ``checkpoint_times``, ``split_times`` - the time from the start of each lap to each checkpoint, and to each quarter
+* ``positions`` - where the kart was in a drive
+* ``reference_laps``, ``reference_drive`` - the time of a very good lap of each course, and the drive that has it
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ import cv2
 import numpy as np
 
 from kart_rewards.drivers import centrelines
-from kart_rewards.drives import Drive
+from kart_rewards.drives import SUFFIX, Drive
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.race import LAPS_AT_FIRST_CROSSING
 from kart_rewards.ram import load_json
+from kart_rewards.splits import splits_of
 
 COURSES_FILE = "courses.json"
 """The file in a game's folder that describes its courses."""
 REFERENCE_FILE = "reference_laps.json"
 """The file in a game's folder with the reference lap of each course, in seconds: {"lap_time_seconds": {STATE: …}}."""
+REFERENCE_DRIVES = "reference_drives"
+"""The folder in a game's folder with the drive of each course that evaluations compare with: STATE.drive."""
 
 SPLITS = 4
 """Number of parts of a lap that are timed."""
 
-_UNITS_PER_PIXEL = 4  # of kart_x and kart_y
+UNITS_PER_PIXEL = 4
+"""Units of the variables kart_x and kart_y in a world pixel."""
 _ROAD_WIDTH = 80.0  # world pixels, where the file has none
 
 _WIDTH, _MARGIN, _ROW = 600, 14, 20  # of the picture, in pixels
@@ -42,6 +46,8 @@ _COLOURS = (
     *((255, 140, 50), (255, 150, 205), (180, 225, 90), (190, 150, 110)),
 )
 _RADIUS = 3  # of a mark, in pixels
+SHIFT = 4
+"""Number of binary places of the coordinates that ``CourseMap.placed`` returns."""
 
 
 @dataclass
@@ -117,6 +123,11 @@ def reference_laps(folder: Path) -> dict[str, float]:
     return {state: float(lap) for state, lap in laps.items()}
 
 
+def reference_drive(folder: Path, state: str) -> Path:
+    """Returns the path of the drive in a game's folder that evaluations on a course compare with; it may be missing."""
+    return folder / REFERENCE_DRIVES / f"{Path(state).name.removesuffix('.state')}{SUFFIX}"
+
+
 def split_times(drive: Drive) -> tuple[tuple[float, ...], ...]:
     """Returns split times, in seconds: for each lap the time from its start to each quarter of its checkpoints.
 
@@ -126,24 +137,37 @@ def split_times(drive: Drive) -> tuple[tuple[float, ...], ...]:
     Args:
         drive: The drive. Without race metrics or checkpoints, there are no split times.
     """
-    columns = drive.columns
-    if drive.info.race is None or not {"laps", "checkpoint", "num_checkpoints"} <= columns.keys():
+    splits = splits_of(drive) if drive.info.race is not None else None
+    if splits is None:
         return ()
-    count = int(columns["num_checkpoints"][0])
-    laps = columns["laps"].astype(np.int64) - LAPS_AT_FIRST_CROSSING
-    furthest = np.maximum.accumulate(columns["checkpoint"] + laps * count)
-    frames_before = max(len(drive.lead) - 1, 0)  # the random start, which the race clock includes
-    start, times = -frames_before, []
-    for lap in range(int(drive.info.race["laps_completed"]) + 1):
-        quarters = [lap * count + math.ceil(count * part / SPLITS) for part in range(1, SPLITS + 1)]
-        frames = np.searchsorted(furthest, quarters)
-        reached = frames[frames < len(furthest)]
-        if len(reached):
-            times.append(tuple(float(frame - start) / drive.info.frames_per_second for frame in reached))
-        if len(reached) < SPLITS:
-            break
-        start = int(reached[-1])
-    return tuple(times) if count else ()
+    ends = [math.ceil(splits.count * part / SPLITS) for part in range(1, SPLITS + 1)]
+    laps = [[lap[end - 1] for end in ends if end <= len(lap)] for lap in splits.laps]
+    return tuple(tuple(_seconds(drive, lap)) for lap in laps if lap and None not in lap)
+
+
+def checkpoint_times(drive: Drive) -> tuple[tuple[float | None, ...], ...]:
+    """Returns the time from the start of each lap to each of its checkpoints and last to the line, in seconds.
+
+    Checkpoints that were not reached are missing; None stands for one that lies before a start state in mid-race. See
+    ``kart_rewards.splits.Splits.laps``.
+
+    Args:
+        drive: The drive. Without race metrics or checkpoints, there are no times.
+    """
+    splits = splits_of(drive) if drive.info.race is not None else None
+    return tuple(tuple(_seconds(drive, lap)) for lap in splits.laps) if splits else ()
+
+
+def _seconds(drive: Drive, frames: Sequence[int | None]) -> list[Any]:
+    return [None if at is None else at / drive.info.frames_per_second for at in frames]
+
+
+def positions(drive: Drive) -> np.ndarray | None:
+    """Returns where the kart was on each frame, in world pixels: float64, shape (frames, 2). None: it is not known."""
+    columns = drive.columns
+    if not {"kart_x", "kart_y"} <= columns.keys() or columns["kart_x"].ndim > 1 or columns["kart_y"].ndim > 1:
+        return None
+    return np.stack([columns["kart_x"], columns["kart_y"]], axis=1) / UNITS_PER_PIXEL
 
 
 def draw_map(course: Course, episodes: Sequence[Marks], title: str, captions: Mapping[str, str]) -> np.ndarray:
@@ -160,55 +184,75 @@ def draw_map(course: Course, episodes: Sequence[Marks], title: str, captions: Ma
     Returns:
         uint8 RGB (height, 600, 3).
     """
-    line = np.array(course.centreline, np.float64)
-    low, high = line.min(axis=0) - course.road_width, line.max(axis=0) + course.road_width
-    cell = _WIDTH // 2
-    scale = (cell - 2 * _MARGIN) / (high - low).max()
-    left, top = (cell - (high - low)[0] * scale) / 2, 2 * _ROW + _MARGIN
-
-    def placed(points: Any) -> np.ndarray:
-        """World pixels -> pixels of a cell, in sixteenths, which cv2 calls a shift of 4."""
-        world = np.array(points, np.float64).reshape(-1, 2)
-        return np.round(16 * ((world - low) * scale + (left, top))).astype(np.int32)
-
-    empty = np.full((top + round((high - low)[1] * scale) + _MARGIN, cell, 3), _BACKGROUND, np.uint8)
-    road = max(round(course.road_width * scale), 1)
-    cv2.polylines(empty, [placed(line)], True, _ROAD, road, cv2.LINE_AA, 4)
+    cell = CourseMap(course, _WIDTH // 2, 2 * _ROW)
     for episode in episodes:
-        cv2.polylines(empty, [placed(np.array(episode.path) / _UNITS_PER_PIXEL)], False, _PATH, 1, cv2.LINE_AA, 4)
-    _draw_start(empty, placed(line[:2]) / 16, road)
+        path = cell.placed(np.array(episode.path) / UNITS_PER_PIXEL)
+        cv2.polylines(cell.picture, [path], False, _PATH, 1, cv2.LINE_AA, SHIFT)
+    cell.draw_start()
     cells, silent = [], []
     for i, (name, caption) in enumerate(captions.items()):
         places = [place for episode in episodes for place in episode.fired.get(name, ())]
         if places:
-            picture, colour = empty.copy(), _COLOURS[i % len(_COLOURS)]
-            for x, y in placed(np.array(places) / _UNITS_PER_PIXEL).tolist():
-                cv2.circle(picture, (x, y), 16 * _RADIUS, colour, cv2.FILLED, cv2.LINE_AA, 4)
+            picture, colour = cell.picture.copy(), _COLOURS[i % len(_COLOURS)]
+            for x, y in cell.placed(np.array(places) / UNITS_PER_PIXEL).tolist():
+                cv2.circle(picture, (x, y), _RADIUS << SHIFT, colour, cv2.FILLED, cv2.LINE_AA, SHIFT)
             cv2.circle(picture, (_MARGIN + 5, _ROW - 5), 6, colour, cv2.FILLED, cv2.LINE_AA)
             _write(picture, name, _MARGIN + 18, _ROW)
             _write(picture, caption, _MARGIN, 2 * _ROW)
             cells.append(picture)
         else:
             silent.append(name)
-    cells += [np.full_like(empty, _BACKGROUND)] * (len(cells) % 2)
+    cells += [np.full_like(cell.picture, _BACKGROUND)] * (len(cells) % 2)
     head, foot = (np.full((_ROW + 10, _WIDTH, 3), _BACKGROUND, np.uint8) for _ in range(2))
     _write(head, title, _MARGIN, _ROW)
     _write(foot, f"never fired: {', '.join(silent)}" if silent else "", _MARGIN, _ROW)
     return np.concatenate([head, *(np.hstack(cells[i : i + 2]) for i in range(0, len(cells), 2)), foot])
 
 
-def _draw_start(picture: np.ndarray, first: np.ndarray, road: int) -> None:
-    """Draws the start of the line, with an arrow in driving order. ``first`` are its first two points, in pixels."""
-    direction = first[1] - first[0]
-    direction /= np.linalg.norm(direction) or 1.0
-    side = np.array([-direction[1], direction[0]])
+class CourseMap:
+    """An empty map of a course, and where points are on it.
 
-    def pixel(along: float, beside: float) -> list[int]:
-        return [round(number) for number in (first[0] + along * direction + beside * side).tolist()]
+    Args:
+        course: The course.
+        width: In pixels.
+        top: Height of an empty area above the map, in pixels.
 
-    cv2.line(picture, pixel(0, -road / 2), pixel(0, road / 2), _TEXT, 1, cv2.LINE_AA)
-    beside = road / 2 + 7
-    cv2.arrowedLine(picture, pixel(0, beside), pixel(18, beside), _TEXT, 1, cv2.LINE_AA, 0, 0.4)
+    Attributes:
+        picture: The map with the road: uint8 RGB, shape (height, width, 3).
+    """
+
+    def __init__(self, course: Course, width: int, top: int = 0) -> None:
+        line = np.array(course.centreline, np.float64)
+        low, high = line.min(axis=0) - course.road_width, line.max(axis=0) + course.road_width
+        self._low, self._scale = low, (width - 2 * _MARGIN) / (high - low).max()
+        self._corner = (width - (high - low)[0] * self._scale) / 2, top + _MARGIN
+        self._line, self._road = line, max(round(course.road_width * self._scale), 1)
+        height = top + _MARGIN + round((high - low)[1] * self._scale) + _MARGIN
+        self.picture = np.full((height, width, 3), _BACKGROUND, np.uint8)
+        cv2.polylines(self.picture, [self.placed(line)], True, _ROAD, self._road, cv2.LINE_AA, SHIFT)
+
+    def placed(self, points: Any) -> np.ndarray:
+        """Returns pixels of the picture, as cv2 takes them with the shift ``SHIFT``: int32, shape (points, 2).
+
+        Args:
+            points: World pixels (x, y).
+        """
+        world = np.array(points, np.float64).reshape(-1, 2)
+        return np.round(((world - self._low) * self._scale + self._corner) * (1 << SHIFT)).astype(np.int32)
+
+    def draw_start(self) -> None:
+        """Draws the start of the line, with an arrow in driving order."""
+        first = self.placed(self._line[:2]) / (1 << SHIFT)
+        direction = first[1] - first[0]
+        direction /= np.linalg.norm(direction) or 1.0
+        side = np.array([-direction[1], direction[0]])
+
+        def pixel(along: float, beside: float) -> list[int]:
+            return [round(number) for number in (first[0] + along * direction + beside * side).tolist()]
+
+        cv2.line(self.picture, pixel(0, -self._road / 2), pixel(0, self._road / 2), _TEXT, 1, cv2.LINE_AA)
+        beside = self._road / 2 + 7
+        cv2.arrowedLine(self.picture, pixel(0, beside), pixel(18, beside), _TEXT, 1, cv2.LINE_AA, 0, 0.4)
 
 
 def _write(picture: np.ndarray, text: str, x: int, y: int) -> None:

@@ -59,6 +59,8 @@ class EpisodeResult:
         reward_shares: Reward term -> its part of everything that was paid and charged, after the reward transform.
         laps_driven: Number of laps, with the part of the last one by its checkpoints.
         split_times_seconds: See ``kart_rewards.evaluation.courses.split_times``. Empty if no drive was recorded.
+        checkpoint_times_seconds: See ``kart_rewards.evaluation.courses.checkpoint_times``. Empty if no drive was
+            recorded.
         marks: Where the kart was and where terms fired. None: not recorded.
     """
 
@@ -80,11 +82,16 @@ class EpisodeResult:
     reward_shares: dict[str, float] = field(default_factory=dict)
     laps_driven: float | None = None
     split_times_seconds: tuple[tuple[float, ...], ...] = ()
+    checkpoint_times_seconds: tuple[tuple[float | None, ...], ...] = ()
     marks: Marks | None = field(default=None, repr=False, compare=False)
 
     def plain(self) -> dict[str, Any]:
-        """Returns the result for JSON, without ``marks``."""
-        return {name: value for name, value in asdict(self).items() if name != "marks"}
+        """Returns the result for JSON, without ``marks``. The times of checkpoints are rounded to milliseconds."""
+        plain = {name: value for name, value in asdict(self).items() if name != "marks"}
+        plain["checkpoint_times_seconds"] = [
+            [None if at is None else round(at, 3) for at in lap] for lap in self.checkpoint_times_seconds
+        ]
+        return plain
 
 
 def play_episode(

@@ -28,7 +28,7 @@ from kart_rewards.env.window import compose
 from kart_rewards.env.wrappers import make_wrapped
 from kart_rewards.errors import counted
 from kart_rewards.evaluation.contestants import Contestant
-from kart_rewards.evaluation.courses import Marks, split_times
+from kart_rewards.evaluation.courses import Marks, checkpoint_times, split_times
 from kart_rewards.evaluation.episodes import EpisodeResult, PolicyMaker, play_episode
 from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.integrations import state_labels
@@ -206,7 +206,9 @@ def _play_task(task: _Task) -> tuple[EpisodeResult, str]:
     result, trouble = replace(result, marks=marks), video.trouble
     if core.recorder and task.drive:
         drive = core.recorder.drive(core, limited=True)
-        result = replace(result, split_times_seconds=split_times(drive))
+        result = replace(
+            result, split_times_seconds=split_times(drive), checkpoint_times_seconds=checkpoint_times(drive)
+        )
         try:
             drive.save(task.drive)
         except UnwritableError as error:

@@ -24,7 +24,10 @@ from kart_rewards.evaluation.contestants import Contestant
 from kart_rewards.evaluation.courses import draw_map, find_courses, reference_laps
 from kart_rewards.evaluation.episodes import EpisodeResult, Policy, PolicyMaker
 from kart_rewards.evaluation.evaluator import Evaluator
+from kart_rewards.evaluation.model_card import CARD, installed_versions, model_card, rom_hash, weights_hash
+from kart_rewards.evaluation.sectors import draw_time_lost, reference_lap, time_lost
 from kart_rewards.evaluation.statistics import evaluation_score, summarise
+from kart_rewards.files import atomic_write
 from kart_rewards.integrations import find_game, state_labels
 from kart_rewards.training.checkpoints import load_weights
 from kart_rewards.training.log import Evaluation
@@ -92,6 +95,8 @@ class EvaluationInTraining:
         self._evaluator = Evaluator()
         game = find_game(env_options["game"], env_options.get("integrations"))
         self._maps, self._reference_laps = find_courses(game.folder), reference_laps(game.folder)
+        self._references = {course: lap for course in courses if (lap := reference_lap(game.folder, course))}
+        self._rom_hash = rom_hash(game)
 
     def is_due(self, updates: int, last: bool) -> bool:
         """Whether to evaluate after so many updates; ``last`` says that the run ends after them."""
@@ -142,6 +147,17 @@ class EvaluationInTraining:
                 for course in self._maps
                 if any(result.state == course and result.marks and result.marks.path for result in results)
             },
+            {
+                labels[course]: draw_time_lost(
+                    by_policy["agent"],
+                    self._references[course],
+                    f"{course}, {counted(options.eval_episodes, 'episode')} after {counted(steps, 'training step')}: "
+                    "time lost per lap to the reference lap",
+                    self._maps.get(course),
+                )
+                for course, by_policy in time_lost(results, self._references).items()
+                if by_policy
+            },
         )
 
     def _map(self, course: str, results: Sequence[EpisodeResult], metrics: Mapping[str, float], steps: int) -> bytes:
@@ -158,6 +174,30 @@ class EvaluationInTraining:
         )
         picture = draw_map(self._maps[course], episodes, title, captions)
         return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1])
+
+    def write_card(
+        self,
+        folder: Path,
+        agent: Mapping[str, Any],
+        evaluation: Evaluation,
+        meanings: Mapping[str, str],
+        command: Sequence[str],
+    ) -> None:
+        """Writes the model card of ``best.pt``; see ``kart_rewards.training.run.Evaluate``."""
+        card = model_card(
+            "best.pt",
+            weights=weights_hash(agent["agent"]),
+            steps=agent["steps"],
+            options=agent["options"],
+            scoring=agent["scoring"],
+            rom=self._rom_hash,
+            metrics=evaluation.metrics,
+            meanings=meanings,
+            command=command,
+            versions=installed_versions(),
+        )
+        with atomic_write(folder / CARD) as file:
+            file.write_text(card, encoding="utf-8", errors="replace")
 
     def close(self) -> None:
         """Ends the processes that evaluate."""

@@ -2,6 +2,7 @@
 
 * ``table`` - the statistics of ``summarise`` as a table
 * ``seeds_table`` - the statistics of ``across_seeds`` as a table
+* ``lost_table`` - the worst sectors of ``time_lost``
 * ``write_json`` - writes a JSON file
 
 Tables are plain text without colours, whatever the output is. Their lines are never wrapped or truncated.
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kart_rewards.errors import counted
+from kart_rewards.evaluation.sectors import TimeLost
 from kart_rewards.evaluation.statistics import TERM_PREFIX, Metrics, SeedStatistics, Summary
 from kart_rewards.files import atomic_write
 
@@ -46,6 +48,7 @@ _COLUMNS = (
 _LENGTH = _Column("length", "median_length_seconds", "{:.1f}")
 
 _TERM = f"median_{TERM_PREFIX}"
+_WORST = 3  # sectors of a course that ``lost_table`` names
 
 _Row = tuple[str, Mapping[str, str]]
 """A label, and the text of each metric. A heading has no metrics."""
@@ -96,6 +99,34 @@ def seeds_table(statistics: SeedStatistics) -> str:
     return f"{_layout(columns, rows)}\n{legend}"
 
 
+def lost_table(lost: TimeLost, policy: str) -> str:
+    """Returns a line per course: the sum of what a policy loses in the sectors, and the worst of them.
+
+    It ends with a line break. Empty if the policy has no time on any course.
+
+    Example:
+        >>> print(lost_table({"Level1": {"agent": [0.1, 0.0, -0.03, None, 0.25]}}, "agent"), end="")
+        Lost to the reference lap by agent, seconds per lap:
+          Level1  +0.32 in 4 of 5 sectors, most in sectors 5 (+0.25), 1 (+0.10)
+        Sector: from a checkpoint to the next; 1 begins at the line. Medians over laps.
+    """
+    rows = []
+    for course, by_policy in lost.items():
+        sectors = by_policy.get(policy, [])
+        known = {sector: seconds for sector, seconds in enumerate(sectors, 1) if seconds is not None}
+        if known:
+            worst = [sector for sector in sorted(known, key=lambda sector: -known[sector]) if known[sector] > 0.005]
+            part = f" in {len(known)} of {len(sectors)} sectors" if len(known) < len(sectors) else ""
+            most = ", ".join(f"{sector} ({known[sector]:+.2f})" for sector in worst[:_WORST])
+            words = f", most in sector{'s' if worst[1:] else ''} {most}" if most else ""
+            rows.append(f"  {course}  {sum(known.values()):+.2f}{part}{words}")
+    if not rows:
+        return ""
+    head = f"Lost to the reference lap by {policy}, seconds per lap:"
+    legend = "Sector: from a checkpoint to the next; 1 begins at the line. Medians over laps."
+    return "\n".join([head, *rows, legend, ""])
+
+
 def _columns(all_metrics: Iterable[Metrics]) -> tuple[Sequence[_Column], bool]:
     """Returns the columns, and whether the game is a kart race. In other games, each reward term has a column."""
     all_metrics = list(all_metrics)
@@ -137,6 +168,10 @@ def _layout(columns: Sequence[_Column], rows: Sequence[_Row]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+_LISTS_OF_NUMBERS = re.compile(r"\[\n(?:\s+(?:-?[\d.][\d.e+-]*|null),?\n)+\s+\]")
+"""Lists of numbers in indented JSON. They are written on one line: a race has more than a hundred split times."""
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Writes a JSON file atomically. An existing file is replaced.
 
@@ -148,5 +183,6 @@ def write_json(path: str | Path, content: Any) -> None:
         KartRewardsError: The file can't be written. An existing file stays as it was.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = _LISTS_OF_NUMBERS.sub(lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
     with atomic_write(path) as file:
         file.write_text(text, encoding="utf-8")

@@ -1,6 +1,7 @@
 """What a reward pays on recorded drives.
 
 * ``RewardSet`` - the reward terms and done rules of a comparison, by their files
+* ``blank_drive`` - a drive for which the terms and rules of a game can be loaded
 * ``score_drive`` - what they pay on a drive, frame by frame
 * ``DriveScore``, ``TermSum`` - the result
 * ``find_drives`` - the drives in files and folders
@@ -26,7 +27,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,10 +42,11 @@ from tqdm import tqdm
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP
 from kart_rewards.done import episode_calls
-from kart_rewards.drives import DRIVES_FOLDER, SHIPPED, SUFFIX, Drive, load_drive
+from kart_rewards.drives import DRIVES_FOLDER, SHIPPED, SUFFIX, Drive, drive_file, load_drive
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
-from kart_rewards.integrations import find_game
+from kart_rewards.integrations import Game, find_game
 from kart_rewards.race import progress
+from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import ROUNDING, make_transform, parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
 from kart_rewards.training.options import GamesFolder, Names
@@ -144,6 +146,13 @@ class RewardSet:
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+def blank_drive(game: Game, layout: RamLayout) -> Drive:
+    """Returns a drive without any content, for which terms and rules of a game can be loaded."""
+    drive = Drive.of_snapshots([layout.snapshot(), layout.snapshot()])
+    buttons = ("B",)  # any, so that terms may ask for inputs
+    return replace(drive, info=replace(drive.info, game=game.name, buttons=buttons))
 
 
 @dataclass(frozen=True)
@@ -316,13 +325,8 @@ def find_drives(paths: Iterable[Path] = ()) -> list[Path]:
             if not inside:
                 raise KartRewardsError(f"{path}: has no {SUFFIX} file, in no subfolder either")
             found += inside
-        elif path.exists():
-            found.append(path)
-        elif (SHIPPED / f"{path}{SUFFIX}").is_file():
-            found.append(SHIPPED / f"{path}{SUFFIX}")
         else:
-            shipped = [each.name.removesuffix(SUFFIX) for each in SHIPPED.glob(f"*{SUFFIX}")]
-            raise KartRewardsError(f"{path}: no such drive.{did_you_mean(str(path), shipped)}")
+            found.append(drive_file(path))
     return list(dict.fromkeys(found))
 
 

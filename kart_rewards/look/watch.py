@@ -32,7 +32,9 @@ from kart_rewards.evaluation import EpisodeResult, PolicyMaker, TrainedAgent, lo
 from kart_rewards.evaluation.agents import DEFAULT_LOADER
 from kart_rewards.files import UnwritableError, atomic_write
 from kart_rewards.integrations import state_labels
+from kart_rewards.look.ghost import Chase, Ghost, load_ghost
 from kart_rewards.notices import notice
+from kart_rewards.splits import SPLIT_VARIABLES, has_checkpoints
 
 _GIF_FRAMES_PER_SECOND, _GIF_WIDTH = 10, 600  # about 200 KB per second, small enough for a web page
 _SECONDS_AFTER_EPISODE = 1.5  # for which the last picture stays
@@ -52,6 +54,7 @@ def watch(
     seed: int = 1,
     random_start_frames: int = 0,
     scale: int = 3,
+    ghost: str | None = None,
 ) -> None:
     """Shows episodes of an agent in a window, one after the other until it is closed; or writes one as a video file.
 
@@ -68,10 +71,11 @@ def watch(
         seed: Seed of the first episode. Each further episode has the next seed.
         random_start_frames: Each reset first drives 0 to this many emulated frames at random.
         scale: Width and height, in pixels of the picture, of a pixel of the game.
+        ghost: A drive that the agent is compared with, see ``kart_rewards.look.ghost.load_ghost``. None: there is none.
 
     Raises:
-        KartRewardsError: An argument is out of its range, the start state can't be used, the video can't be written, or
-            there is no display.
+        KartRewardsError: An argument is out of its range, the start state or the ghost can't be used, the video can't
+            be written, or there is no display.
     """
     if output and output.suffix not in (".mp4", ".gif"):
         raise KartRewardsError(f"{output}: must end in .mp4 or .gif")
@@ -88,11 +92,15 @@ def watch(
         frames = agent.max_episode_frames
         if seconds:
             frames = min(frames, round(seconds * core.frames_per_second))
+        course = state or core.states[0]
+        if ghost and not SPLIT_VARIABLES.issubset(core.layout.names):
+            raise KartRewardsError(f"--ghost {ghost}: {core.game.name} has no checkpoints to compare a ghost by")
         play = functools.partial(
             _play,
             env,
             agent.make_policy(not sampled),
-            state or core.states[0],
+            course,
+            Ghost(load_ghost(ghost, core.game, course), core.game) if ghost else None,
             agent.path.parent / DRIVES_FOLDER / "watch",
             "-sampled" if sampled else "",
             max_episode_frames=frames,
@@ -106,7 +114,7 @@ def watch(
                     gif = stack.enter_context(atomic_write(output))
                     gif.touch()  # a folder that can't be written to is reported before the episode, not after it
                 with VideoWriter(video, core.frames_per_second) as writer:
-                    play(seed, lambda picture, lines: writer.append(compose(picture, lines, scale)))
+                    play(seed, lambda picture, lines, aside: writer.append(compose(picture, lines, scale, aside=aside)))
                 if video != output:
                     to_gif(video, gif, _GIF_FRAMES_PER_SECOND, _GIF_WIDTH)
             print(f"wrote {output}")
@@ -114,8 +122,8 @@ def watch(
         instead = "To write a video instead: --output drive.mp4"
         with Window(f"{agent.path}: {core.game.name}", scale, instead) as window:
 
-            def show(picture: np.ndarray, lines: list[str]) -> None:
-                window.show(picture, [*lines, "", f"{'Escape':<8}end"], core.frames_per_second)
+            def show(picture: np.ndarray, lines: list[str], aside: np.ndarray | None) -> None:
+                window.show(picture, [*lines, "", f"{'Escape':<8}end"], core.frames_per_second, aside)
                 if window.closed:
                     raise _ClosedError
 
@@ -128,10 +136,11 @@ def _play(
     env: Any,
     make_policy: PolicyMaker,
     course: str,
+    ghost: Ghost | None,
     drives: Path,
     kind: str,
     seed: int,
-    show: Callable[[np.ndarray, list[str]], object],
+    show: Callable[[np.ndarray, list[str], np.ndarray | None], object],
     **limits: Any,
 ) -> None:
     """Plays an episode, shows each emulated frame of it, prints its result, and records it.
@@ -140,25 +149,42 @@ def _play(
         env: The environment.
         make_policy: Makes the policy.
         course: The start state.
+        ghost: The drive that the agent is compared with. None: there is none.
         drives: The folder of the drive.
         kind: A part of the drive's name.
         seed: The seed of the episode.
-        show: Shows a picture with lines of text.
+        show: Shows a picture with lines of text, and the map of the ghost.
         limits: Arguments of ``play_episode``.
     """
     core: KartEnv = env.unwrapped
     panel: Panel | None = None
+    chase: Chase | None = None
+    frames = -1  # on the race clock: without the frame of the reset, and with a random start
+    read = core.layout.reader(core.data)  # ``core.ram`` is the frame before
+
+    def show_frame() -> None:
+        if panel:
+            blocks = panel.blocks()
+            if chase:
+                blocks[1] += chase.lines()
+            aside = chase.picture() if chase else None
+            show(core.em.get_screen(), fitting([[f"{core.game.name}, {course}"], *blocks]), aside)
 
     def on_frame() -> None:
-        if panel:
-            show(core.em.get_screen(), fitting([[f"{core.game.name}, {course}"], *panel.blocks()]))
+        nonlocal frames
+        frames += 1
+        if chase:
+            chase.update(read())
+        show_frame()
 
     def on_step(action: Any, reward: float, info: dict[str, Any]) -> None:
-        nonlocal panel
+        nonlocal panel, chase
         if panel:
             panel.step(info)
         else:
             panel = Panel(core, info)
+            if has_checkpoints(core.ram):
+                chase = Chase(core.ram, frames, core.frames_per_second, ghost)
 
     core.on_frame = on_frame
     drive = drives / f"{state_labels([course])[course]}-agent-{seed}{kind}{SUFFIX}"
@@ -169,7 +195,7 @@ def _play(
         raise
     _record(core, drive, limited=True)
     for _ in range(round(_SECONDS_AFTER_EPISODE * core.frames_per_second)):
-        on_frame()
+        show_frame()
     print(_in_words(result))
 
 
@@ -204,6 +230,7 @@ def command(
     seed: int = 1,
     random_start_frames: int = 0,
     scale: int = 3,
+    ghost: str | None = None,
     trust: bool = False,
 ) -> None:
     """Shows a trained agent drive, with the payments of its reward terms: in a window, or as a video file.
@@ -222,6 +249,8 @@ def command(
         seed: Seed of the first episode. Each further episode has the next seed.
         random_start_frames: Drive 0 to this many emulated frames at random before each episode.
         scale: Width and height, in pixels of the picture, of a pixel of the game.
+        ghost: A drive that the agent is compared with: reference, the file of a drive, or the name of a drive of the
+            package. A map shows where both are, and the panel how far the agent is behind at each checkpoint.
         trust: Run the reward scripts that an agent's file names, even if another user or another computer made it.
     """
     watch(
@@ -233,4 +262,5 @@ def command(
         seed=seed,
         random_start_frames=random_start_frames,
         scale=scale,
+        ghost=ghost,
     )

@@ -92,6 +92,7 @@ class Evaluation:
         keep_gifs: Whether to keep the GIFs that are made of them for TensorBoard.
         shares: Reward term -> its part of everything that was paid and charged, -1 to 1: the mean over the episodes.
         maps: Course -> PNG of its map, with where each term fired.
+        time_lost: Course -> PNG of where laps lose time to the reference lap.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -100,6 +101,7 @@ class Evaluation:
     keep_gifs: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
     maps: Mapping[str, bytes] = field(default_factory=dict)
+    time_lost: Mapping[str, bytes] = field(default_factory=dict)
 
     def text(self) -> str:
         """Returns the result in a few words: races and laps; without a race, the return."""
@@ -385,8 +387,9 @@ class Log:
             self._warn_of_one_term()
         for course, metrics in evaluation.metrics.items():
             self.scalars(f"eval/{course}", metrics, steps)
-        for course, picture in evaluation.maps.items():
-            self._image(f"eval/{course}/map", picture, steps)
+        for tag, pictures in (("map", evaluation.maps), ("time_lost", evaluation.time_lost)):
+            for course, picture in pictures.items():
+                self._image(f"eval/{course}/{tag}", picture, steps)
         if is_best:
             courses = evaluation.metrics.values()
             for metric in _COMPARED:
