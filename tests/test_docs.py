@@ -25,10 +25,15 @@ import kart_rewards
 from kart_rewards.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "homebrew" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "homebrew" / "README.md"]
 PAGES += [ROOT / "agents" / "README.md"]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 # The steps of these pages build on each other: test_integrating.py and test_walk_through.py.
-IN_ORDER = (ROOT / "docs" / "integrating.md", ROOT / "docs" / "rewards.md")
+IN_ORDER = [
+    ROOT / "docs" / name
+    for name in ("installing.md", "integrating.md", "super_mario_kart.md", "new_game.md", "lua.md", "game_files.md",
+                 "troubleshooting.md", "rewards.md")
+]  # fmt: skip
 SHORT = (
     "--total-timesteps 32 --num-envs 2 --num-steps 16 --num-minibatches 2 --update-epochs 1 --checkpoint-interval 0 "
     "--eval-interval 0 --precision float32"
@@ -40,12 +45,14 @@ SHORTENED = {
     "kart-rewards score": "",
     "kart-rewards drives": "",
     "kart-rewards watch": "--seconds 0.1 --scale 1",
+    "kart-rewards push": "",  # a dry run
 }
 # Commands that other tests or CI run, or that need what a test does not have.
 ELSEWHERE = ("pip install", "python3 -m venv", "tensorboard", "kart-rewards import PATH", "python homebrew/",
              "python benchmarks/", "apt-get", "pytest", "torchrun", "kart-rewards play",
-             "kart-rewards state MarioKart-Snes", "kart-rewards doctor MarioKart-Snes", "kart-rewards evaluate",
-             "kart-rewards audit", "kart-rewards ablate",
+             "kart-rewards state MarioKart-Snes", "kart-rewards doctor", "kart-rewards evaluate",
+             "kart-rewards lint", "kart-rewards lab", "kart-rewards audit", "kart-rewards ablate",
+             "kart-rewards pull", "kart-rewards watch agents/OWNER",
              "python examples/sb3_agent.py", "kart-rewards watch model.zip")  # fmt: skip
 
 
@@ -115,7 +122,7 @@ def test_the_examples_on_a_page_work(page: Path, workspace: Path, monkeypatch: p
         run_here(workspace / program if program == SCRIPT.name else COMMAND, *options, *short.split())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not link.startswith("https://"):
@@ -131,16 +138,15 @@ def test_the_first_commands_of_the_readme_are_those_that_ci_runs() -> None:
     assert re.match(r"pip install .* && pytest +#", test)
 
 
-def readme_section(title: str) -> str:
-    """The part of README.md under a heading of the second rank."""
-    return (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+def section(page: str, title: str) -> str:
+    """The part of a page of docs/ under a heading of the second rank."""
+    return (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
 def mapped_paths() -> list[Path]:
-    """The files and folders in the first column of the table "Where things are"; some are relative to the last one."""
-    column = "\n".join(
-        line.split("|")[1] + "|" for line in readme_section("Where things are").splitlines() if "|" in line
-    )
+    """The files and folders in the first column of the table "The rooms"; some are relative to the last one."""
+    rows = section("architecture.md", "The rooms").splitlines()
+    column = "\n".join(line.split("|")[1] + "|" for line in rows if "|" in line)
     paths, folder = [], ROOT
     for name in re.findall(r"`([\w/.]+)`(?=[ ,|])", column):
         paths.append(ROOT / name if (ROOT / name).exists() else folder / name)
@@ -148,20 +154,20 @@ def mapped_paths() -> list[Path]:
     return paths
 
 
-def test_the_files_that_the_readme_maps_are_there() -> None:
+def test_the_files_that_the_table_of_rooms_names_are_there() -> None:
     assert len(mapped_paths()) > 15
     for path in mapped_paths():
         assert path.exists(), path
 
 
-def test_the_readme_maps_every_room() -> None:
+def test_the_table_of_rooms_has_every_room() -> None:
     rooms = {path.parent for path in (ROOT / "kart_rewards").glob("*/__init__.py")}
     assert rooms <= set(mapped_paths())
 
 
-def test_the_commands_that_the_readme_lists_are_the_programs() -> None:
-    listed = re.findall(r"^\| `kart-rewards ([\w-]+)` \|", readme_section("Commands"), flags=re.M)
-    assert sorted(listed) == sorted(COMMANDS)
+def test_the_commands_that_the_page_lists_are_the_programs() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `kart-rewards ([\w-]+)` \|", page, flags=re.M)) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def lives(ram):
 
 
 def test_the_port_of_a_stock_script_is_equal_on_a_game_with_the_same_variables(tmp_path: Path) -> None:
-    """docs/integrating.md has this port. Airstriker also has a score and lives, and its ROM is free."""
+    """docs/lua.md has this port. Airstriker also has a score and lives, and its ROM is free."""
     (tmp_path / "tiger_heli.py").write_text(TIGER_HELI)
     scoring = load_scoring(None, [tmp_path / "tiger_heli.py"])
     scenario = Path(stable_retro.data.path()) / "stable" / "TigerHeli-Nes-v0" / "scenario.json"
