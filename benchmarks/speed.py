@@ -10,7 +10,8 @@ change of the machine's load has the same effect on each. The parts, which ``--p
   ``stable_retro.make``, and a stack of Gymnasium's wrappers on it, are measured in other processes against the same
   bare core. The limit is a core that draws nothing.
 * ``vector``: the vector environment as the trainer uses it, and the same number of bare cores in parallel, frames/s:
-  turns of at least half a second, with 8 and with 16 environments; Gymnasium's AsyncVectorEnv, too.
+  turns of at least half a second, with 8 and with 16 environments. The same environments from ``gymnasium.make_vec``,
+  which return the ``info`` of each step, and in Gymnasium's AsyncVectorEnv.
 * ``training``: this project's trainer and Stable-Baselines3's PPO, steps/s, with the same ROM, observation, actions,
   batch and epochs. Stable-Baselines3 runs on stable-retro's environment with Gymnasium's wrappers, and on this
   project's environment. All use max pooling, because Gymnasium's MaxAndSkipObservation does. The trainer runs with
@@ -241,20 +242,23 @@ def training_envs(num_envs: int) -> Iterator[tuple[Any, list[Callable[[], Any]]]
 
 
 def vector(num_envs: int, turns: int, steps: int) -> None:
-    """Measures the frames/s of bare cores, the trainer's environments, AsyncVectorEnv, and cores that draw nothing."""
+    """Measures the frames/s of several environments at once. See ``show_vector`` for the columns."""
     import gymnasium as gym
 
-    with training_envs(num_envs) as (envs, makers):
+    with training_envs(num_envs) as (envs, makers), endless_scenario() as scenario:
         async_envs, bare = gym.vector.AsyncVectorEnv(makers), BareCores(num_envs)
-        async_envs.reset(seed=1)
+        made = gym.make_vec(f"kart_rewards:{GAME.name}", num_envs, scenario=scenario, max_episode_steps=10**6)
         action = np.zeros((num_envs, 1), np.float32)
 
-        def play_async(steps: int) -> None:
+        def play_together(vector_env: Any, steps: int) -> None:
             for step in range(steps):
                 action[:] = steering(step)
-                async_envs.step(action)
+                vector_env.step(action)
 
-        ways: list[Callable[[int], None]] = [bare.play, partial(play, envs), play_async, partial(bare.play, drawn=0)]
+        for vector_env in (made, async_envs):
+            vector_env.reset(seed=1)
+        ways: list[Callable[[int], None]] = [bare.play, partial(play, envs)]
+        ways += [partial(play_together, made), partial(play_together, async_envs), partial(bare.play, drawn=0)]
         steps = max(2 * steps // num_envs, 1)
         for way in ways:
             way(steps)  # a warm-up
@@ -265,6 +269,7 @@ def vector(num_envs: int, turns: int, steps: int) -> None:
                 way(steps)
                 rates.append(num_envs * steps * FRAME_SKIP / (time.perf_counter() - began))
             print(*rates)
+        made.close()
         async_envs.close()
         bare.close()
 
@@ -574,11 +579,14 @@ def show_vector(sizes: Sizes, rates: dict[str, float]) -> dict[str, float]:
     for num_envs in sizes.vectors:
         print(f"{num_envs} parallel environments, frames/s")
         turns, _ = call("vector", num_envs, 3 * sizes.turns, sizes.steps)
-        columns = ["bare cores", "the trainer's environments", "the same in Gymnasium's AsyncVectorEnv"]
-        ratios = show([*columns, "cores that draw nothing: the limit"], turns)
-        print(f"  the trainer's environments have {ratios[1] / ratios[3]:.3f} of the limit")
+        columns = ["bare cores", "the trainer's environments", "the same from gymnasium.make_vec"]
+        columns += ["the same in Gymnasium's AsyncVectorEnv", "cores that draw nothing: the limit"]
+        ratios = show(columns, turns)
+        made = statistics.median(turn[2] / turn[1] for turn in turns)
+        print(f"  those from gymnasium.make_vec have {made:.3f} of the rate of the trainer's")
+        print(f"  the trainer's environments have {ratios[1] / ratios[4]:.3f} of the limit")
         result[f"vector of {num_envs}"] = ratios[1]
-        rates["undrawn frames"] = medians(turns)[3]
+        rates["undrawn frames"] = medians(turns)[4]
     return result
 
 

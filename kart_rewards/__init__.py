@@ -55,6 +55,7 @@ for _name in list_games():
                 "kart_rewards.env:KartEnv",
                 max_episode_steps=default_max_episode_steps(DEFAULT_FRAME_SKIP),
                 kwargs={"game": _name},
+                vector_entry_point="kart_rewards.training.vector_env:KartVectorEnv",
             )
 
 

@@ -571,7 +571,7 @@ def check_random_play(state: str, game: Game, findings: Findings) -> RandomPlay 
         findings.ok("random play", f"from {state}, {episode}, all rewards finite")
         findings.ok("drawing", drawing)
         if alone:
-            remedy = "training does so by itself; in Python use gymnasium.vector.AsyncVectorEnv"
+            remedy = "training and gymnasium.make_vec do so by themselves"
             findings.warn("several environments", f"each needs a process of its own, because {alone}", remedy)
         return played
     return None

@@ -133,17 +133,12 @@ def make_training_envs(
     Raises:
         KartRewardsError: An environment can't be made.
     """
-    own, processes = ranks.share(num_envs), ranks.processors()
-    if own > processes or env_options.get("wrappers"):
+    own = ranks.share(num_envs)
+    if env_options.get("wrappers"):
         with closing(make_wrapped(env_options)) as env:
-            core: Any = env.unwrapped
             if has_memory(env):
                 notice("The wrappers may have a memory, which checkpoints lack: a resumed run begins new episodes")
-            reason = core.slow_turns() or core.sharing_fault() if own > processes else ""
-        if reason:
-            notice(f"{core.game.name}: each environment has a process of its own, because {reason}")
-            processes = own
     makers = [
         functools.partial(make_training_env, env_options, ranks.rank * own + i, max_episode_steps) for i in range(own)
     ]
-    return EnvGroups(makers, groups=2, processes=processes)
+    return EnvGroups(makers, groups=2, processes=ranks.processors())

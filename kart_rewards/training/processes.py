@@ -256,13 +256,18 @@ def _objects_frozen() -> Iterator[None]:
     The child would look through them, and copy the memory of all that it looks at. An environment collects garbage when
     it starts, which took 0.16 s with PyTorch loaded.
     """
-    frozen_before = gc.get_freeze_count()
+    global _others_freeze
+    _others_freeze = _others_freeze or gc.get_freeze_count() > 0  # counting takes 0.05 s if there are many
     gc.freeze()
     try:
         yield
     finally:
-        if not frozen_before:
+        if not _others_freeze:
             gc.unfreeze()
+
+
+_others_freeze = False
+"""Whether this program exempts objects itself. Then they stay exempt."""
 
 
 @contextmanager

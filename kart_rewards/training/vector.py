@@ -25,16 +25,19 @@ Example:
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector.utils import CloudpickleWrapper
 
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.notices import notice
 from kart_rewards.training.processes import Children, attempt, core_by_core, serve_parent
 from kart_rewards.training.timing import processor_seconds
 
@@ -70,31 +73,41 @@ class EnvGroups:
     After an error, call ``close`` and nothing else. ``close`` must always be called.
 
     Args:
-        makers: Functions that make one environment each. They must be picklable where the platform does not fork. The
-            first one is also called in this process, for the spaces; that environment is closed at once.
+        makers: Functions that make one environment each. The first one is also called in this process, for the spaces;
+            that environment is closed at once.
         groups: The number of groups, of about equal size.
         processes: The maximum number of processes. If a process has several environments, they must be ``KartEnv`` of
-            one game.
+            one game. If sharing an emulator would be wrong or slow, each environment has a process of its own, and a
+            notice is printed.
 
     Attributes:
         num_envs: Number of environments.
         groups: The environments of each group, as slices of the range of all environments.
+        rows: The shared memory: a structured array with the fields ``observation``, ``action``, ``reward``,
+            ``terminated`` and ``truncated``, one row per environment.
         single_observation_space: The observation space of one environment.
         single_action_space: The action space of one environment.
         drawing: A sentence that says which frames are drawn; an empty text if the environments are no ``KartEnv``.
 
     Raises:
-        KartRewardsError: An environment raised this error, or a process ended unexpectedly. All methods raise it, too.
+        KartRewardsError: An environment raised this error, or a process ended unexpectedly; all methods raise it, too.
+            Or a space is not that of one array.
         RuntimeError: An environment raised another exception; the message contains the traceback. All methods raise
             it, too.
     """
 
     def __init__(self, makers: Sequence[Callable[[], gym.Env]], groups: int = 1, processes: int = 1) -> None:
-        env = makers[0]()
-        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        self.drawing: str = getattr(env.unwrapped, "describe_drawing", str)()
-        env.close()
+        with closing(makers[0]()) as env:
+            self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+            self.drawing: str = getattr(env.unwrapped, "describe_drawing", str)()
+            processes = _number_of_processes(env.unwrapped, len(makers), processes)
         observation, action = self.single_observation_space, self.single_action_space
+        for what, space in (("observation", observation), ("action", action)):
+            if space.dtype is None or space.shape is None:
+                raise KartRewardsError(
+                    f"the {what} space must be that of one array, such as Box or Discrete, not {space}: flatten it, "
+                    "for example with gymnasium.wrappers.FlattenObservation"
+                )
         row = np.dtype(
             [
                 ("observation", observation.dtype, observation.shape),
@@ -110,13 +123,14 @@ class EnvGroups:
         self.groups = [slice(part[0], part[-1] + 1) for part in parts]
         self._children = Children()
         memory = self._children.context.RawArray("b", len(makers) * row.itemsize)
-        self._rows = np.frombuffer(memory, row)
+        self.rows = np.frombuffer(memory, row)
         self._change_core: Callable[[], None] = _stay
+        self._is_asking = False
         self._envs_of: dict[Connection, list[list[int]]] = {}  # by group
         try:
             for process in range(min(processes, len(makers))):
                 envs = [[i for i in part if i % processes == process] for part in parts]
-                made = {i: makers[i] for part in envs for i in part}
+                made = {i: CloudpickleWrapper(makers[i]) for part in envs for i in part}
                 self._envs_of[self._children.start(_serve, made, envs, memory, row)] = envs
             for connection in self._envs_of:
                 self._receive(connection)
@@ -139,8 +153,8 @@ class EnvGroups:
         Returns:
             The observations, shape (environments, ...).
         """
-        self._ask_all(_reset, seed, options)
-        return self._rows["observation"].copy()
+        self.ask(_reset, seed, options)
+        return self.rows["observation"].copy()
 
     def send(self, group: int, actions: Any) -> None:
         """Begins a step in the environments of a group.
@@ -149,7 +163,7 @@ class EnvGroups:
             group: The index of the group.
             actions: One action per environment of the group, shape (environments, ...).
         """
-        self._rows["action"][self.groups[group]] = actions
+        self.rows["action"][self.groups[group]] = actions
         for connection, envs in self._envs_of.items():
             if envs[group]:
                 self._send(connection, group)
@@ -166,7 +180,7 @@ class EnvGroups:
         for connection, envs in self._envs_of.items():
             if envs[group]:
                 finals |= self._receive(connection)
-        rows = self._rows[part]
+        rows = self.rows[part]
         finals = {i - part.start: finals[i] for i in sorted(finals)}
         return Outcome(rows["observation"], rows["reward"], rows["terminated"], rows["truncated"], finals)
 
@@ -196,7 +210,7 @@ class EnvGroups:
             The results, in the order of the environments.
         """
         results: dict[int, Any] = {}
-        for part in self._ask_all(_call, name, args):
+        for part in self.ask(_call, name, args):
             results |= part
         return [results[i] for i in range(self.num_envs)]
 
@@ -207,16 +221,54 @@ class EnvGroups:
             For each process: part -> seconds. The parts are those of ``KartEnv.step_seconds``, summed over the
             environments of the process, and those of ``kart_rewards.training.timing.processor_seconds``.
         """
-        return self._ask_all(_seconds)
+        return self.ask(_seconds)
 
     def close(self) -> None:
         """Kills the processes, even during a step."""
         self._children.close()
 
-    def _ask_all(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+    def ask(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Calls a function in each process.
+
+        Args:
+            function: A function of a module. Its first arguments are the process's environments, index -> environment,
+                and ``rows``.
+            args: Its other arguments; they must be picklable.
+
+        Returns:
+            The results, in the order of the processes.
+        """
+        self.begin_asking(function, *args)
+        return self.answers()
+
+    def begin_asking(self, function: Callable[..., Any], *args: Any) -> None:
+        """Begins a call of a function in each process; see ``ask``. ``answers`` must be called next.
+
+        Raises:
+            ClosedEnvironmentError: The environments are closed; or the call before was interrupted, such as by Ctrl-C:
+                its answers would be taken for those of this one, so the environments are closed now.
+        """
+        if self._is_asking:
+            self.close()
+        if not self._children.processes:
+            raise gym.error.ClosedEnvironmentError(
+                "the environments are closed, or the call before was interrupted: make new ones"
+            )
+        self._is_asking = True
         for connection in self._envs_of:
             self._send(connection, (function, args))
-        return [self._receive(connection) for connection in self._envs_of]
+
+    def answers(self) -> list[Any]:
+        """Waits for the results of ``begin_asking``, and returns them.
+
+        After an error that an environment raised, other calls are still possible.
+        """
+        answers = [self._answer(connection) for connection in self._envs_of]
+        self._is_asking = False
+        for error, _ in answers:
+            if error:
+                raise error
+        return [result for _, result in answers]
 
     def _send(self, connection: Connection, what: Any) -> None:
         try:
@@ -225,18 +277,39 @@ class EnvGroups:
             raise self._ended() from None
 
     def _receive(self, connection: Connection) -> Any:
-        try:
-            error, result = connection.recv()
-        except (EOFError, ConnectionError):
-            raise self._ended() from None
+        error, result = self._answer(connection)
         if error:
             raise error
         return result
+
+    def _answer(self, connection: Connection) -> tuple[Exception | None, Any]:
+        """Waits for an answer, and returns its error and its result; one of them is None."""
+        try:
+            answer: tuple[Exception | None, Any] = connection.recv()
+        except (EOFError, ConnectionError):
+            raise self._ended() from None
+        return answer
 
     def _ended(self) -> KartRewardsError:
         ended = self._children.ended(timeout_seconds=5)
         listed = ", ".join(f"number {number} ({how})" for number, how in ended.items())
         return KartRewardsError(f"an environment's process ended unexpectedly: {listed or 'which one is not known'}")
+
+
+def _number_of_processes(env: Any, num_envs: int, processes: int) -> int:
+    """Returns how many processes may have environments like this one.
+
+    Args:
+        env: One of the environments, without its wrappers.
+        num_envs: Number of environments.
+        processes: How many processes there would be if environments can share an emulator.
+    """
+    if num_envs <= processes:
+        return processes
+    reason = getattr(env, "slow_turns", str)() or getattr(env, "sharing_fault", str)()
+    if reason:
+        notice(f"{env.game.name}: each environment has a process of its own, because {reason}")
+    return num_envs if reason else processes
 
 
 def _stay() -> None:
@@ -268,7 +341,12 @@ def _serve(
         while envs:
             asked = connection.recv()
             function, args = (_step, groups[asked]) if isinstance(asked, int) else asked
-            connection.send(attempt(function, envs, rows, *args))
+            answer = attempt(function, envs, rows, *args)
+            try:
+                connection.send(answer)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                text = f"the result of an environment can't be sent to the process that asked for it: {error}"
+                connection.send((KartRewardsError(text), None))
 
 
 def _step(envs: dict[int, gym.Env], rows: np.ndarray, *group: int) -> dict[int, LastStep]:
