@@ -392,15 +392,15 @@ class Game:
             KartRewardsError: The file does not name one, or can't be read.
         """
         path = self.folder / "metadata.json"
+        name = load_json(path).get("default_state") if is_file(path) else None
+        if isinstance(name, str):
+            return name
         remedy = self._how_to_make_a_state(default=True)
         if self.states():
             remedy = f'write {{"default_state": "{self.states()[0]}"}} to it, or name a state: --state'
         if not is_file(path):
             raise KartRewardsError(f"{path}: can't be read: no such file. It has the default start state: {remedy}")
-        name = load_json(path).get("default_state")
-        if not isinstance(name, str):
-            raise KartRewardsError(f'{path}: has no "default_state": {remedy}')
-        return name
+        raise KartRewardsError(f'{path}: has no "default_state": {remedy}')
 
     def state_path(self, state: str | Path) -> Path:
         """Returns the path of a start state.

@@ -43,6 +43,7 @@ goal of a kart race is the finish.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ def load_scoring(
     declared = declared_in(content, path) if path else Declared()
     is_declared = not content.keys().isdisjoint(BLOCKS)
     is_race = variables is None or is_kart_race(variables)
-    terms = list(map(as_term, REFERENCE_TERMS)) if is_race and not (is_declared and chosen_terms is None) else []
+    terms = [*_reference_terms()] if is_race and not (is_declared and chosen_terms is None) else []
     rules = list(map(as_rule, REFERENCE_RULES)) if is_race and not (is_declared and chosen_rules is None) else []
     for source in sources:
         own_terms, own_rules = _from(source)
@@ -205,6 +206,15 @@ def load_scoring(
         rules = _joined(rules, added_rules)
     terms = with_weights(unique_by_name(terms).values(), weights or {}, "reward weights")
     return Scoring(terms, list(unique_by_name(rules).values()))
+
+
+@functools.cache
+def _reference_terms() -> list[RewardTerm]:
+    """Returns the reference terms. Their code is read once, and not for each copy with another weight."""
+    terms = list(map(as_term, REFERENCE_TERMS))
+    for term in terms:
+        term.may_read(())
+    return terms
 
 
 @dataclass(frozen=True)

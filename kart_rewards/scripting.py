@@ -589,7 +589,8 @@ def _to_plain(value: Any, seen: set[int]) -> Any:
             return plain(value)  # also for a subclass, such as NumPy's float64
     if isinstance(value, RamSnapshot):
         items: tuple[Any, ...] = tuple(value)  # type: ignore[arg-type]
-        return {"snapshot": list(value._fields), "values": [_to_plain(item, seen) for item in items]}
+        plain_items = [item if type(item) is int else _to_plain(item, seen) for item in items]  # most are
+        return {"snapshot": list(value._fields), "values": plain_items}
     if type(value) in (list, dict, set, deque):
         if id(value) in seen:  # after a resume, it would be two
             raise TypeError(f"the same {type(value).__name__} in two places, {shown(value)}")

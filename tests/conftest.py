@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import stable_retro
+from filelock import FileLock
 from training_runs import SMALL, TERM_OF_SPEED, TrainedRun, only_run, train_here
 
 from kart_rewards.integrations import INTEGRATIONS
@@ -55,11 +57,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "homebrew", "two_machines", "wheel", "integrating", "lint", "page", "ranks", "benchmarks", "log", "run",
-    "damaged_checkpoints", "ppo", "evaluator", "sb3", "watch", "agents_command", "reference_laps", "docs", "consoles",
-    "threads", "env", "in_training", "search", "doctor", "reference", "agents", "new", "sources", "drawing", "score",
-    "processes", "declared", "play", "devices", "server", "cost", "checkpoints", "exports", "states",
-    "vector", "slow", "lua", "film",
+    "page", "lint", "homebrew", "wheel", "two_machines", "audit", "evaluator", "log", "ranks", "damaged_checkpoints",
+    "integrating", "consoles", "docs", "ablate", "agents_command", "sb3", "ppo", "env", "reference_laps", "watch",
+    "reference", "doctor", "search", "run", "walk_through", "score", "agents", "sources", "in_training", "play",
+    "drawing", "declared", "conftest", "exploits", "vector", "cost", "server", "benchmarks", "processes", "new",
+    "checkpoints", "drives", "ram_search", "port", "states", "lua", "exports", "interrupt", "state_window", "devices",
+    "parity", "script_rewards",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 
@@ -170,12 +173,21 @@ def play(env: Any, actions: list[Any], seed: int = 5) -> list[tuple[bytes, float
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """A short run of the retail game without its ROM, with an additional reward term, evaluations and videos."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "my_rewards.py").write_text(TERM_OF_SPEED)
-    finished = train_here(
-        "--env-id", "MarioKart-Snes", *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40,
-        "--eval-interval", 2, "--eval-episodes", 2, "--capture-video", "--video-gif",
-        "--rewards", folder / "my_rewards.py", "--reward-weights", "wall=-5", "--runs-path", folder / "runs",
-    )  # fmt: skip
+    """A short run of the retail game without its ROM, with an additional reward term, evaluations and videos.
+
+    Several test processes share one, so a test that changes it needs a copy.
+    """
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            folder.mkdir(exist_ok=True)
+            (folder / "my_rewards.py").write_text(TERM_OF_SPEED)
+            finished = train_here(
+                "--env-id", "MarioKart-Snes", *SMALL, "--total-timesteps", 96, "--max-episode-steps", 40,
+                "--eval-interval", 2, "--eval-episodes", 2, "--capture-video", "--video-gif",
+                "--rewards", folder / "my_rewards.py", "--reward-weights", "wall=-5", "--runs-path", folder / "runs",
+            )  # fmt: skip
+            (folder / "finished").write_bytes(pickle.dumps(finished))
+        finished = pickle.loads((folder / "finished").read_bytes())  # noqa: S301 - written above
     return TrainedRun(only_run(folder / "runs"), finished)

@@ -28,7 +28,7 @@ def test_an_agent_finishes_the_races_that_its_card_claims(claims: dict[str, Any]
 
     contestant = Contestant("agent", agent.make_policy(True), agent.env_options)
     limit = agent.max_episode_frames
-    with Evaluator() as evaluator:
+    with Evaluator(workers=1) as evaluator:  # each imports PyTorch
         played = list(
             evaluator.play([contestant], finishes, episodes, seed=REPORT["eval_seed"], max_episode_frames=limit)
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from command_line import run
@@ -17,7 +19,6 @@ from selenium import webdriver
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from xvfb import wait_until
 
 from kart_rewards.drives import SHIPPED, Drive, load_drive
 from kart_rewards.lab.page.page import write_page
@@ -67,7 +68,10 @@ class Page:
     def wait(self, code: str) -> float:
         """Waits until an expression is true. Returns the seconds that it took."""
         start = time.monotonic()
-        wait_until(lambda: self.js(code), code)
+        while not self.js(code):
+            waited = time.monotonic() - start
+            assert waited < 120, f"waited in vain until {code}"
+            time.sleep(min(0.05 + waited / 10, 0.5))  # each look takes the processor from what is waited for
         return time.monotonic() - start
 
     def text(self, selector: str) -> str:
@@ -92,11 +96,10 @@ class Page:
         """Waits for the picture at the cursor. Returns its frame and its pixels."""
         canvas = f"document.querySelectorAll('.picture canvas')[{number}]"
         self.wait(f"{canvas}.dataset.frame === String(lab.view.frame) && {canvas}.checkVisibility()")
-        frame, width, height, pixels = self.js(
-            f"((c) => [Number(c.dataset.frame), c.width, c.height, [...c.getContext('2d').getImageData(0, 0, c.width, "
-            f"c.height).data]])({canvas})"
-        )
-        return frame, np.array(pixels, np.uint8).reshape(height, width, 4)[:, :, :3]
+        frame, url = self.js(f"((c) => [Number(c.dataset.frame), c.toDataURL()])({canvas})")
+        pixels = cv2.imdecode(np.frombuffer(base64.b64decode(url.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
+        return frame, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 @pytest.fixture(scope="module")
@@ -377,9 +380,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     absent = {**finding, "path": str(SHIPPED / "race.drive")}
     sets = [RewardSet((str(folder / name),)) for name in ("mine.py", "other.py")]
     paths = [folder / f"{name}.drive" for name in odd]
-    write_page(
-        folder / "page.html", paths, sets, ["mine.py", "other.py"], {"findings": [finding, absent], "error": None}
-    )
+    linted = {"findings": [finding, absent], "error": None}
+    write_page(folder / "page.html", paths, sets, ["mine.py", "other.py"], lambda: linted)
     return folder / "page.html"
 
 

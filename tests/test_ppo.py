@@ -627,7 +627,7 @@ def test_agents_are_evaluated_against_the_drivers(trained: TrainedRun, tmp_path:
     run = trained.copy(tmp_path / "runs")
     finished = train_here(
         *("--evaluate", run / "agent.pt", run / "best.pt", "--eval-episodes", 2, "--eval-states", "Level1", "Level2"),
-        *("--max-episode-steps", 100),
+        *("--max-episode-steps", 10),
     )
     report = json.loads((run / "evaluation.json").read_text())
     assert [Path(agent["file"]).name for agent in report["agents"]] == ["agent.pt", "best.pt"]

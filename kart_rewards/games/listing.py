@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from kart_rewards.errors import KartRewardsError, counted
-from kart_rewards.integrations import Game, MissingRomError, find_game, integration_folders, is_file, list_games
+from kart_rewards.integrations import Game, find_game, integration_folders, is_file, list_games
 from kart_rewards.training.options import GamesFolder
 
 _MOST_STATES = 10  # some games of stable-retro have hundreds
@@ -48,10 +48,10 @@ def command(integrations_path: GamesFolder = None, all: bool = False) -> None:
 
 def rom_condition(game: Game) -> str:
     """Returns ``right``, ``missing``, or ``wrong`` for a ROM that differs from ``rom.sha`` or can't be checked."""
+    if not is_file(game.rom_path()):
+        return "missing"
     try:
         game.rom()
-    except MissingRomError:
-        return "missing"
     except KartRewardsError:
         return "wrong"
     return "right"

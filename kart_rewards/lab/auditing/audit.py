@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import closing, redirect_stdout
-from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from time import monotonic
@@ -20,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from kart_rewards.declared import scripts_of
-from kart_rewards.drives import SUFFIX, Drive, load_drive
+from kart_rewards.drives import SUFFIX, load_drive
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.env.video import OptionalVideo
 from kart_rewards.errors import KartRewardsError, counted
@@ -31,7 +30,7 @@ from kart_rewards.lab.auditing.rollouts import LIMIT, Rollout, Setup
 from kart_rewards.lab.auditing.verdicts import Audit, Confirmed, as_json, report
 from kart_rewards.lab.goals import Goal
 from kart_rewards.lab.replay import replay
-from kart_rewards.lab.score import RewardSet, find_drives, score_drive
+from kart_rewards.lab.score import RewardSet, blank_drive, find_drives, score_drive
 from kart_rewards.notices import notice
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import parse_weights
@@ -112,7 +111,7 @@ def audit(
     text = _goal_text(game, rewards)
     goal = Goal(text, layout.names)
     setup = Setup(game.name, state, rewards, reference_drive(game, state, goal, rewards) if goal.known else None, text)
-    scoring = rewards.load(_snapshot_drive(layout, game)).scoring
+    scoring = rewards.load(blank_drive(game, layout)).scoring
     if scripts_of((*scoring.terms, *scoring.done)):
         raise KartRewardsError(f"{game.name}: its scenario uses Lua, whose values depend on more than variables")
     with closing(Search(setup, scoring, seed, workers or processor_count(), goal.known)) as search:
@@ -161,13 +160,6 @@ def _goal_text(game: Game, rewards: RewardSet) -> str | None:
     of_game = game.json_path("scenario") if (game.folder / "scenario.json").is_file() else None
     paths = (rewards.scenario_path(game.name), of_game)
     return next((goal for path in paths if path and (goal := load_goal(path))), None)
-
-
-def _snapshot_drive(layout: RamLayout, game: Game) -> Drive:
-    """Returns a drive of one frame, for which terms and rules can be loaded."""
-    drive = Drive.of_snapshots([layout.snapshot(), layout.snapshot()])
-    buttons = ("B",)  # any, so that terms may ask for inputs
-    return replace(drive, info=replace(drive.info, game=game.name, buttons=buttons))
 
 
 def _confirm(

@@ -29,7 +29,7 @@ from kart_rewards.env.actions import BRAKE, BRAKE_BELOW, COAST_BELOW, HOP, LEFT,
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import INTEGRATIONS, Game
 from kart_rewards.lab.linting.probes import DRIVER, Probes, make_probes, recorded_again
-from kart_rewards.lab.score import DriveScore, Loaded, RewardSet, outcome_rank, score_drive
+from kart_rewards.lab.score import DriveScore, Loaded, RewardSet, blank_drive, outcome_rank, score_drive
 from kart_rewards.race import finished, is_kart_race
 from kart_rewards.ram import RamLayout, Variable
 from kart_rewards.rewards import RewardTerm
@@ -299,11 +299,11 @@ def gather(
         KartRewardsError: A file is missing or not valid, or a term or rule fails on a drive.
     """
     layout = RamLayout.from_file(game.json_path("data"))
-    probes = probes or make_probes(game, layout, drives, action_mode, integrations=rewards.integrations)
-    loaded = rewards.load(probes.all[0].drive)
+    loaded = rewards.load(blank_drive(game, layout))  # before the scripted drives, which take seconds
     scripts: list[Script] = [*loaded.scoring.terms, *loaded.scoring.done]
     if scripts_of(scripts):
         raise KartRewardsError(f"{game.name}: its scenario uses Lua, whose values no drive has: lint can't examine it")
+    probes = probes or make_probes(game, layout, drives, action_mode, integrations=rewards.integrations)
     notes: list[str] = []
     read = set().union(*(script.may_read(layout.names) for script in scripts))
     changed = _changed(game, layout, read)

@@ -9,6 +9,7 @@ Each function yields ``Finding``s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -168,7 +169,7 @@ def _with_frame_skips(evidence: Evidence, i: int, coarse: list[Frames], fine: li
             return  # the game went on in another way
         for name in one:
             other = sum(part[name] for part in parts)
-            if not np.isclose(one[name], other, rtol=1e-9, atol=1e-12):
+            if not math.isclose(one[name], other, rel_tol=1e-9, abs_tol=1e-12):
                 frame = min((step + 1) * DEFAULT_FRAME_SKIP, len(evidence.drives[i]) - 1)
                 yield name, i, frame, f"{other:g} and {one[name]:g}"
 

@@ -16,7 +16,7 @@ import gzip
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,7 +97,7 @@ def write_page(
     paths: Sequence[Path],
     sets: Sequence[RewardSet],
     names: Sequence[str],
-    linted: Mapping[str, Any] = UNKNOWN,
+    lint: Callable[[], Mapping[str, Any]] = lambda: UNKNOWN,
 ) -> None:
     """Writes the page with the drives, their scores and their pictures in it. It opens from disk, without a server.
 
@@ -106,16 +106,28 @@ def write_page(
         paths: The files of the drives.
         sets: The reward sets.
         names: A name for each of them.
-        linted: What ``page_findings`` returned. The scripted drives that it names are added.
+        lint: Returns what ``page_findings`` returns. The scripted drives that it names are added. It is called after
+            the drives of ``paths`` are scored, so that a mistake in the rewards is reported at once.
 
     Raises:
         KartRewardsError: A drive can't be read or scored, or the file can't be written.
     """
-    named = [Path(each["path"]) for each in linted["findings"] or ()]
-    scripted = [each for each in named if load_drive(each).info.driver == DRIVER]  # the others are long
-    paths = list(dict.fromkeys([*paths, *scripted]))
-    drives = list(map(load_drive, paths))
-    scored = [[score_figures(drive, each.load(drive)) for each in sets] for drive in drives]
+    drives: list[Drive] = []
+    scored: list[list[dict[str, Any]]] = []
+
+    def add(drive: Drive) -> None:
+        scored.append([score_figures(drive, each.load(drive)) for each in sets])
+        drives.append(drive)
+
+    paths = list(dict.fromkeys(paths))
+    for recorded in paths:
+        add(load_drive(recorded))
+    linted = lint()
+    for named in dict.fromkeys(Path(each["path"]) for each in linted["findings"] or ()):
+        drive = load_drive(named)
+        if drive.info.driver == DRIVER and named not in paths:  # the others are long
+            paths.append(named)
+            add(drive)
     contents: dict[str, bytes] = {}
     listed = []
     progress = tqdm(total=sum(map(len, drives)), desc="pictures", unit="frame", leave=False, disable=None)
@@ -191,7 +203,7 @@ def command(
         if output.suffix not in (".html", ".htm"):
             raise KartRewardsError(f"{output}: must end in .html")
         with tempfile.TemporaryDirectory() as folder:
-            write_page(output, paths, sets, names, findings_of_now(sets, paths, Path(folder)))
+            write_page(output, paths, sets, names, lambda: findings_of_now(sets, paths, Path(folder)))
         print(f"wrote {output}")
         return
     html, policy = html_page()
