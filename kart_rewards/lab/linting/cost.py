@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from time import perf_counter
 
 import numpy as np
 
 from kart_rewards.drives import Drive
+from kart_rewards.lab.linting.clock import clock
 from kart_rewards.lab.linting.evidence import Evidence, Finding, few, frames_of
 from kart_rewards.scripting import Script, ScriptCalls
 
@@ -39,11 +39,11 @@ def slow(evidence: Evidence, least: float = _MOST_OF_A_FRAME) -> Iterator[Findin
         if id(script.definition) in reported:
             continue
         reported.add(id(script.definition))
-        began = perf_counter()
+        began = clock()
         for drive in dict.fromkeys(drives):
             start, seconds, frame = cost(script, drive)
             share = max(seconds, start / _FRAMES_OF_AN_EPISODE) / frame_seconds
-            if share > least or perf_counter() - began > _MOST_SECONDS_OF_A_SCRIPT:
+            if share > least or clock() - began > _MOST_SECONDS_OF_A_SCRIPT:
                 break
         if share <= least:
             continue
@@ -69,18 +69,18 @@ def cost(script: Script, drive: Drive) -> tuple[float, float, int]:
     runs, starts = [], []
     for _ in range(2):
         given, times = frames_of(drive), []
-        started = perf_counter()
+        started = clock()
         calls = ScriptCalls([script])
         calls.values(*given[0])
-        starts.append(perf_counter() - started)
-        started = perf_counter()
+        starts.append(clock() - started)
+        started = clock()
         for at in range(1, len(given), _CHUNK_FRAMES):
             chunk = given[at : at + _CHUNK_FRAMES]
-            began = perf_counter()
+            began = clock()
             for each in chunk:
                 calls.values(*each)
-            times.append((perf_counter() - began) / len(chunk))
-            if perf_counter() - started > _MOST_SECONDS:
+            times.append((clock() - began) / len(chunk))
+            if clock() - started > _MOST_SECONDS:
                 break
         runs.append(times)
     times = [min(pair) for pair in zip(*runs, strict=False)]

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from kart_rewards.drives import Drive
 from kart_rewards.env.actions import BRAKE, BRAKE_BELOW, COAST_BELOW, HOP, LEFT, RIGHT, THROTTLE
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import INTEGRATIONS, Game
+from kart_rewards.lab.linting.clock import clock
 from kart_rewards.lab.linting.probes import DRIVER, Probes, make_probes, recorded_again
 from kart_rewards.lab.score import DriveScore, Loaded, RewardSet, blank_drive, outcome_rank, score_drive
 from kart_rewards.race import finished, is_kart_race
@@ -74,7 +74,7 @@ class Evidence:
         scores: The score of each drive, in the order of the first time in this process.
         probes: The scripted drives.
         notes: What was not examined, for a person. Checks add to it.
-        deadline: The time of ``perf_counter`` at which the checks must stop.
+        deadline: The time of ``clock`` at which the checks must stop.
     """
 
     loaded: Loaded
@@ -91,7 +91,7 @@ class Evidence:
         Raises:
             OutOfTimeError: The deadline is over.
         """
-        if perf_counter() > self.deadline:
+        if clock() > self.deadline:
             raise OutOfTimeError
 
     @property
@@ -341,10 +341,10 @@ def gather(
                 else f"only the drives of {game.default_state()} were examined"
             )
         )
-    deadline = perf_counter() + _DEADLINE_SECONDS
+    deadline = clock() + _DEADLINE_SECONDS
     scores: list[DriveScore] = []
     for drive in () if too_slow else every:
-        if perf_counter() > deadline:
+        if clock() > deadline:
             notes.append(
                 f"The terms and rules took more than {_DEADLINE_SECONDS} s on {counted(len(scores), 'drive')}, so only "
                 "their speed was examined"
@@ -369,18 +369,18 @@ def _seconds_of(loaded: Loaded, drives: Sequence[Drive]) -> dict[Drive, float]:
     """
     starts: list[float] = []
     rates: dict[Drive, float] = {}
-    began = perf_counter()
+    began = clock()
     for drive in drives:
-        if perf_counter() - began > _MOST_SECONDS_TO_TIME:
+        if clock() - began > _MOST_SECONDS_TO_TIME:
             break
         given = frames_of(drive)
         runs: list[list[float]] = []
         for _ in range(2):
-            times = [perf_counter()]
+            times = [clock()]
             steps = Stepper(loaded)
             for frame in (0, *np.linspace(1, len(drive) - 1, _FRAMES_TO_TIME).astype(int)):
                 steps(given[frame])
-                times.append(perf_counter())
+                times.append(clock())
             runs.append(np.diff(times).tolist())
         start, *frames = np.min(runs, axis=0).tolist()
         starts.append(start)

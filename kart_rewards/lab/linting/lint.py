@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Literal
 
 import tyro
@@ -24,6 +23,7 @@ from kart_rewards.drives import SHIPPED, SUFFIX, Drive, load_drive
 from kart_rewards.env.actions import ACTION_MODES
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import find_game
+from kart_rewards.lab.linting.clock import clock
 from kart_rewards.lab.linting.cost import slow
 from kart_rewards.lab.linting.endings import early_end, good_drives
 from kart_rewards.lab.linting.evidence import Evidence, Finding, OutOfTimeError, gather
@@ -96,7 +96,7 @@ def findings(evidence: Evidence) -> list[Finding]:
                 found.append(each)
     except OutOfTimeError:
         evidence.notes.append("The terms and rules take so long that not all checks were made")
-    if (not evidence.scores or perf_counter() > evidence.deadline) and not any(each.check == "slow" for each in found):
+    if (not evidence.scores or clock() > evidence.deadline) and not any(each.check == "slow" for each in found):
         found += slow(evidence, least=0.0)
     for term in evidence.loaded.scoring.terms:
         if not term.weight:

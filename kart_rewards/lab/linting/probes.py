@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.games.console import Console
 from kart_rewards.integrations import Game
+from kart_rewards.lab.linting.clock import clock
 from kart_rewards.race import COURSE_SURFACES, RaceMetrics, is_kart_race
 from kart_rewards.ram import RamLayout, Variable
 
@@ -210,9 +210,9 @@ class _Player:
         """Runs a frame. Returns its snapshot."""
         console = self._console
         console.em.set_button_mask(np.array([name in held for name in self.buttons], np.uint8), 0)
-        began = perf_counter()
+        began = clock()
         console.em.step()
-        self._times.append(perf_counter() - began)
+        self._times.append(clock() - began)
         self._frames.append(console.ram())
         self._held.append(held)
         return self._frames[-1]
