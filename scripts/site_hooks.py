@@ -109,7 +109,7 @@ def _page_of_file(path: str) -> str:
     """Returns the path on the site of a file of the repository, such as ``agents/README.md``."""
     if path in PAGES_OF_FILES:
         return PAGES_OF_FILES[path]
-    if path.endswith((".md", ".json", ".png", ".svg", ".gif")):
+    if path.startswith("docs/") or path.endswith((".md", ".json", ".png", ".svg", ".gif")):
         return path.removeprefix("docs/")
     module = path.removesuffix(".py").replace("/", ".")
     return page_of(module) if (module + ".").startswith(("kart_rewards.", SCRIPT)) else f"{path}.md"

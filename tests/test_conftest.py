@@ -100,6 +100,7 @@ def test_the_suite_runs_without_xdist(project: Path) -> None:
 def test_the_longest_files_start_first(pytestconfig: pytest.Config) -> None:
     files = [ROOT / "tests" / f"test_{name}.py" for name in reversed(conftest.LONGEST)]
     assert all(file.exists() for file in files)
-    items: Any = [SimpleNamespace(path=file, get_closest_marker=lambda name: None) for file in (Path(__file__), *files)]
+    short = Path("test_something_short.py")
+    items: Any = [SimpleNamespace(path=file, get_closest_marker=lambda name: None) for file in (short, *files)]
     conftest.pytest_collection_modifyitems(pytestconfig, items)
-    assert [item.path for item in items] == [*reversed(files), Path(__file__)]
+    assert [item.path for item in items] == [*reversed(files), short]

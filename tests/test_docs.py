@@ -138,6 +138,25 @@ def test_the_first_commands_of_the_readme_are_those_that_ci_runs() -> None:
     assert re.match(r"pip install .* && pytest +#", test)
 
 
+def test_the_study_on_its_page_is_that_of_its_files() -> None:
+    folder = ROOT / "docs" / "study"
+    page, report = (ROOT / "docs" / "study.md").read_text(), (folder / "report.md").read_text()
+    results = json.loads((folder / "results.json").read_text())
+    assert (folder / "speed.py").read_text() in page
+    assert all(f"  {verdict}" in page for verdict in results["verdicts"])
+    effects = [effect for effect in results["effects"] if effect["outcome"] == "race_seconds"]
+    assert len(effects) == 4
+    for effect in effects:
+        value, difference = effect["interquartile_mean"], effect["difference"]
+        row = (
+            f"| {value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}] | "
+            f"{difference['value']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}] | "
+        )
+        assert row in page
+        assert row in report
+    assert "/" not in "".join(results["options"]), "no path of a computer"
+
+
 def section(page: str, title: str) -> str:
     """The part of a page of docs/ under a heading of the second rank."""
     return (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]

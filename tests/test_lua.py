@@ -242,7 +242,7 @@ def test_a_process_has_one_environment_whose_scenario_uses_lua(games: Path) -> N
         env.reset(seed=1)
         assert (env.sharing_fault(), env.draws_all) == (reason, "with a frame skip of 1, every frame is seen")
         for scenario in ("scenario", None):
-            with pytest.raises(KartRewardsError, match=f"one environment of this game, because {reason}.*AsyncVector"):
+            with pytest.raises(KartRewardsError, match=f"one environment of this game, because {reason}.*make_vec"):
                 make(games, scenario=scenario)
     with closing(make(games, scenario=None, frame_skip=4)) as env:
         assert (env.sharing_fault(), env.lua) == ("", None)

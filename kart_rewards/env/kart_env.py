@@ -637,7 +637,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
     def _check_sharing(self) -> None:
         """Raises KartRewardsError if environments of this game can't share the emulator."""
         fault = self.sharing_fault()
-        remedy = "make several with gymnasium.make_vec"
+        remedy = "make each environment in a process of its own, for example with gymnasium.make_vec"
         if fault:
             raise KartRewardsError(
                 f"{self.game.name}: a process can have one environment of this game, because {fault}. Close the other "
