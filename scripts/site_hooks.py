@@ -4,7 +4,7 @@
 * ``on_files`` - makes these pages, and adds what the documents link to outside of docs/
 * ``on_page_markdown`` - changes links to these files, which are right on GitHub, to their pages
 * ``on_page_content`` - makes pictures open in full size
-* ``on_post_build`` - checks that no page fetches anything from elsewhere
+* ``on_post_build`` - checks that no page fetches anything from another server
 
 The documents are the repository's own files, so there is no second copy of a text. ``mkdocs.yml`` names this file.
 """
@@ -170,7 +170,7 @@ def on_post_build(config: MkDocsConfig, **_: Any) -> None:
     """Checks the built pages.
 
     Raises:
-        PluginError: A page fetches something from elsewhere.
+        PluginError: A page fetches something from another server.
     """
     for path in sorted(Path(config.site_dir).rglob("*")):
         if path.suffix in (".html", ".css") and (found := fetched_from_elsewhere(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""The hooks of the documentation site: pages of modules, links out of docs/, and nothing fetched from elsewhere.
+"""The hooks of the documentation site: pages of modules, links out of docs/, and fetches from other servers.
 
 ``.ci/run`` builds the site, which checks every link and cross-reference.
 """
