@@ -56,7 +56,7 @@ _STUDIES = Path("studies")
 _PLAN, _PROGRESS = "study.json", "progress.json"
 _VERSION = 1
 
-_DEFAULTS = {"--precision": "float32", "--eval-interval": "20", "--eval-episodes": "3"}
+_DEFAULTS = {"--precision": "float32", "--eval-interval": "29", "--eval-episodes": "3"}
 _DEFAULTS |= {"--checkpoint-interval": "5", "--checkpoints-kept": "1"}
 """Options of the trainer that have other defaults in a study. The precision is not measured, because two runs could
 measure different ones."""
