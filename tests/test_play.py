@@ -248,6 +248,11 @@ def test_a_term_that_fails_ends_the_episode_and_the_recording_reproduces_the_fai
         1 / (trace[-1].current_frame - 400)
 
 
+def test_a_window_has_no_threads_that_must_end_before_the_program(start: Start) -> None:
+    program = start()
+    assert len(list(Path(f"/proc/{program.pid}/task").iterdir())) == 1
+
+
 def test_games_of_another_console_can_be_played(start: Start, display: Display, games: Path, tmp_path: Path) -> None:
     program = start(AIRSTRIKER, "--integrations-path", str(games), "--output", "drives")
     display.xdotool("keydown", "x", "keydown", "Right")

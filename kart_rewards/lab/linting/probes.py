@@ -1,7 +1,7 @@
 """Short scripted drives in the emulator, for ``kart-rewards lint``.
 
 * ``Probe``, ``Probes`` - a scripted drive with its cycles; all of them, with the time of an emulated frame
-* ``make_probes`` - drives them
+* ``make_probes``, ``Kept`` - drives them, or returns those that were kept from before
 * ``recorded_again`` - recorded drives with other variables
 
 A cycle returns to the state in which it began: gas and brake, over the line and back. A term that nets a profit in a
@@ -79,12 +79,17 @@ class Probes:
     steps: Mapping[int, list[list[tuple[Any, frozenset[str], Any]]]] = field(default_factory=dict)
 
 
+Kept = dict[tuple[Any, ...], Probes]
+"""What decides how the scripted drives of a game are -> these drives. It is picklable."""
+
+
 def make_probes(
     game: Game,
     layout: RamLayout,
     known: Sequence[Drive] = (),
     action_mode: str = "auto",
     integrations: Any = None,
+    kept: Kept | None = None,
 ) -> Probes:
     """Drives scripted drives in the emulator. No environment may be open in this process.
 
@@ -97,10 +102,21 @@ def make_probes(
         known: The recorded drives of the game.
         action_mode: The action mode of the drives with random actions.
         integrations: The only folder to look for the game in. None: the standard lookup.
+        kept: The scripted drives from before. If the same ones are there, they are returned. New ones are added.
 
     Raises:
         KartRewardsError: The ROM or the start state is missing or not valid.
     """
+    kept = {} if kept is None else kept
+    state = game.default_state()
+    start = state, game.load_state(state)
+    key = game.name, tuple(fingerprints_of(game.rom()).items()), start, layout.variables, action_mode, bool(known)
+    if key not in kept:
+        kept[key] = _drive_probes(game, layout, not known, action_mode, integrations)
+    return kept[key]
+
+
+def _drive_probes(game: Game, layout: RamLayout, at_random: bool, action_mode: str, integrations: Any) -> Probes:
     player = _Player(game, layout)
     probes = [player.play(NOTHING, _held((), 300))]
     if _KART_VARIABLES.issubset(layout.names) and {"B", "Y", "LEFT", "RIGHT"} <= {*player.buttons}:
@@ -111,7 +127,7 @@ def make_probes(
     player.close()
     drive, steps = _by_agent(game, action_mode, integrations)
     probes.append(Probe(drive))
-    if not known:
+    if at_random:
         probes += [Probe(drive) for drive in _at_random(game, action_mode, integrations)]
     return Probes(probes, frame_seconds, steps)
 
