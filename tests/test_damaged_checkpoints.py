@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
+import importlib
 import io
 import math
 import random
@@ -21,7 +23,6 @@ from unittest import mock
 import platformdirs
 import pytest
 import torch
-import torch._dynamo  # by the first optimizer otherwise, too late to be exempted from garbage collection
 from training_runs import GAME, RESUME, SMALL, assert_refused, only_run, train_here
 
 import kart_rewards.__main__ as command_line
@@ -51,6 +52,13 @@ JUNK: list[Any] = [
     torch.zeros(2, 2, dtype=torch.int8),
     torch.zeros(0),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_of_an_optimizer(quick_garbage_collection: None) -> None:
+    """Imports what the first optimizer imports, and exempts it from garbage collection, too. It takes seconds."""
+    importlib.import_module("torch._dynamo")
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from kart_rewards.lab.linting.clock import clock
 from kart_rewards.lab.linting.columns import fault_of
 from kart_rewards.lab.linting.evidence import Evidence, gather
 from kart_rewards.lab.linting.lint import findings
-from kart_rewards.lab.linting.probes import Kept, Probes, make_probes, recorded_again
+from kart_rewards.lab.linting.probes import Probes, make_probes, recorded_again
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import RewardSet
 from kart_rewards.ram import RamLayout, Variable
@@ -50,14 +50,8 @@ def shipped(*courses: str) -> list[Drive]:
 
 
 @pytest.fixture(scope="session")
-def kept() -> Kept:
-    """The scripted drives, which take seconds: they are driven once."""
-    return {}
-
-
-@pytest.fixture(scope="session")
-def probes(kept: Kept) -> Probes:
-    return make_probes(find_game(GAME), LAYOUT, shipped(), kept=kept)
+def probes() -> Probes:
+    return make_probes(find_game(GAME), LAYOUT, shipped())
 
 
 def term(value: str, weight: float = 1, arguments: str = "ram") -> str:
@@ -215,12 +209,12 @@ HONEST = [
 
 
 def examined(
-    code: str, folder: Path, kept: Kept, transform: str = "scale", scale: float = 0.01, name: str = "mine.py"
+    code: str, folder: Path, probes: Probes, transform: str = "scale", scale: float = 0.01, name: str = "mine.py"
 ) -> Evidence:
     (folder / name).write_text(IMPORTS + code)
     rewards = RewardSet((str(folder / name),), transform=transform, scale=scale)
     drives = [*shipped("Level1"), *(drive for drive in shipped("Level2") if drive.info.driver == "standing")]
-    return gather(find_game(GAME), rewards, drives, kept=kept)
+    return gather(find_game(GAME), rewards, drives, probes=probes)
 
 
 def pays(evidence: Evidence, drive: int, frame: int) -> bool:
@@ -242,9 +236,9 @@ SHOWS: dict[str, Callable[[Evidence, int, int], bool]] = {
 
 @pytest.mark.parametrize(("check", "code", "options"), FAULTY)
 def test_a_mistake_is_found_with_its_file_and_line(
-    check: str, code: str, options: dict[str, object], tmp_path: Path, kept: Kept
+    check: str, code: str, options: dict[str, object], tmp_path: Path, probes: Probes
 ) -> None:
-    evidence = examined(code, tmp_path, kept, **options)  # type: ignore[arg-type]
+    evidence = examined(code, tmp_path, probes, **options)  # type: ignore[arg-type]
     found = [each for each in findings(evidence) if each.check == check and each.script == "planted"]
     assert found, findings(evidence)
     marks = [number for number, line in enumerate((IMPORTS + code).splitlines(), 1) if line.startswith("@")]
@@ -256,12 +250,12 @@ def test_a_mistake_is_found_with_its_file_and_line(
 
 
 @pytest.mark.parametrize("code", HONEST)
-def test_honest_rewards_have_no_finding(code: str, tmp_path: Path, kept: Kept) -> None:
-    assert findings(examined(code, tmp_path, kept)) == []
+def test_honest_rewards_have_no_finding(code: str, tmp_path: Path, probes: Probes) -> None:
+    assert findings(examined(code, tmp_path, probes)) == []
 
 
-def test_a_charge_beside_a_larger_one_is_erased_by_the_sign(kept: Kept) -> None:
-    evidence = gather(find_game(GAME), RewardSet(transform="sign"), shipped("Level1", "Level2"), kept=kept)
+def test_a_charge_beside_a_larger_one_is_erased_by_the_sign(probes: Probes) -> None:
+    evidence = gather(find_game(GAME), RewardSet(transform="sign"), shipped("Level1", "Level2"), probes=probes)
     [found] = findings(evidence)
     assert (found.check, found.script) == ("erased", "terrain")
     assert found.text.endswith("time pays or charges on the same frames, and decides the sign")
@@ -279,10 +273,10 @@ def test_an_environment_gives_the_same_frames_to_terms_at_each_frame_skip(probes
     assert len({id(frame[2]) for step in coarse[:2] for frame in step}) == 2, "an action is one object per step"
 
 
-def test_terms_get_the_action_of_the_agents_action_mode(tmp_path: Path, kept: Kept) -> None:
+def test_terms_get_the_action_of_the_agents_action_mode(tmp_path: Path, probes: Probes) -> None:
     (tmp_path / "mine.py").write_text(IMPORTS + term("action[1] == 1 if action else 0.0", 1, "ram, action"))
     rewards = RewardSet((str(tmp_path / "mine.py"),))
-    evidence = gather(find_game(GAME), rewards, shipped("Level1"), "full", kept=kept)
+    evidence = gather(find_game(GAME), rewards, shipped("Level1"), "full", probes=probes)
     for drive, score in zip(evidence.drives, evidence.scores, strict=True):
         if drive.info.label in ("race", "standing"):
             assert score.values["planted"].sum() == sum("B" in held for held in drive.buttons[1:])
@@ -297,17 +291,17 @@ def test_a_scenario_with_lua_is_refused_in_one_message(own_game: Path) -> None:
     assert done.stderr == f"error: {GAME}: its scenario uses Lua, whose values no drive has: lint can't examine it\n"
 
 
-def test_a_mistake_that_needs_many_drives_is_found(tmp_path: Path, kept: Kept) -> None:
+def test_a_mistake_that_needs_many_drives_is_found(tmp_path: Path, probes: Probes) -> None:
     (tmp_path / "mine.py").write_text(IMPORTS + term("ram.surface not in COURSE_SURFACES", -30))
-    evidence = gather(find_game(GAME), RewardSet((str(tmp_path / "mine.py"),)), shipped(), kept=kept)
+    evidence = gather(find_game(GAME), RewardSet((str(tmp_path / "mine.py"),)), shipped(), probes=probes)
     [found] = findings(evidence)
     assert (found.check, found.script) == ("early-end", "planted")
     assert "7 of 10 drives that come forward lose rewards all the time" in found.text
 
 
-def test_a_cycle_pays_on_its_saved_drive(tmp_path: Path, kept: Kept, probes: Probes) -> None:
+def test_a_cycle_pays_on_its_saved_drive(tmp_path: Path, probes: Probes) -> None:
     code = term("max(ram.speed - previous.speed, 0) / 100", 0.1, "ram, previous")
-    [found] = findings(examined(code, tmp_path, kept))
+    [found] = findings(examined(code, tmp_path, probes))
     assert found.drive == "gas-and-brake"
     first, last = map(int, re.findall(r"frames (\d+) to (\d+)", found.text)[0])
     probe = next(probe for probe in probes.all if probe.drive.info.label == found.drive)
@@ -317,6 +311,48 @@ def test_a_cycle_pays_on_its_saved_drive(tmp_path: Path, kept: Kept, probes: Pro
     assert abs(saved[first].kart_x - saved[last].kart_x) < 20
     assert sum(max(saved[i].speed - saved[i - 1].speed, 0) for i in range(first + 1, last + 1)) > 900
     assert saved[found.frame].speed > saved[found.frame - 1].speed
+
+
+def same_drives(some: Probes, others: Probes) -> bool:
+    return all(
+        (one.drive.info, one.cycles) == (other.drive.info, other.cycles)
+        and (one.rest == other.rest or not one.cycles)
+        and one.drive.start == other.drive.start
+        and np.array_equal(one.drive.masks, other.drive.masks)
+        and list(one.drive.columns) == list(other.drive.columns)
+        and all(np.array_equal(values, other.drive.columns[name]) for name, values in one.drive.columns.items())
+        and one.raw.keys() == other.raw.keys()
+        and all(np.array_equal(values, other.raw[name]) for name, values in one.raw.items())
+        for one, other in zip(some.all, others.all, strict=True)
+    )
+
+
+def test_scripted_drives_are_kept_and_a_damaged_one_is_driven_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probes: Probes
+) -> None:
+    def make() -> tuple[Probes, dict[Path, tuple[bytes, int]]]:
+        made = make_probes(find_game(GAME), LAYOUT, shipped())
+        files = tmp_path.glob("**/*.drive")
+        return made, {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, kept = make()
+    second, unchanged = make()
+    assert same_drives(first, second)
+    assert same_drives(first, probes)
+    assert len(kept) == len([probe for probe in first.all if probe.cycles])
+    assert kept == unchanged
+    damaged = next(iter(kept))
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    third, repaired = make()
+    assert same_drives(first, third)
+    assert repaired[damaged][0] == kept[damaged][0]
+
+
+def test_lint_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probes: Probes) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made below a file
+    assert same_drives(make_probes(find_game(GAME), LAYOUT, shipped()), probes)
 
 
 def test_scripted_drives_play_again_bit_for_bit(probes: Probes) -> None:
@@ -351,14 +387,14 @@ def test_the_scripted_drives_do_what_can_be_farmed(probes: Probes) -> None:
     assert np.ptp(turned) > 2.5 * 256
 
 
-def test_a_rule_that_ends_no_drive_is_said(tmp_path: Path, kept: Kept) -> None:
-    evidence = examined(rule("ram.laps == 6"), tmp_path, kept)
+def test_a_rule_that_ends_no_drive_is_said(tmp_path: Path, probes: Probes) -> None:
+    evidence = examined(rule("ram.laps == 6"), tmp_path, probes)
     assert findings(evidence) == []
     assert evidence.notes == [f"planted ({tmp_path / 'mine.py'}:{LINE}): no drive is ended by it"]
 
 
-def test_checks_stop_at_the_deadline_with_the_slowest_term(tmp_path: Path, kept: Kept) -> None:
-    evidence = replace(examined(term("ram.speed > 900"), tmp_path, kept), deadline=clock())
+def test_checks_stop_at_the_deadline_with_the_slowest_term(tmp_path: Path, probes: Probes) -> None:
+    evidence = replace(examined(term("ram.speed > 900"), tmp_path, probes), deadline=clock())
     assert [each.check for each in findings(evidence)] == ["slow"]
     assert evidence.notes == ["The terms and rules take so long that not all checks were made"]
 
@@ -370,27 +406,27 @@ def test_checks_stop_at_the_deadline_with_the_slowest_term(tmp_path: Path, kept:
         (memory("self.sums = [sum(range(k % 90)) for k in range(200_000)]", "return ram.speed > 900"), "at the start"),
     ],
 )
-def test_a_term_that_is_slow_at_times_is_found_in_seconds(code: str, text: str, tmp_path: Path, kept: Kept) -> None:
+def test_a_term_that_is_slow_at_times_is_found_in_seconds(code: str, text: str, tmp_path: Path, probes: Probes) -> None:
     began = perf_counter()
-    found = findings(examined(code, tmp_path, kept))
+    found = findings(examined(code, tmp_path, probes))
     assert perf_counter() - began < 25
     assert text in next(each.text for each in found if each.check == "slow")
 
 
-def test_a_rule_ends_a_good_drive_on_the_frame_that_is_named(tmp_path: Path, kept: Kept) -> None:
-    [found] = findings(examined(rule("ram.speed > 800"), tmp_path, kept))
+def test_a_rule_ends_a_good_drive_on_the_frame_that_is_named(tmp_path: Path, probes: Probes) -> None:
+    [found] = findings(examined(rule("ram.speed > 800"), tmp_path, probes))
     [planted] = marked_scripts(str(tmp_path / "mine.py"), DoneRule)
     assert ends_at(load_drive(SHIPPED / f"{found.drive}.drive"), planted) == (found.frame, "planted")
 
 
-def test_what_is_not_examined_is_said(tmp_path: Path, kept: Kept) -> None:
-    evidence = examined(term("ram.laps == 5", 0), tmp_path, kept)
+def test_what_is_not_examined_is_said(tmp_path: Path, probes: Probes) -> None:
+    evidence = examined(term("ram.laps == 5", 0), tmp_path, probes)
     assert findings(evidence) == []
     assert evidence.notes == [f"planted ({tmp_path / 'mine.py'}:{LINE}) has the weight 0, so it was not examined"]
-    evidence = examined(term("ram.surface == PIT", -100), tmp_path, kept, name="rare.py")
+    evidence = examined(term("ram.surface == PIT", -100), tmp_path, probes, name="rare.py")
     assert findings(evidence) == []
     assert "fires on surface 0x20, which no drive has" in evidence.notes[0]
-    evidence = examined(term("sum(range(200_000)) * 0"), tmp_path, kept, name="slow.py")
+    evidence = examined(term("sum(range(200_000)) * 0"), tmp_path, probes, name="slow.py")
     assert [each.check for each in findings(evidence)] == ["slow"]
     assert evidence.notes[0].endswith("only their speed was examined")
 

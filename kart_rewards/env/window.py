@@ -217,11 +217,11 @@ class Window:
 def _open_display() -> None:
     """Starts SDL's video output. Without a display, SDL would draw invisibly or use a text console; this raises.
 
-    On X11, the picture goes to the X server as it is. By default, SDL would copy it with OpenGL: without a GPU, a driver
-    with threads of its own draws it then, which takes processor time and must end before the program can.
+    On X11, the picture goes to the X server as it is. By default, SDL would copy it with OpenGL. Without a GPU, a
+    driver with threads of its own would draw it. That takes processor time, and the program waits for them at its end.
     """
     pygame = _pygame()
-    os.environ.setdefault("SDL_FRAMEBUFFER_ACCELERATION", "0")  # systems without such a way ignore it
+    os.environ.setdefault("SDL_FRAMEBUFFER_ACCELERATION", "0")  # other systems ignore it
     message = "a window needs a display, and there is none"
     chosen = os.environ.get("SDL_VIDEODRIVER")
     if sys.platform == "linux" and not chosen:

@@ -28,7 +28,7 @@ from kart_rewards.env.actions import BRAKE, BRAKE_BELOW, COAST_BELOW, HOP, LEFT,
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.integrations import INTEGRATIONS, Game
 from kart_rewards.lab.linting.clock import clock
-from kart_rewards.lab.linting.probes import DRIVER, Kept, Probes, make_probes, recorded_again
+from kart_rewards.lab.linting.probes import DRIVER, Probes, make_probes, recorded_again
 from kart_rewards.lab.score import DriveScore, Loaded, RewardSet, blank_drive, outcome_rank, score_drive
 from kart_rewards.race import finished, is_kart_race
 from kart_rewards.ram import RamLayout, Variable
@@ -284,7 +284,7 @@ def gather(
     rewards: RewardSet,
     drives: Sequence[Drive] = (),
     action_mode: str = "auto",
-    kept: Kept | None = None,
+    probes: Probes | None = None,
 ) -> Evidence:
     """Returns what the checks examine. It runs the emulator, so no environment may be open in this process.
 
@@ -293,7 +293,7 @@ def gather(
         rewards: The reward set.
         drives: Recorded drives of the game.
         action_mode: The action mode of the agent, for terms that ask for ``action``.
-        kept: The scripted drives from before; see ``make_probes``.
+        probes: The scripted drives, if they were made before.
 
     Raises:
         KartRewardsError: A file is missing or not valid, or a term or rule fails on a drive.
@@ -303,7 +303,7 @@ def gather(
     scripts: list[Script] = [*loaded.scoring.terms, *loaded.scoring.done]
     if scripts_of(scripts):
         raise KartRewardsError(f"{game.name}: its scenario uses Lua, whose values no drive has: lint can't examine it")
-    probes = make_probes(game, layout, drives, action_mode, rewards.integrations, kept)
+    probes = probes or make_probes(game, layout, drives, action_mode, integrations=rewards.integrations)
     notes: list[str] = []
     read = set().union(*(script.may_read(layout.names) for script in scripts))
     changed = _changed(game, layout, read)

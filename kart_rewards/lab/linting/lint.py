@@ -30,7 +30,7 @@ from kart_rewards.lab.linting.evidence import Evidence, Finding, OutOfTimeError,
 from kart_rewards.lab.linting.farming import standing, undone
 from kart_rewards.lab.linting.firing import fires
 from kart_rewards.lab.linting.influence import dominates, erased, ranking
-from kart_rewards.lab.linting.probes import DRIVER, Kept
+from kart_rewards.lab.linting.probes import DRIVER
 from kart_rewards.lab.linting.soundness import checkpoints, leaks, variables
 from kart_rewards.lab.score import RECORDINGS, RewardSet, find_drives
 from kart_rewards.rewards import parse_weights
@@ -138,12 +138,7 @@ class Examination:
 
 
 def examine(
-    game: str,
-    rewards: RewardSet,
-    drives: Sequence[Path],
-    action_mode: str = "auto",
-    output: Path | None = None,
-    kept: Kept | None = None,
+    game: str, rewards: RewardSet, drives: Sequence[Path], action_mode: str = "auto", output: Path | None = None
 ) -> Examination:
     """Looks for mistakes on recorded drives, and on scripted drives in the emulator.
 
@@ -156,7 +151,6 @@ def examine(
         drives: The files of recorded drives. Those of other games are left out. Those of the package are added.
         action_mode: The action mode of the agent, for terms that ask for ``action``.
         output: The folder in which the scripted drives that show a finding are saved. None: ``OUTPUT``.
-        kept: The scripted drives from before; see ``kart_rewards.lab.linting.probes.make_probes``.
 
     Raises:
         KartRewardsError: See ``kart_rewards.lab.linting.evidence.gather``.
@@ -175,7 +169,7 @@ def examine(
             continue
         paths.setdefault(drive.info.label, path)
         recorded.append(drive)
-    evidence = gather(folder, rewards, recorded, action_mode, kept)
+    evidence = gather(folder, rewards, recorded, action_mode)
     found = findings(evidence)
     if left_out:
         evidence.notes.append(f"{counted(left_out, 'drive')} beyond {_MOST_FRAMES:,} frames: left out")

@@ -1,30 +1,37 @@
 """Short scripted drives in the emulator, for ``kart-rewards lint``.
 
 * ``Probe``, ``Probes`` - a scripted drive with its cycles; all of them, with the time of an emulated frame
-* ``make_probes``, ``Kept`` - drives them, or returns those that were kept from before
+* ``make_probes`` - drives them
 * ``recorded_again`` - recorded drives with other variables
 
 A cycle returns to the state in which it began: gas and brake, over the line and back. A term that nets a profit in a
-cycle can be farmed. The drives do not depend on the rewards.
+cycle can be farmed. The drives do not depend on the rewards, so those with cycles are kept on the disk, in the user's
+cache folder. Most of the time of ``kart-rewards lint`` would be theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import platformdirs
 from gymnasium.spaces import Box
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP
-from kart_rewards.drives import Drive, DriveInfo, smallest
+from kart_rewards.drives import SUFFIX, Drive, DriveInfo, load_drive, smallest
 from kart_rewards.env.actions import HOP, LEFT, RIGHT
 from kart_rewards.env.core import fingerprints_of
 from kart_rewards.env.kart_env import KartEnv
 from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.files import UnwritableError
 from kart_rewards.games.console import Console
 from kart_rewards.integrations import Game
 from kart_rewards.lab.linting.clock import clock
@@ -79,17 +86,12 @@ class Probes:
     steps: Mapping[int, list[list[tuple[Any, frozenset[str], Any]]]] = field(default_factory=dict)
 
 
-Kept = dict[tuple[Any, ...], Probes]
-"""What decides how the scripted drives of a game are -> these drives. It is picklable."""
-
-
 def make_probes(
     game: Game,
     layout: RamLayout,
     known: Sequence[Drive] = (),
     action_mode: str = "auto",
     integrations: Any = None,
-    kept: Kept | None = None,
 ) -> Probes:
     """Drives scripted drives in the emulator. No environment may be open in this process.
 
@@ -102,32 +104,26 @@ def make_probes(
         known: The recorded drives of the game.
         action_mode: The action mode of the drives with random actions.
         integrations: The only folder to look for the game in. None: the standard lookup.
-        kept: The scripted drives from before. If the same ones are there, they are returned. New ones are added.
 
     Raises:
         KartRewardsError: The ROM or the start state is missing or not valid.
     """
-    kept = {} if kept is None else kept
-    state = game.default_state()
-    start = state, game.load_state(state)
-    key = game.name, tuple(fingerprints_of(game.rom()).items()), start, layout.variables, action_mode, bool(known)
-    if key not in kept:
-        kept[key] = _drive_probes(game, layout, not known, action_mode, integrations)
-    return kept[key]
-
-
-def _drive_probes(game: Game, layout: RamLayout, at_random: bool, action_mode: str, integrations: Any) -> Probes:
     player = _Player(game, layout)
     probes = [player.play(NOTHING, _held((), 300))]
-    if _KART_VARIABLES.issubset(layout.names) and {"B", "Y", "LEFT", "RIGHT"} <= {*player.buttons}:
-        probes += [player.play(label, script) for label, script in _KART_CYCLES.items()]
-    else:
-        probes += [player.play(label, script) for label, script in _button_cycles(player.buttons)]
     frame_seconds = player.frame_seconds
+    is_kart = _KART_VARIABLES.issubset(layout.names) and {"B", "Y", "LEFT", "RIGHT"} <= {*player.buttons}
+    scripts = _KART_CYCLES if is_kart else dict(_button_cycles(player.buttons))
+    kept = _kept_in(game, layout)
+    try:
+        probes += [_from_file(kept / f"{label}{SUFFIX}", layout) for label in scripts]
+    except KartRewardsError:  # they are not there, or damaged
+        driven = [player.play(label, script) for label, script in scripts.items()]
+        probes += driven
+        _keep(driven, kept)
     player.close()
     drive, steps = _by_agent(game, action_mode, integrations)
     probes.append(Probe(drive))
-    if at_random:
+    if not known:
         probes += [Probe(drive) for drive in _at_random(game, action_mode, integrations)]
     return Probes(probes, frame_seconds, steps)
 
@@ -152,6 +148,52 @@ def recorded_again(game: Game, layout: RamLayout, drives: Iterable[tuple[Drive, 
         probes.append(Probe(replace(again, info=info), raw=player.raw()))
     player.close()
     return probes
+
+
+def _kept_in(game: Game, layout: RamLayout) -> Path:
+    """Returns the folder of the drives with cycles. Its name depends on all that decides how they are."""
+    state = game.default_state()
+    facts = fingerprints_of(game.rom()), game.name, state, game.load_state(state), layout.variables
+    name = hashlib.sha256(repr(facts).encode() + Path(__file__).read_bytes()).hexdigest()[:32]
+    return platformdirs.user_cache_path("kart_rewards") / "scripted_drives" / name
+
+
+def _keep(probes: Sequence[Probe], folder: Path) -> None:
+    """Writes drives with cycles, as drives with more columns: the marks of the cycles, and the bytes of memory."""
+    with suppress(OSError, UnwritableError):  # without a cache, they are driven again
+        for probe in probes:
+            marks = np.zeros(len(probe.drive), np.uint8)
+            marks[[*probe.cycles]] |= _CYCLE
+            marks[[*probe.rest] if probe.cycles else []] |= _REST
+            raw = {_RAW + name: values for name, values in probe.raw.items()}
+            columns = probe.drive.columns | raw | {_MARKS: marks}
+            replace(probe.drive, columns=columns).save(folder / f"{probe.drive.info.label}{SUFFIX}")
+        for old in sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)[:-_MOST_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _from_file(path: Path, layout: RamLayout) -> Probe:
+    """Reads what ``_keep`` wrote.
+
+    Raises:
+        KartRewardsError: The file is not there, or it is damaged.
+    """
+    drive = load_drive(path)
+    if _MARKS not in drive.columns or not drive.columns.keys() >= {*layout.names}:
+        raise KartRewardsError(f"{path}: is not a drive of lint")
+    marks = drive.columns[_MARKS]
+    rest = np.flatnonzero(marks & _REST).tolist() or [0, 0]
+    return Probe(
+        replace(drive, columns={name: drive.columns[name] for name in layout.names}),
+        tuple(np.flatnonzero(marks & _CYCLE).tolist()),
+        (rest[0], rest[-1]),
+        {name.removeprefix(_RAW): values for name, values in drive.columns.items() if name.startswith(_RAW)},
+    )
+
+
+_CYCLE, _REST = 1, 2
+_MARKS, _RAW = "marks_of_lint", "memory_of_"
+_MOST_KEPT = 10  # folders; an edit of data.json makes a new one
 
 
 Script = Callable[["_Player"], Iterator[Any]]

@@ -19,7 +19,6 @@ from typing import Any
 from kart_rewards.drives import SUFFIX, load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.lab.linting.lint import TITLES, examine
-from kart_rewards.lab.linting.probes import Kept
 from kart_rewards.lab.score import RewardSet
 from kart_rewards.training.processes import Children, Workers, attempt, serve_parent
 
@@ -27,9 +26,7 @@ _POLL_SECONDS = 0.1
 _NICENESS = 5  # what a person waits for comes first
 
 
-def page_findings(
-    sets: Sequence[RewardSet], paths: Sequence[Path], folder: Path, kept: Kept | None = None
-) -> dict[str, Any]:
+def page_findings(sets: Sequence[RewardSet], paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Returns what lint finds in reward sets, for each game among the drives.
 
     The scripted drives that show a finding are saved. It runs the emulator, and it needs a process that has not loaded
@@ -39,7 +36,6 @@ def page_findings(
         sets: The reward sets.
         paths: The files of recorded drives.
         folder: The folder for the scripted drives.
-        kept: The scripted drives from before; see ``kart_rewards.lab.linting.probes.make_probes``.
 
     Returns:
         ``findings``, a list of dicts with ``title``, ``script``, ``where``, ``text``, ``remedy``, ``path`` of a drive
@@ -47,11 +43,10 @@ def page_findings(
     """
     found: list[dict[str, Any]] = []
     errors: list[str] = []
-    kept = {} if kept is None else kept
     for game in dict.fromkeys(load_drive(path).info.game for path in paths):
         for rewards in sets:
             try:
-                result = examine(game, rewards, paths, output=folder, kept=kept)
+                result = examine(game, rewards, paths, output=folder)
             except KartRewardsError as error:
                 errors.append(str(error))
                 continue
@@ -97,8 +92,7 @@ def with_numbers(findings: Sequence[Mapping[str, Any]] | None, paths: Sequence[P
 class Linting:
     """Runs ``page_findings`` in a process of its own, and again after each change.
 
-    It waits while something else is more urgent. A run whose files are not those of now is killed. The scripted drives
-    are kept from one run to the next: they take most of the time of the first one.
+    It waits while something else is more urgent. A run whose files are not those of now is killed.
 
     Args:
         sets: The reward sets.
@@ -126,7 +120,6 @@ class Linting:
         self._sets, self._folder = sets, folder
         self._state, self._paths = state, paths
         self._received, self._changed = received, changed
-        self._kept: Kept = {}
 
     async def run(self) -> None:
         """Examines the rewards, and again after each change, until the task is cancelled."""
@@ -151,7 +144,7 @@ class Linting:
         """Returns the result of a run; None if the files have changed meanwhile."""
         children = Children("spawn")
         try:
-            connection = children.start(_send_findings, self._sets, self._paths(), self._folder, self._kept)
+            connection = children.start(_send_findings, self._sets, self._paths(), self._folder)
             while not connection.poll():
                 await asyncio.sleep(_POLL_SECONDS)
                 if self._state()[0] != wanted:
@@ -159,8 +152,7 @@ class Linting:
             error, result = connection.recv()
             if error:
                 raise error
-            found: dict[str, Any]
-            found, self._kept = result
+            found: dict[str, Any] = result
             return found
         except (EOFError, OSError):
             how = children.ended(5).get(0, "the exit code is not known")
@@ -171,11 +163,8 @@ class Linting:
             children.close()
 
 
-def _send_findings(
-    connection: Connection, sets: Sequence[RewardSet], paths: Sequence[Path], folder: Path, kept: Kept
-) -> None:
-    """Runs in a child process: sends what lint finds, and the scripted drives that it knows then."""
+def _send_findings(connection: Connection, sets: Sequence[RewardSet], paths: Sequence[Path], folder: Path) -> None:
+    """Runs in a child process: sends what lint finds."""
     serve_parent()
     os.nice(_NICENESS)
-    error, result = attempt(page_findings, sets, paths, folder, kept)
-    connection.send((error, (result, kept)))
+    connection.send(attempt(page_findings, sets, paths, folder))
