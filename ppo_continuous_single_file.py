@@ -66,7 +66,7 @@ class EnvOptions:
     fallback: bool = True
     """Train HomebrewKart-Snes when MarioKart-Snes has no ROM. --no-fallback makes a missing ROM an error."""
     state: Names = ()
-    """Start states: names in the game's folder, or .state files; each episode draws one. By default metadata.json's."""
+    """Start states: names, patterns such as 'Gen*', .state files; each episode draws one. Default: metadata.json's."""
     scenario: str | None = "scenario"
     """Which reward terms and done rules to use: a file's name in the game's folder, or a .json path. None: none."""
     info: str = "data"

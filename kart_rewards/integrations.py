@@ -25,6 +25,7 @@ stable-retro is imported only when a ROM is looked at, so listing games is cheap
 from __future__ import annotations
 
 import errno
+import fnmatch
 import functools
 import hashlib
 import importlib.util
@@ -417,6 +418,29 @@ class Game:
             remedy = f"it has {states}" if states else f"it has no states yet: {self._how_to_make_a_state()}"
             raise KartRewardsError(f"{path}: no such start state of {self.name}; {remedy}")
         return path
+
+    def chosen_states(self, names: Iterable[str | Path]) -> list[str]:
+        """Returns the start states that a person named.
+
+        Args:
+            names: As for ``state_path``. A name may be a pattern with ``*``, ``?`` or ``[...]``: it stands for all
+                states in the game's folder that match it and that are not in the list yet.
+
+        Raises:
+            KartRewardsError: No state matches a pattern.
+        """
+        chosen: list[str] = []
+        for name in map(str, names):
+            if not re.search(r"[*?[]", name) or is_file(self._file(name, ".state")):
+                chosen.append(name)
+                continue
+            matching = fnmatch.filter(self.states(), name.removesuffix(".state"))
+            if not matching:
+                raise KartRewardsError(
+                    f"no start state of {self.name} matches {name!r}; it has {', '.join(self.states()) or 'none'}"
+                )
+            chosen += [state for state in matching if state not in chosen]
+        return chosen
 
     def _how_to_make_a_state(self, default: bool = False) -> str:
         return f"make one: {self.command(f'state {self.name} start --play')}{' --default' if default else ''}"

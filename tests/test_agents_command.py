@@ -38,7 +38,7 @@ def evaluate(*arguments: object) -> Any:
 # ---------------------------------------------------------------------------------------------------------- evaluation
 def test_an_agent_is_evaluated_beside_the_drivers(tmp_path: Path) -> None:
     agent = straight_on.save_agent(tmp_path / "agent.json", seed=3, steps=1234)
-    done = evaluate(agent, "--eval-episodes", 2, "--eval-states", "Level1", "Level2", "--capture-video")
+    done = evaluate(agent, "--eval-episodes", 2, "--eval-states", "Level[12]", "--capture-video")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"{agent}: HomebrewKart-Snes, 1,234 steps with seed 3"

@@ -115,6 +115,20 @@ def test_missing_states_and_files_are_reported(games: Path) -> None:
         game.default_state()
 
 
+def test_a_pattern_names_all_states_that_match_it_once(games: Path) -> None:
+    game = find_game("Tiny-Snes", games)
+    for name in ("Start", "Gen01", "Gen02", "Test1", "Odd[1]"):
+        (game.folder / f"{name}.state").touch()
+    assert game.chosen_states(["Gen*"]) == ["Gen01", "Gen02"]
+    assert game.chosen_states(["Gen02", "*"]) == ["Gen02", "Gen01", "Odd[1]", "Start", "Test1"]
+    assert game.chosen_states(["Test?.state", "Odd[1]", "Gen02", "Gen02"]) == ["Test1", "Odd[1]", "Gen02", "Gen02"]
+    assert game.chosen_states([]) == []
+    with pytest.raises(
+        KartRewardsError, match=r"no start state of Tiny-Snes matches 'Level\*'; it has Gen01, Gen02, O"
+    ):
+        game.chosen_states(["Level*"])
+
+
 def test_a_checksum_in_capitals_is_a_checksum(games: Path) -> None:
     sha = games / "Tiny-Snes" / "rom.sha"
     sha.write_text(sha.read_text().upper())

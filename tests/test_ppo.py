@@ -521,6 +521,12 @@ def test_files_of_a_run_are_found_from_another_folder(tmp_path: Path, monkeypatc
     assert courses == (str(tmp_path / "mine.state"), "Level1")
 
 
+def test_a_pattern_of_states_is_replaced_by_their_names() -> None:
+    args = parse("--env-id", GAME, "--state", "Level[1-3]", "--eval-states", "Level4", "Level*")
+    assert args.env.state == ("Level1", "Level2", "Level3")
+    assert args.eval.eval_states == ("Level4", "Level1", "Level2", "Level3", "Level5")
+
+
 def test_agents_of_a_loader_need_no_game_of_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     parse("--evaluate", "agent.zip", "--loader", "mine:load", "--env-id", "Lost-Snes")
     assert not capsys.readouterr().out, "no word of a missing ROM, or of training"
@@ -655,6 +661,7 @@ def test_agents_are_evaluated_against_the_drivers(trained: TrainedRun, tmp_path:
         (["--env-id", "MarioKart-Snes", "--no-fallback"], ["MarioKart-Snes has no ROM", "kart-rewards import"]),
         (["--env-id", "MarioCart-Snes"], ["unknown game 'MarioCart-Snes'", "Did you mean 'MarioKart-Snes'"]),
         (["--state", "Level99"], ["Level99.state: no such start state", "Level1"]),
+        (["--state", "Gen*"], ["no start state of HomebrewKart-Snes matches 'Gen*'; it has Level1"]),
         (["--scenario", "sprint"], ["sprint.json: no such file"]),
         (["--reward-weights", "wal=3"], ["no reward term 'wal'"]),
         (["--reward-weights", "wall"], ["'wall' is not NAME=NUMBER"]),

@@ -96,8 +96,9 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         game: The game's folder name.
         integrations: The only folder to look for the game in. None: the standard lookup of
             ``kart_rewards.integrations``.
-        state: The start state, or several; each reset selects one of them at random. None or an empty list: the state
-            in ``metadata.json``.
+        state: The start state, or several; each reset selects one of them at random. A pattern such as ``Gen*`` stands
+            for all states that match it; see ``Game.chosen_states``. None or an empty list: the state in
+            ``metadata.json``.
         scenario: The scenario file: a name in the game's folder, or a path that ends in ``.json``. None: no reward
             terms and no done rules beside ``rewards``.
         info: The data file: a name in the game's folder, or a path that ends in ``.json``.
@@ -206,7 +207,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.score: EpisodeScore | None = None
         self._slow_scripts = SlowScripts(frame_skip)
         names = [state] if isinstance(state, (str, Path)) else list(state or ())
-        self.states = [str(name) for name in names] or [self.game.default_state()]
+        self.states = self.game.chosen_states(names) or [self.game.default_state()]
         self._loaded_states = {name: self.game.load_state(name) for name in self.states}
 
         self._window: Window | None = None

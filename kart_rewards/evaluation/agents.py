@@ -61,7 +61,8 @@ class EvalOptions:
     eval_episodes: Annotated[int, Ge(1)] = 5
     """Episodes per course."""
     eval_states: Names = ()
-    """Courses to evaluate on: start states. By default the courses of training; with --evaluate, all of the game."""
+    """Courses to evaluate on: start states, as for --state. By default the courses of training; with --evaluate, all of
+    the game."""
     eval_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 1000
     """Seed of the random starts. --evaluate uses the next seed, because best.pt was chosen by this one."""
     capture_video: bool = False
@@ -191,7 +192,7 @@ def evaluate_agents(
     check_comparable(agents)
     options, name = first.env_options, first.env_options["game"]
     game = find_game(name, options.get("integrations"))
-    states = list(states) or game.states()
+    states = game.chosen_states(states) or game.states()
     for state in states:
         game.load_state(state)  # a missing course should be reported before anything is played
     references = {state: lap for state in states if (lap := reference_lap(game.folder, state))}
@@ -350,7 +351,7 @@ def command(
         loader: The function that loads an agent, MODULE:FUNCTION or FILE.py:FUNCTION. The default loads agents of
             ppo_continuous_single_file.py.
         eval_episodes: Episodes per course.
-        eval_states: Courses to evaluate on: start states. By default all of the game.
+        eval_states: Courses to evaluate on: start states, or patterns such as 'Level*'. By default all of the game.
         eval_seed: Seed of training's evaluations. This evaluation uses the next seed, because best.pt was chosen by
             that one.
         capture_video: Write the first episode of each course as MP4, into videos/evaluation/ beside the first agent.

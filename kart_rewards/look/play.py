@@ -55,7 +55,7 @@ def command(
         scenario: Reward terms and done rules: the name of a file in the game's folder, or a .json path.
         rewards: Python files or modules with reward terms and done rules to add.
         reward_weights: Weights that override the scenario's, as NAME=NUMBER: --reward-weights wall=-5 top_speed=0.02.
-        output: Folder for the recordings. Each episode has two files: NAME.drive for load_trace, NAME.bk2 for
+        output: Folder for the recordings. Each episode has two files: NAME.drive for score and lab, NAME.bk2 for
             stable-retro.
         scale: Width and height, in pixels of the window, of a pixel of the game. Smaller if the window would not fit
             the display.

@@ -82,15 +82,15 @@ def absolute_states(states: Iterable[str], game: str, integrations: Path | None)
     """Returns start states with absolute paths; names in the game's folder stay as they are.
 
     Args:
-        states: Names of states, and paths that end in ``.state``.
+        states: Names of states, patterns of such names, and paths that end in ``.state``.
         game: The game.
         integrations: The folder of games. None: the standard folders.
 
     Raises:
-        KartRewardsError: There is no such game.
+        KartRewardsError: There is no such game, or no state matches a pattern.
     """
-    folder = find_game(game, integrations).folder
-    return tuple(_absolute(state, ".state", folder) for state in states)
+    found = find_game(game, integrations)
+    return tuple(_absolute(state, ".state", found.folder) for state in found.chosen_states(states))
 
 
 def _absolute_file_of(wrapper: str) -> str:
