@@ -61,7 +61,7 @@ def test_every_module_and_every_page_is_in_the_navigation(config: MkDocsConfig, 
 
 
 def test_links_out_of_docs_lead_to_pages(config: MkDocsConfig, files: Files) -> None:
-    assert "](examples/sb3_agent.py.md)" in rendered("training.md", config, files)
+    assert "](examples/sb3_agent.py.md)" in rendered("libraries.md", config, files)
     assert "](agents.md)" in rendered("first_run.md", config, files)
     assert "](../api/kart_rewards.testing.md)" in rendered("api/index.md", config, files)
     assert "](training.md)" in rendered("agents.md", config, files)
