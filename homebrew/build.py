@@ -30,7 +30,8 @@ from track import MAP_SIZE, Track, build_track  # noqa: E402
 
 GAME = "HomebrewKart-Snes"
 BANK = 0x8000
-BANKS = 32
+MIN_BANKS, MAX_BANKS = 32, 128  # 1 MB and 4 MB
+WORK_RAM_BANKS = 2  # the last two banks of 4 MB: the console has its RAM at their addresses
 FIRST_COURSE_BANK = 10
 BANKS_A_COURSE = 3
 FIRST_VIEW_BANK = 2
@@ -57,6 +58,7 @@ AUX = {
     "AUX_HEADER": 0x7C00,
 }
 NAME_LENGTH = 16
+MAX_COURSES = (MAX_BANKS - WORK_RAM_BANKS - FIRST_COURSE_BANK) // BANKS_A_COURSE
 
 
 def view_tables() -> list[bytes]:
@@ -156,12 +158,25 @@ def course_banks(track: Track) -> tuple[bytes, bytes, bytes]:
     return first, bytes(aux), track.escape.tobytes().ljust(BANK, b"\0")
 
 
-def generated_include() -> str:
+def rom_banks(courses: int) -> int:
+    """Return the number of banks of a ROM: the smallest power of two that has room for the courses.
+
+    Raises:
+        ValueError: Not even the largest ROM has room for them.
+    """
+    if courses > MAX_COURSES:
+        raise ValueError(f"the ROM of 4 MB has room for {MAX_COURSES} courses, not for {courses}")
+    needed = FIRST_COURSE_BANK + BANKS_A_COURSE * courses
+    return max(MIN_BANKS, 1 << (needed - 1).bit_length())
+
+
+def generated_include(courses: int) -> str:
     """Return an assembler include file with the constants that this script and the source share."""
     lines = ["; Written by build.py: constants that the tables and the code share."]
     lines += [f"{name} = ${value + BANK:04X}" for name, value in AUX.items()]
     lines += [
-        f"COURSE_COUNT = {len(COURSES)}",
+        f"COURSE_COUNT = {courses}",
+        f"ROM_SIZE = {(rom_banks(courses) * BANK // 1024).bit_length() - 1}",
         f"FIRST_COURSE_BANK = {FIRST_COURSE_BANK}",
         f"BANKS_A_COURSE = {BANKS_A_COURSE}",
         f"FIRST_VIEW_BANK = {FIRST_VIEW_BANK}",
@@ -193,16 +208,21 @@ def fix_checksum(rom: bytearray) -> None:
     rom[0x7FDC:0x7FE0] = words([total ^ 0xFFFF, total])
 
 
-def courses_json(tracks: list[Track]) -> str:
+def level_states(courses: int) -> list[str]:
+    """Return the names of the start states of hand-made courses: Level1 and so on."""
+    return [f"Level{number + 1}" for number in range(courses)]
+
+
+def courses_json(tracks: list[Track], states: list[str]) -> str:
     """Return the description of the built courses for drivers and plots."""
     entries = []
-    for number, track in enumerate(tracks):
+    for number, (track, state) in enumerate(zip(tracks, states, strict=True)):
         course = track.course
         step = 4  # every fourth sample: one point per 8 pixels
         entries.append(
             {
                 "name": course.name,
-                "state": f"Level{number + 1}",
+                "state": state,
                 "index": number,
                 "num_checkpoints": course.num_checkpoints,
                 "held_out": course.held_out,
@@ -220,8 +240,8 @@ def courses_json(tracks: list[Track]) -> str:
     return head + ' "courses": [\n' + ",\n".join(parts) + "\n]}\n"
 
 
-def generate(build_dir: Path) -> list[Track]:
-    """Write all binary files that the assembler includes. Return the tracks."""
+def write_includes(build_dir: Path, courses: int) -> None:
+    """Write all files that the assembler includes, for a ROM with this number of courses."""
     build_dir.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, data: bytes) -> None:
@@ -240,12 +260,20 @@ def generate(build_dir: Path) -> list[Track]:
     sheet = artwork.sprites()
     sprite_tiles = sheet.reshape(16, 8, 16, 8).swapaxes(1, 2).reshape(-1, 8, 8)
     write("sprites.bin", artwork.planar(sprite_tiles, 4))
-    (build_dir / "generated.inc").write_text(generated_include(), encoding="ascii")
+    (build_dir / "generated.inc").write_text(generated_include(courses), encoding="ascii")
+
+
+def generate(build_dir: Path) -> list[Track]:
+    """Write all files that the assembler includes, for the hand-made courses. Return their tracks."""
+    write_includes(build_dir, len(COURSES))
+    return build_tracks()
+
+
+def build_tracks() -> list[Track]:
+    """Return the tracks of the hand-made courses."""
     held_out = [course.name for course in COURSES if course.held_out]
     if len(held_out) != 1 or not COURSES[-1].held_out:
         raise ValueError("exactly one course, the last, must be held out")
-    if FIRST_COURSE_BANK + BANKS_A_COURSE * len(COURSES) > BANKS:
-        raise ValueError("the ROM of 1 MB has no room for so many courses")
     return [build_track(course) for course in COURSES]
 
 
@@ -261,16 +289,37 @@ def assemble(source: Path, build_dir: Path, stem: str) -> bytearray:
 
 
 def finish(linked: bytearray, tracks: list[Track]) -> bytes:
-    """Append the course banks, pad to 1 MB and fix the checksum."""
+    """Append the course banks, pad to a power of two and fix the checksum."""
     rom = linked[: FIRST_COURSE_BANK * BANK]
     for track in tracks:
         for bank in course_banks(track):
             if len(bank) != BANK:
                 raise ValueError(f"{track.course.name}: a course bank has {len(bank)} bytes")
             rom += bank
-    rom += bytes(BANKS * BANK - len(rom))
+    rom += bytes(rom_banks(len(tracks)) * BANK - len(rom))
     fix_checksum(rom)
     return bytes(rom)
+
+
+def check_tools() -> None:
+    """End the program if the assembler is not installed."""
+    for tool in ("ca65", "ld65"):
+        if shutil.which(tool) is None:
+            sys.exit(
+                f"{tool} not found: install cc65 (Debian and Ubuntu: apt-get install cc65; macOS: brew install cc65)"
+            )
+
+
+def write_game(out: Path, rom: bytes, tracks: list[Track], states: list[str]) -> None:
+    """Write ``rom.sfc``, ``rom.sha`` and ``courses.json``, and print a summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rom.sfc").write_bytes(rom)
+    sha = hashlib.sha1(rom, usedforsecurity=False).hexdigest()
+    (out / "rom.sha").write_text(sha + "\n", encoding="ascii")
+    (out / "courses.json").write_text(courses_json(tracks, states), encoding="ascii")
+    for track in tracks:
+        print(f"{track.course.name:16s} lap {track.length:6.0f} px, {track.unique_tiles:5d} tiles merged to 256")
+    print(f"rom.sfc {len(rom)} bytes, SHA-1 {sha}")
 
 
 def main() -> None:
@@ -284,21 +333,10 @@ def main() -> None:
         help="folder for rom.sfc, rom.sha, courses.json",
     )
     args = parser.parse_args()
-    for tool in ("ca65", "ld65"):
-        if shutil.which(tool) is None:
-            sys.exit(
-                f"{tool} not found: install cc65 (Debian and Ubuntu: apt-get install cc65; macOS: brew install cc65)"
-            )
+    check_tools()
     tracks = generate(args.build_dir)
     rom = finish(assemble(HERE / "src" / "main.s", args.build_dir, "game"), tracks)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "rom.sfc").write_bytes(rom)
-    sha = hashlib.sha1(rom, usedforsecurity=False).hexdigest()
-    (args.out / "rom.sha").write_text(sha + "\n", encoding="ascii")
-    (args.out / "courses.json").write_text(courses_json(tracks), encoding="ascii")
-    for track in tracks:
-        print(f"{track.course.name:16s} lap {track.length:6.0f} px, {track.unique_tiles:5d} tiles merged to 256")
-    print(f"rom.sfc {len(rom)} bytes, SHA-1 {sha}")
+    write_game(args.out, rom, tracks, level_states(len(tracks)))
 
 
 if __name__ == "__main__":

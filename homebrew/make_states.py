@@ -27,25 +27,30 @@ def menu_inputs(course: int) -> str:
     return "59\n" + course * "2 RIGHT\n20\n" + "2 START\n"
 
 
-def main() -> None:
-    """Write all states."""
-    parser = argparse.ArgumentParser(description="Make HomebrewKart's start states.")
-    parser.add_argument("--integrations", type=Path, default=ROOT / "integrations", help=f"folder that holds {GAME}")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder) / "menu.inputs"
-        for course in load_json(args.integrations / GAME / "courses.json")["courses"]:
+def make_states(folder: Path) -> None:
+    """Make the states of all courses in a game's folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs = Path(temporary) / "menu.inputs"
+        for course in load_json(folder / "courses.json")["courses"]:
             inputs.write_text(menu_inputs(course["index"]))
             make_state(
-                GAME,
+                folder.name,
                 course["state"],
                 inputs=inputs,
                 until="game_mode == 0x1c",
                 max_frames=MAX_FRAMES,
                 overwrite=True,
                 default=course["index"] == 0,
-                integrations_path=args.integrations,
+                integrations_path=folder.parent,
             )
+
+
+def main() -> None:
+    """Write all states."""
+    parser = argparse.ArgumentParser(description="Make HomebrewKart's start states.")
+    parser.add_argument("--integrations", type=Path, default=ROOT / "integrations", help=f"folder that holds {GAME}")
+    args = parser.parse_args()
+    make_states(args.integrations / GAME)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 * ``Track`` - the maps, tiles and tables of one course
 * ``build_track`` - computes a ``Track``
+* ``centreline`` - computes the samples of the centreline only
 * ``reduce_tiles`` - divides a picture into 256 tiles
 
 After the corners are rounded, all coordinates are converted to integers of 1/16 pixel. Only integer arithmetic decides
@@ -115,7 +116,7 @@ def _rounded_polygon(course: Course) -> list[tuple[float, float]]:
     return points
 
 
-def _centreline(course: Course) -> tuple[np.ndarray, np.ndarray, float]:
+def centreline(course: Course) -> tuple[np.ndarray, np.ndarray, float]:
     """Return equally spaced samples of the centreline from the start line on.
 
     Returns:
@@ -224,7 +225,7 @@ def build_track(course: Course) -> Track:
         ValueError: The description is not valid: a bend does not fit, a checkpoint can be left out, the start is not on
             plain road, or two grounds look alike in grey.
     """
-    line, tangent, length = _centreline(course)
+    line, tangent, length = centreline(course)
     count = len(line)
     half = course.road_width // 2
 

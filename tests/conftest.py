@@ -67,7 +67,7 @@ LONGEST = (
     "reference", "doctor", "search", "run", "walk_through", "score", "agents", "sources", "in_training", "play",
     "drawing", "declared", "conftest", "exploits", "vector", "cost", "server", "benchmarks", "processes", "new",
     "checkpoints", "drives", "ram_search", "port", "states", "lua", "exports", "interrupt", "state_window", "devices",
-    "parity", "script_rewards",
+    "parity", "script_rewards", "generate",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 

@@ -5,7 +5,7 @@
     .res 8, $20                                                             ; whatever .charmap says
     .byte $20               ; LoROM, slow
     .byte $00               ; ROM only
-    .byte $0A               ; 1 MB
+    .byte ROM_SIZE          ; $0A: 1 MB, $0C: 4 MB
     .byte $00               ; no save RAM
     .byte $01               ; NTSC
     .byte $00

@@ -20,11 +20,28 @@ menu_enter:
     PRINT 15, 16, TEXT_WHITE, text_course
     lda course
     and #$00FF
+.if COURSE_COUNT < 10
     inc
     inc                     ; digits follow the space: digit d is character d + 1
     ora #TEXT_YELLOW
     sta text_buffer + (15 * 32 + 23) * 2
     PRINT 15, 24, TEXT_WHITE, text_of_count
+.else
+    inc
+    ldx #TEXT_YELLOW | 1    ; the tens
+menu_tens:
+    cmp #10
+    bcc menu_units
+    sbc #10
+    inx
+    bra menu_tens
+menu_units:
+    inc
+    ora #TEXT_YELLOW
+    sta text_buffer + (15 * 32 + 24) * 2
+    stx text_buffer + (15 * 32 + 23) * 2
+    PRINT 15, 25, TEXT_WHITE, text_of_count
+.endif
     ldx #(17 * 32 + 16) * 2
     jsr print_name
     PRINT 20, 16, TEXT_GREEN, text_choose
@@ -136,7 +153,11 @@ logo_space:
 
 .segment "RODATA"
 text_course:   .byte "COURSE", $FF
+.if COURSE_COUNT < 10
 text_of_count: .byte "/", COURSE_COUNT + 1, $FF
+.else
+text_of_count: .byte "/", COURSE_COUNT / 10 + 1, COURSE_COUNT .mod 10 + 1, $FF
+.endif
 text_choose:   .byte "< > CHOOSE", $FF
 text_start:    .byte "START RACE", $FF
 text_help1:    .byte "B GO   Y BRAKE", $FF

@@ -114,12 +114,13 @@ def make_probes(
     is_kart = _KART_VARIABLES.issubset(layout.names) and {"B", "Y", "LEFT", "RIGHT"} <= {*player.buttons}
     scripts = _KART_CYCLES if is_kart else dict(_button_cycles(player.buttons))
     kept = _kept_in(game, layout)
-    try:
-        probes += [_from_file(kept / f"{label}{SUFFIX}", layout) for label in scripts]
-    except KartRewardsError:  # they are not there, or damaged
-        driven = [player.play(label, script) for label, script in scripts.items()]
-        probes += driven
-        _keep(driven, kept)
+    for label, script in scripts.items():
+        try:
+            probes.append(_from_file(kept / f"{label}{SUFFIX}", layout))
+        except KartRewardsError:  # it is not there, or damaged
+            probes.append(player.play(label, script))
+            _keep(probes[-1], kept)
+    _clear_old(kept.parent)
     player.close()
     drive, steps = _by_agent(game, action_mode, integrations)
     probes.append(Probe(drive))
@@ -158,17 +159,20 @@ def _kept_in(game: Game, layout: RamLayout) -> Path:
     return platformdirs.user_cache_path("kart_rewards") / "scripted_drives" / name
 
 
-def _keep(probes: Sequence[Probe], folder: Path) -> None:
-    """Writes drives with cycles, as drives with more columns: the marks of the cycles, and the bytes of memory."""
-    with suppress(OSError, UnwritableError):  # without a cache, they are driven again
-        for probe in probes:
-            marks = np.zeros(len(probe.drive), np.uint8)
-            marks[[*probe.cycles]] |= _CYCLE
-            marks[[*probe.rest] if probe.cycles else []] |= _REST
-            raw = {_RAW + name: values for name, values in probe.raw.items()}
-            columns = probe.drive.columns | raw | {_MARKS: marks}
-            replace(probe.drive, columns=columns).save(folder / f"{probe.drive.info.label}{SUFFIX}")
-        for old in sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)[:-_MOST_KEPT]:
+def _keep(probe: Probe, folder: Path) -> None:
+    """Writes a drive with cycles, as a drive with more columns: the marks of the cycles, and the bytes of memory."""
+    marks = np.zeros(len(probe.drive), np.uint8)
+    marks[[*probe.cycles]] |= _CYCLE
+    marks[[*probe.rest] if probe.cycles else []] |= _REST
+    columns = probe.drive.columns | {_RAW + name: values for name, values in probe.raw.items()} | {_MARKS: marks}
+    with suppress(UnwritableError):  # without a cache, it is driven again
+        replace(probe.drive, columns=columns).save(folder / f"{probe.drive.info.label}{SUFFIX}")
+
+
+def _clear_old(folder: Path) -> None:
+    """Deletes all but the latest folders of drives."""
+    with suppress(OSError):
+        for old in sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime)[:-_MOST_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
 
