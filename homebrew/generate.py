@@ -48,7 +48,7 @@ from kart_rewards.race import BOOST, DEEP_WATER, DIRT, OIL, PIT  # noqa: E402
 from kart_rewards.ram import RamLayout  # noqa: E402
 
 GAME = "HomebrewKartPlus-Snes"
-ORIGINAL = HERE.parent / "integrations" / build.GAME  # its data.json and scenario.json are the second game's, too
+ORIGINAL = HERE.parent / "integrations" / build.GAME  # some of its files are the second game's, too
 TRAINING, TEST = "Gen", "Test"  # the sets
 IN_RACE = 0x1C  # game_mode
 
@@ -710,7 +710,7 @@ def build_game(out: Path, seed: int, courses: int, test_courses: int) -> None:
         build.write_includes(Path(folder), total)
         rom = build.finish(build.assemble(HERE / "src" / "main.s", Path(folder), "game"), tracks)
     build.write_game(out, rom, tracks, states)
-    for name in ("data.json", "scenario.json"):
+    for name in ("data.json", "scenario.json", "reference_laps.json"):
         shutil.copyfile(ORIGINAL / name, out / name)
     for old in out.glob("*.state"):
         old.unlink()

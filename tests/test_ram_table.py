@@ -26,12 +26,13 @@ def test_the_name_of_a_state_is_answered_with_the_files_of_that_name(tmp_path: P
     for name in ("data.json", "Level1.state"):
         shutil.copy(game / name, copy)
     environment = {FOLDER_VARIABLE: str(tmp_path)}
-    done = run("ram", "Level2", folder=tmp_path, environment=environment)
+    done = run("ram", "Gen02", folder=tmp_path, environment=environment)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: Level2: no such file. Did you mean {game / 'Level2.state'}?\n"
+    plus = INTEGRATIONS / "HomebrewKartPlus-Snes"
+    assert done.stderr == f"error: Gen02: no such file. Did you mean {plus / 'Gen02.state'}?\n"
     done = run("ram", "Level1", folder=tmp_path, environment=environment)
-    both = f"{copy / 'Level1.state'} or {game / 'Level1.state'}"
-    assert done.stderr == f"error: Level1: no such file. Did you mean {both}?\n"
+    several = " or ".join(str(folder / "Level1.state") for folder in (copy, game, plus))
+    assert done.stderr == f"error: Level1: no such file. Did you mean {several}?\n"
 
 
 def test_arrays_and_variables_behind_pointers_are_shown(tmp_path: Path) -> None:
