@@ -59,7 +59,7 @@ _VERSION = 1
 _DEFAULTS = {"--precision": "float32", "--eval-interval": "29", "--eval-episodes": "3"}
 _DEFAULTS |= {"--checkpoint-interval": "5", "--checkpoints-kept": "1"}
 """Options of the trainer that have other defaults in a study. The precision is not measured, because two runs could
-measure different ones."""
+measure different ones. 60,000 steps are 58 updates, so they are evaluated in the middle and at the end."""
 
 _OWN = {"env-id", "fallback", "no-fallback", "integrations-path", "scenario", "rewards", "reward-weights", "help"}
 _OWN |= {"info", "total-timesteps", "seed", "runs-path", "exp-name", "resume", "evaluate", "loader", "output"}
