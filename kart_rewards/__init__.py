@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP, default_max_episode_steps
 from kart_rewards.done import done_rule
@@ -49,8 +50,8 @@ __all__ = [
 
 for _name in list_games():
     with suppress(gym.error.Error):  # Gymnasium refuses the names of some folders; the other games are still registered
-        if _name not in gym.registry:
-            gym.register(
+        if _name not in gym.registry:  # gym.register would compare each of a thousand games with all others
+            gym.registry[_name] = EnvSpec(
                 _name,
                 "kart_rewards.env:KartEnv",
                 max_episode_steps=default_max_episode_steps(DEFAULT_FRAME_SKIP),

@@ -20,7 +20,7 @@ from gymnasium.vector import AsyncVectorEnv
 
 from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, done_rule, make_env, reward_term
 from kart_rewards.env.actions import ACTION_MODES
-from kart_rewards.integrations import INTEGRATIONS, MissingRomError
+from kart_rewards.integrations import INTEGRATIONS, MissingRomError, find_game, list_games
 from kart_rewards.scripting import from_plain
 
 REFERENCE = ("wall", "checkpoint", "terrain", "time", "backwards")
@@ -56,6 +56,13 @@ def test_gymnasiums_checker_passes(mode: str) -> None:
         check_env(env)
     finally:
         env.close()
+
+
+def test_each_game_is_registered() -> None:
+    stock = {name for name in list_games() if find_game(name).is_stock}
+    assert len(stock) > 1000
+    assert stock | {GAME, "MarioKart-Snes"} <= gym.registry.keys()
+    assert gym.spec(GAME).max_episode_steps == 3000
 
 
 def test_gym_make_accepts_the_packages_name() -> None:

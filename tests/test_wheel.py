@@ -150,6 +150,7 @@ def test_games_and_doctor(user: User) -> None:
     assert [row.split()[:2] for row in listed] == [
         ["Airstriker-Genesis-v0", "right"],
         [KART, "right"],
+        ["HomebrewKartPlus-Snes", "right"],
         ["MarioKart-Snes", "missing"],
         ["Tiny-Snes", "missing"],
     ]

@@ -41,7 +41,7 @@ def slow(evidence: Evidence, least: float = _MOST_OF_A_FRAME) -> Iterator[Findin
         reported.add(id(script.definition))
         began = clock()
         for drive in dict.fromkeys(drives):
-            start, seconds, frame = cost(script, drive)
+            start, seconds, frame = cost(script, drive, least * frame_seconds)
             share = max(seconds, start / _FRAMES_OF_AN_EPISODE) / frame_seconds
             if share > least or clock() - began > _MOST_SECONDS_OF_A_SCRIPT:
                 break
@@ -60,30 +60,39 @@ def slow(evidence: Evidence, least: float = _MOST_OF_A_FRAME) -> Iterator[Findin
     yield from (finding for _, finding in shares)
 
 
-def cost(script: Script, drive: Drive) -> tuple[float, float, int]:
+def cost(script: Script, drive: Drive, allowed_seconds: float) -> tuple[float, float, int]:
     """Returns the seconds that a script takes at the start and per frame, and the frame on which it is slowest.
 
-    Other processes disturb single measurements. So the drive is measured twice, in chunks, of which the faster counts.
-    A script may become slower in the course of an episode, so the last third of the drive counts, if it is slower.
+    Other processes disturb single measurements. So a drive is measured again if the first measurement is longer than
+    allowed, in chunks, of which the faster counts. A script may become slower in the course of an episode, so the last
+    third of the drive counts, if it is slower.
     """
-    runs, starts = [], []
-    for _ in range(2):
-        given, times = frames_of(drive), []
-        started = clock()
-        calls = ScriptCalls([script])
-        calls.values(*given[0])
-        starts.append(clock() - started)
-        started = clock()
-        for at in range(1, len(given), _CHUNK_FRAMES):
-            chunk = given[at : at + _CHUNK_FRAMES]
-            began = clock()
-            for each in chunk:
-                calls.values(*each)
-            times.append((clock() - began) / len(chunk))
-            if clock() - started > _MOST_SECONDS:
-                break
+    starts, runs = [], []
+    while True:
+        start, times = _measure(script, drive)
+        starts.append(start)
         runs.append(times)
-    times = [min(pair) for pair in zip(*runs, strict=False)]
-    late = times[2 * len(times) // 3 :]
-    slowest = int(np.argmax(times)) * _CHUNK_FRAMES + 1
-    return min(starts), max(sum(times) / len(times), sum(late) / len(late)), slowest
+        start, times = min(starts), [min(chunk) for chunk in zip(*runs, strict=False)]
+        late = times[2 * len(times) // 3 :]
+        seconds = max(sum(times) / len(times), sum(late) / len(late))
+        if len(runs) == 2 or max(seconds, start / _FRAMES_OF_AN_EPISODE) <= allowed_seconds:
+            return start, seconds, int(np.argmax(times)) * _CHUNK_FRAMES + 1
+
+
+def _measure(script: Script, drive: Drive) -> tuple[float, list[float]]:
+    """Returns the seconds at the start, and the seconds per frame of each chunk of frames."""
+    given, times = frames_of(drive), []
+    started = clock()
+    calls = ScriptCalls([script])
+    calls.values(*given[0])
+    start = clock() - started
+    started = clock()
+    for at in range(1, len(given), _CHUNK_FRAMES):
+        chunk = given[at : at + _CHUNK_FRAMES]
+        began = clock()
+        for each in chunk:
+            calls.values(*each)
+        times.append((clock() - began) / len(chunk))
+        if clock() - started > _MOST_SECONDS:
+            break
+    return start, times
