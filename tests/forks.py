@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -28,6 +29,8 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 import kart_rewards.__main__
 
@@ -106,38 +109,56 @@ def run(
 
 @functools.cache
 def _server(modules: tuple[str, ...]) -> socket.socket:
-    """Starts a process that imports modules and then forks. Returns the connection to it, with which it ends.
+    """Returns a connection to a process that imports modules and then forks. It ends with its last connection.
 
-    It is not a child process of this one: tests count those.
+    All processes of a test run use the same one. It is not a child process of this one: tests count those.
     """
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    subprocess.run(
-        [sys.executable, __file__, str(there.fileno()), *modules],
-        pass_fds=[there.fileno()],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # not a terminal: Python writes to it in blocks, as to the pipe of a test
-        start_new_session=True,
-        check=True,
-    )
-    there.close()
-    return here
+    folder = Path(os.environ["XDG_CACHE_HOME"]).resolve()  # of this test run alone, see conftest.py
+    address = folder / f"{hashlib.sha256(repr(modules).encode()).hexdigest()[:16]}.socket"
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with FileLock(f"{address}.lock"):
+        try:
+            link.connect(str(address))
+        except OSError:  # there is no server, or it has ended
+            address.unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(str(address))
+                listener.listen()
+                link.connect(str(address))
+                subprocess.run(
+                    [sys.executable, __file__, str(listener.fileno()), *modules],
+                    pass_fds=[listener.fileno()],
+                    env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # not a terminal: Python writes to it in blocks, as to a test's pipe
+                    start_new_session=True,
+                    check=True,
+                )
+    return link
 
 
-def _serve(link: socket.socket) -> list[str]:
+def _serve(listener: socket.socket) -> list[str]:
     """Forks a process per request, and reports how each ends. Returns in a new process: the words of its program."""
     running: dict[Any, tuple[int, int]] = {}  # descriptor of a process -> its id, and where to report its end
+    links: list[socket.socket] = []
     while True:
-        for ready in select.select([link, *running], [], [])[0]:
+        for ready in select.select([listener, *links, *running], [], [])[0]:
+            if ready is listener:
+                links.append(listener.accept()[0])
+                continue
             if ready in running:
                 pid, status = running.pop(ready)
                 os.write(status, _NUMBER.pack(os.waitpid(pid, 0)[1]))
                 os.close(ready)
                 os.close(status)
                 continue
-            request, descriptors, _, _ = socket.recv_fds(link, 2**20, 4)
+            request, descriptors, _, _ = socket.recv_fds(ready, 2**20, 4)
             if not request:
-                os._exit(0)
+                links.remove(ready)
+                ready.close()
+                if not links:
+                    os._exit(0)
+                continue
             words, folder, environment = pickle.loads(request)  # noqa: S301 - from this file's other half
             *standard, status = descriptors
             if pid := os.fork():
@@ -151,7 +172,8 @@ def _serve(link: socket.socket) -> list[str]:
                 os.dup2(descriptor, number)
             for descriptor in (*descriptors, *running, *(other for _, other in running.values())):
                 os.close(descriptor)
-            link.close()
+            for connection in (listener, *links):
+                connection.close()
             os.chdir(folder)
             os.environ.clear()
             os.environ.update(environment)
