@@ -39,6 +39,7 @@ PAGES_OF_FILES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "agents/README.md": "agents.md",
+    "homebrew/README.md": "homebrew.md",
 }
 """A document outside of docs/ -> its page."""
 LINK = re.compile(r"\[(?P<text>[^][]*)\]\((?P<target>[\w./-]+)(?P<anchor>#[\w-]+)?\)")
