@@ -348,7 +348,8 @@ def test_scripted_drives_are_kept_and_a_damaged_one_is_driven_again(
         files = tmp_path.glob("**/*.drive")
         return made, {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
-    shutil.copytree(os.environ["XDG_CACHE_HOME"], tmp_path, dirs_exist_ok=True)  # with the files that probes made
+    made_before = Path(os.environ["XDG_CACHE_HOME"]) / "kart_rewards"
+    shutil.copytree(made_before, tmp_path / "kart_rewards")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first, kept = make()
     assert same_drives(first, probes)
