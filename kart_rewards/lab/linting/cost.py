@@ -66,6 +66,11 @@ def cost(script: Script, drive: Drive, allowed_seconds: float) -> tuple[float, f
     Other processes disturb single measurements. So a drive is measured again if the first measurement is longer than
     allowed, in chunks, of which the faster counts. A script may become slower in the course of an episode, so the last
     third of the drive counts, if it is slower.
+
+    Args:
+        script: The term or rule.
+        drive: Its frames.
+        allowed_seconds: How long a frame may take.
     """
     starts, runs = [], []
     while True:
