@@ -58,8 +58,8 @@ def rom_condition(game: Game) -> str:
 
 
 def _states(game: Game) -> str:
-    states = game.states()
-    shown = [_marked(game, state) for state in states[:_MOST_STATES]]
+    states = sorted((_marked(game, state) for state in game.states()), key=lambda each: not each.endswith(_DEFAULT))
+    shown = states[:_MOST_STATES]
     if len(states) > _MOST_STATES:
         shown.append(f"{len(states) - _MOST_STATES} more")
     return ", ".join(shown) or "none"
@@ -67,5 +67,8 @@ def _states(game: Game) -> str:
 
 def _marked(game: Game, state: str) -> str:
     with suppress(KartRewardsError):  # metadata.json may be missing, or not name a default state
-        return f"{state} (default)" if state == game.default_state() else state
+        return state + _DEFAULT if state == game.default_state() else state
     return state
+
+
+_DEFAULT = " (default)"
