@@ -606,7 +606,7 @@ def load_agent(path: Path, trust: bool = False) -> TrainedAgent:
         path=path,
         make_policy=functools.partial(TorchPolicy, Agent, checkpoint.agent),
         env_options=env.for_kart_env(),
-        max_episode_frames=env.episode_limit * env.frame_skip,
+        max_episode_frames=args.eval.max_episode_frames(env.episode_limit, env.frame_skip),
         seed=args.run.seed,
         steps=checkpoint.steps,
     )
@@ -616,7 +616,7 @@ def load_agent(path: Path, trust: bool = False) -> TrainedAgent:
 def main(ranks: Ranks) -> None:
     args, checkpoint = parse_args()
     env, ppo, env_options = args.env, args.ppo, args.env.for_kart_env()
-    limit = env.episode_limit * env.frame_skip  # in emulated frames
+    limit = args.eval.max_episode_frames(env.episode_limit, env.frame_skip)
     if args.eval.evaluate:
         if ranks.rank == 0:
             evaluate_from_options(args.eval, load_agent, env_options if checkpoint else None, limit, args.run.trust)

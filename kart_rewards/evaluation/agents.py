@@ -65,6 +65,8 @@ class EvalOptions:
     the game."""
     eval_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 1000
     """Seed of the random starts. --evaluate uses the next seed, because best.pt was chosen by this one."""
+    eval_max_episode_steps: Annotated[int | None, Ge(1)] = None
+    """Agent steps after which an episode of an evaluation is truncated. By default those of training."""
     capture_video: bool = False
     """Write the first episode of each course as MP4, into videos/ beside the agent. Evaluations of training are also
     shown in TensorBoard."""
@@ -82,6 +84,10 @@ class EvalOptions:
         ):
             if value and not self.evaluate:
                 raise KartRewardsError(f"{option} {value}: {reason}: use it with --evaluate")
+
+    def max_episode_frames(self, training_steps: int, frame_skip: int) -> int:
+        """Returns the emulated frames after which an episode of an evaluation is truncated."""
+        return (self.eval_max_episode_steps or training_steps) * frame_skip
 
     @property
     def final_seed(self) -> int:
