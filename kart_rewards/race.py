@@ -76,7 +76,8 @@ class RaceMetrics:
     """Metrics of one episode. They do not depend on the reward terms, so they make runs comparable.
 
     The first lap starts at the start state, like the race clock. Each lap counts once: the kart completes no lap when
-    it drives back over the line and forward again.
+    it drives back over the line and forward again. A start state in the middle of a race has no times for the lap and
+    the race that it begins in.
 
     Args:
         ram: The first snapshot of the episode.
@@ -84,7 +85,8 @@ class RaceMetrics:
 
     Attributes:
         frames: Number of frames so far, including the frames of a random start.
-        lap_frames: Number of frames of each completed lap.
+        laps_completed: Number of completed laps.
+        lap_frames: Number of frames of each lap that the episode drove from its beginning to its end.
         off_road_frames: Number of frames on a surface that is not in ``COURSE_SURFACES``.
         wall_hits: Number of contacts with a wall. A contact of several frames counts once.
     """
@@ -94,8 +96,12 @@ class RaceMetrics:
         self.frames = 0
         self.off_road_frames = 0
         self.wall_hits = 0
+        self.laps_completed = 0
         self.lap_frames: list[int] = []
-        self._lap_started_at = 0
+        begun = ram.laps > LAPS_AT_FIRST_CROSSING or (
+            ram.laps == LAPS_AT_FIRST_CROSSING and bool(getattr(ram, "checkpoint", 0))
+        )
+        self._lap_started_at: int | None = None if begun else 0
         self._most_laps = max(ram.laps, LAPS_AT_FIRST_CROSSING)
         self._touching_wall = bool(ram.collision)
 
@@ -109,7 +115,9 @@ class RaceMetrics:
         self._touching_wall = bool(ram.collision)
         if ram.laps > self._most_laps:
             self._most_laps = ram.laps
-            self.lap_frames.append(self.frames - self._lap_started_at)
+            self.laps_completed += 1
+            if self._lap_started_at is not None:
+                self.lap_frames.append(self.frames - self._lap_started_at)
             self._lap_started_at = self.frames
 
     def summary(self) -> dict[str, Any]:
@@ -117,11 +125,11 @@ class RaceMetrics:
 
         Returns:
             ``laps_completed`` (int), ``finished`` (bool), ``off_road_seconds`` (float), ``wall_hits`` (int). After the
-            first lap also ``lap_time_seconds``, the mean, and ``best_lap_time_seconds``. After the finish also
-            ``race_time_seconds``.
+            first lap of ``lap_frames`` also ``lap_time_seconds``, the mean, and ``best_lap_time_seconds``. After all
+            laps of a race also ``race_time_seconds``.
         """
         summary = {
-            "laps_completed": len(self.lap_frames),
+            "laps_completed": self.laps_completed,
             "finished": self._most_laps >= LAPS_AT_FIRST_CROSSING + LAPS_IN_A_RACE,
             "off_road_seconds": self.off_road_frames / self.frames_per_second,
             "wall_hits": self.wall_hits,
@@ -129,6 +137,6 @@ class RaceMetrics:
         if self.lap_frames:
             summary["lap_time_seconds"] = sum(self.lap_frames) / len(self.lap_frames) / self.frames_per_second
             summary["best_lap_time_seconds"] = min(self.lap_frames) / self.frames_per_second
-        if summary["finished"]:
+        if len(self.lap_frames) >= LAPS_IN_A_RACE:
             summary["race_time_seconds"] = sum(self.lap_frames[:LAPS_IN_A_RACE]) / self.frames_per_second
         return summary

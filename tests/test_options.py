@@ -36,6 +36,7 @@ BOUNDS = {
     "eval_interval": (0, None),
     "eval_episodes": (1, None),
     "eval_seed": (0, 2**32 - 1),
+    "eval_max_episode_steps": (1, None),
     "seed": (0, 2**32 - 1),
     "threads": (1, None),
     "checkpoint_interval": (0, None),

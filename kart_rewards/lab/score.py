@@ -399,7 +399,7 @@ def outcome_rank(drive: Drive) -> tuple[float, ...] | None:
     if race is None:
         return None
     if race.get("finished"):
-        return (1.0, -float(race["race_time_seconds"]))
+        return (1.0, -float(race.get("race_time_seconds", drive.seconds)))
     if not {"laps", "checkpoint", "num_checkpoints"} <= drive.columns.keys():
         return (0.0, float(race["laps_completed"]))
     columns = {name: drive.columns[name].astype(np.int64) for name in ("laps", "checkpoint", "num_checkpoints")}

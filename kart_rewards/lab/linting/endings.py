@@ -99,7 +99,7 @@ def good_drives(evidence: Evidence) -> Iterator[Finding]:
             "good-drive",
             rule,
             f"ends {evidence.label(i)} on frame {early[i]:,}, which finishes the race in "
-            f"{race.get('race_time_seconds', 0):.2f} s on "
+            f"{race.get('race_time_seconds', evidence.drives[i].seconds):.2f} s on "
             f"frame {goals[i]:,}; so it does with {len(early)} of {counted(len(goals), 'finished race')}",
             "correct its condition, such as a longer time or a lower speed",
             i,
