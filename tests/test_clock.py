@@ -21,7 +21,7 @@ def test_sleep_and_work_count() -> None:
     began = clock()
     time.sleep(0.05)
     busy(0.05)
-    assert clock() - began >= 0.1
+    assert clock() - began >= 0.09  # a busy system counts a little of the sleep as waiting
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not count the waiting time")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import GAME
+from training_runs import alive, clean_children, wait_until
 
 from kart_rewards.drives import load_drive
 from kart_rewards.env import KartEnv
@@ -45,6 +47,12 @@ def make_bug(env: KartEnv, state: str, seed: int) -> Policy:
     raise ZeroDivisionError("a bug")
 
 
+def make_with_full_disk(env: KartEnv, state: str, seed: int) -> Policy:
+    """Limits the files that this process and its encoder write, which has the effect of a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return straight_on
+
+
 def contestants() -> list[Contestant]:
     return [*drivers(OPTIONS)[:2], Contestant("agent", make_straight_on, OPTIONS)]
 
@@ -57,8 +65,8 @@ def evaluator() -> Iterator[Evaluator]:
 
 
 def workers() -> list[psutil.Process]:
-    """The evaluator's processes. Another child is the resource tracker of multiprocessing."""
-    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    """The evaluator's processes."""
+    return clean_children(os.getpid())
 
 
 def test_episodes_do_not_depend_on_the_workers(evaluator: Evaluator, tmp_path: Path) -> None:
@@ -150,13 +158,10 @@ def test_videos_that_fail_cost_only_the_videos(
 
 def test_a_disk_that_becomes_full_costs_only_the_videos(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     play: dict[str, Any] = {"states": ["Level1"], "episodes": 2, "seed": 7, "max_episode_frames": 240}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # has the effect of a full disk; workers inherit it
-    try:
-        with Evaluator(workers=1) as evaluator:
-            results = list(evaluator.play(contestants()[-1:], **play, video_folder=tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    agent = contestants()[-1]
+    with Evaluator(workers=1) as evaluator:
+        list(evaluator.play([replace(agent, make_policy=make_with_full_disk)], **play))
+        results = list(evaluator.play([agent], **play, video_folder=tmp_path))
     assert len(results) == 2
     [line] = capfd.readouterr().err.strip().splitlines()
     assert f"{tmp_path}/Level1-agent.mp4: can't be written: " in line
@@ -204,7 +209,7 @@ def test_a_killed_worker_is_reported_and_replaced(evaluator: Evaluator) -> None:
     assert len(list(evaluator.play(contestants()[:1], ["Level1"], 1, 1, max_episode_frames=40))) == 1
     idle = workers()[0]
     idle.send_signal(signal.SIGKILL)
-    os.waitid(os.P_PID, idle.pid, os.WEXITED | os.WNOWAIT)
+    wait_until(lambda: not alive(idle.pid), 10)
     assert len(list(evaluator.play(contestants()[:1], ["Level1"], 1, 1, max_episode_frames=40))) == 1
 
 

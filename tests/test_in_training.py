@@ -24,6 +24,7 @@ from training_runs import (
     GAME,
     SMALL,
     TrainedRun,
+    clean_children,
     equal_weights,
     events,
     finish,
@@ -289,8 +290,7 @@ def evaluating(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psu
 
         def workers() -> list[psutil.Process]:
             assert process.poll() is None, process.communicate()
-            of_run = psutil.Process(process.pid).children()
-            return [child for child in of_run if "spawn_main" in " ".join(child.cmdline())]
+            return clean_children(process.pid)
 
         wait_until(workers, 120)
         time.sleep(2)  # into the episodes

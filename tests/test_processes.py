@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from training_runs import alive, clean_children, wait_until
 
 from kart_rewards.drivers import centreline
 from kart_rewards.errors import KartRewardsError
@@ -26,8 +27,10 @@ needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason
 
 
 def children() -> list[psutil.Process]:
-    """Returns the child processes of this process, without the one that multiprocessing itself uses."""
-    return [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
+    """Returns the child processes of this process, without those that multiprocessing itself uses."""
+    own = [(child, " ".join(child.cmdline())) for child in psutil.Process().children()]
+    forked = [child for child, words in own if "resource_tracker" not in words and "forkserver" not in words]
+    return forked + clean_children(os.getpid())
 
 
 # --- processor cores --------------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def test_a_killed_worker_is_reported_and_replaced(workers: Workers) -> None:
     assert list(workers.map(operator.add, [(1, 1)])) == [2]
     [idle] = children()
     idle.kill()
-    os.waitid(os.P_PID, idle.pid, os.WEXITED | os.WNOWAIT)  # leaves the exit code to multiprocessing
+    wait_until(lambda: not alive(idle.pid), 10)
     assert list(workers.map(operator.add, [(1, 1)])) == [2]
 
 

@@ -63,9 +63,9 @@ def test_the_first_lap_begins_at_the_start_and_the_others_at_the_line() -> None:
 @pytest.mark.parametrize(("laps", "checkpoint"), [(128, 7), (129, 0), (131, 20)])
 def test_a_start_in_the_middle_of_a_race_has_no_time_for_its_first_lap(laps: int, checkpoint: int) -> None:
     metrics = RaceMetrics(snapshot(laps=laps, checkpoint=checkpoint), frames_per_second=60.0)
-    for lap in range(laps + 1, 134):
+    for after in range(laps + 1, 134):
         for _ in range(120):
-            metrics.update(snapshot(laps=lap))
+            metrics.update(snapshot(laps=after))
     summary = metrics.summary()
     assert metrics.lap_frames == [120] * (133 - laps - 1)
     assert (summary["laps_completed"], summary["finished"]) == (133 - laps, True)

@@ -211,7 +211,7 @@ def test_a_cut_cable_ends_both_machines_in_a_minute(during: str, machines: Machi
     if during == "training":
         wait_for_update(machines)
     else:
-        wait_until(lambda: any("spawn_main" in str(each.cmdline()) for each in machines[0].processes()), 180)
+        wait_until(lambda: any("forkserver" in str(each.cmdline()) for each in machines[0].processes()), 180)
         time.sleep(5)
     machines[1].cut()
     cut_at = time.monotonic()

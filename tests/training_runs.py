@@ -178,6 +178,12 @@ def children(process: int) -> list[int]:
     return [child.pid for child in psutil.Process(process).children() if alive(child.pid)]
 
 
+def clean_children(process: int) -> list[psutil.Process]:
+    """Returns the processes that a process has started with the method ``CLEAN``: its fork server's children."""
+    servers = [each for each in psutil.Process(process).children() if "forkserver" in " ".join(each.cmdline())]
+    return [child for server in servers for child in server.children() if alive(child.pid)]
+
+
 def alive(process: int) -> bool:
     """Whether a process runs. A process that has ended does not, even if nobody has waited for it yet."""
     try:

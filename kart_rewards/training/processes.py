@@ -4,6 +4,7 @@
 * ``processor_count`` - the number of processor cores of this process
 * ``core_by_core`` - moves a thread between cores, so that it slows down all processes equally
 * ``attempt`` - calls a function in a child and returns its result or error in a form for the parent
+* ``CLEAN`` - how to start processes that do not get the memory of this one
 * ``Children`` - child processes and the connections to them
 * ``Workers`` - a pool of child processes that call functions
 
@@ -111,11 +112,17 @@ def attempt(function: Callable[..., Result], *args: Any) -> tuple[Exception | No
         return RuntimeError(f"in a worker process:\n{traceback.format_exc()}"), None
 
 
+CLEAN = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""A start method for processes that do not get the memory of this one. A fork would copy the locks of its threads, such
+as PyTorch's, in a locked state. ``forkserver`` forks them from a process that has only imported the same modules: all
+but the first start fast. Windows has only ``spawn``."""
+
+
 class Children:
     """Child processes and the connections to them. The children ignore signals from their start.
 
     Args:
-        start_method: A start method of multiprocessing; None is the platform's default.
+        start_method: A start method of multiprocessing, such as ``CLEAN``; None is the platform's default.
 
     Attributes:
         processes: The parent's end of a connection -> the process at the other end.
@@ -138,7 +145,11 @@ class Children:
             atexit.register(self.close)  # otherwise multiprocessing would wait for the children at exit
         try:
             here, there = self.context.Pipe()
-            process = self.context.Process(target=target, args=(there, *args), daemon=True)
+            args = (there, *args)
+            if self.context.get_start_method() == "forkserver":
+                self.context.set_forkserver_preload(_modules_in_use())
+                target, args = _with_environment, (dict(os.environ), target, *args)
+            process = self.context.Process(target=target, args=args, daemon=True)
             with _signals_deferred(), _objects_frozen():
                 process.start()
                 self.processes[here] = process
@@ -188,7 +199,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._children = Children("spawn")  # a fork would copy the locks of torch's threads in a locked state
+        self._children = Children(CLEAN)
         self._at_work: dict[Connection, int] = {}  # -> index of the task
 
     def map(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
@@ -247,6 +258,18 @@ class Workers:
         """Kills the processes, even while they are busy."""
         self._children.close()
         self._at_work.clear()
+
+
+def _modules_in_use() -> list[str]:
+    """Returns the names of the modules to import before the first fork: PyTorch, and this package's."""
+    return [name for name in sys.modules if name == "torch" or name.partition(".")[0] == __package__.partition(".")[0]]
+
+
+def _with_environment(variables: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    """Calls a function with the parent's environment variables of now, which may differ from the fork server's."""
+    os.environ.clear()
+    os.environ.update(variables)
+    target(*args)
 
 
 @contextmanager

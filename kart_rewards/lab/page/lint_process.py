@@ -20,7 +20,7 @@ from kart_rewards.drives import SUFFIX, load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.lab.linting.lint import TITLES, examine
 from kart_rewards.lab.score import RewardSet
-from kart_rewards.training.processes import Children, Workers, attempt, serve_parent
+from kart_rewards.training.processes import CLEAN, Children, Workers, attempt, serve_parent
 
 _POLL_SECONDS = 0.1
 _NICENESS = 5  # what a person waits for comes first
@@ -142,7 +142,7 @@ class Linting:
 
     async def _examine(self, wanted: Any) -> Mapping[str, Any] | None:
         """Returns the result of a run; None if the files have changed meanwhile."""
-        children = Children("spawn")
+        children = Children(CLEAN)
         try:
             connection = children.start(_send_findings, self._sets, self._paths(), self._folder)
             while not connection.poll():

@@ -25,7 +25,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.imports import source_files
 from kart_rewards.lab.page.figures import packed, score_figures, summary_figures
 from kart_rewards.lab.score import Loaded, RewardSet, score_drive
-from kart_rewards.training.processes import Children, attempt, serve_parent
+from kart_rewards.training.processes import CLEAN, Children, attempt, serve_parent
 
 _POLL_SECONDS = 0.1
 _POLLS_OF_A_MISSING_FILE = 5  # an editor may remove a file and then write it
@@ -241,7 +241,7 @@ class _Scorer:
     """
 
     def __init__(self, paths: Sequence[Path], niceness: int) -> None:
-        self._children = Children("spawn")
+        self._children = Children(CLEAN)
         self._connection = self._children.start(_serve, paths, niceness)
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -37,7 +37,7 @@ from kart_rewards.lab.page.film import FilmFormat, film
 from kart_rewards.lab.page.lint_process import UNKNOWN, Linting, with_numbers
 from kart_rewards.lab.page.rescoring import Rescoring
 from kart_rewards.lab.score import RewardSet
-from kart_rewards.training.processes import Children, attempt, processor_count, serve_parent
+from kart_rewards.training.processes import CLEAN, Children, attempt, processor_count, serve_parent
 
 HOST = "127.0.0.1"
 _MOST_FILM_BYTES = 2**29  # of the pictures that are kept
@@ -368,7 +368,7 @@ class _Film:
         self.is_complete = False
         self._parts: list[bytes] = []
         self._news = asyncio.Condition()
-        self._children = Children("spawn")
+        self._children = Children(CLEAN)
         self._task = asyncio.create_task(self._receive(self._children.start(_send_film, path, integrations)))
 
     @property
