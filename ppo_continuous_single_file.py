@@ -581,7 +581,7 @@ def saved_args(checkpoint: Checkpoint, trust: bool = False, resuming: bool = Fal
         KartRewardsError: The checkpoint is damaged; or, if ``resuming``, it names code that must be trusted first.
     """
     args = Args(**checkpoint.restore_options(get_type_hints(Args)))
-    args.run.resume, args.run.allow_changed_rewards, args.run.trust, args.eval.evaluate = None, False, False, ()
+    args.run, args.eval = args.run.of_next_start(), args.eval.of_next_start(resuming)
     if not trust:
         args.env = replace(args.env, **without_foreign_code(checkpoint, vars(args.env), resuming))
     return args
@@ -600,7 +600,7 @@ def load_agent(path: Path, trust: bool = False) -> TrainedAgent:
     checkpoint = Checkpoint.load(path)
     args = saved_args(checkpoint, trust)
     if trust or is_own(checkpoint.options["env"], checkpoint.signature):
-        use_changed_sources(path.parent)  # also runs the copies of scripts
+        use_changed_sources(path.parent, trust)  # also runs the copies of scripts
     env = args.env.resolved()
     return TrainedAgent(
         path=path,

@@ -44,7 +44,7 @@ from track import GRID_DISTANCE, UNIT, Track, build_track, centreline  # noqa: E
 from kart_rewards.drivers import CentrelineDriver  # noqa: E402
 from kart_rewards.games.console import Console  # noqa: E402
 from kart_rewards.games.inputs import read_inputs  # noqa: E402
-from kart_rewards.race import BOOST, DEEP_WATER, DIRT, OIL, PIT  # noqa: E402
+from kart_rewards.race import BOOST, DEEP_WATER, DIRT, LAPS_IN_A_RACE, OIL, PIT, lap, progress  # noqa: E402
 from kart_rewards.ram import RamLayout  # noqa: E402
 
 GAME = "HomebrewKartPlus-Snes"
@@ -54,7 +54,6 @@ IN_RACE = 0x1C  # game_mode
 
 # --- rules for generated courses, in pixels if nothing else is said ---------------------------------------------------
 LAP_SECONDS = (8.0, 25.0)  # of the scripted driver, for each lap
-LAPS = 5
 SIZES = ((1850, 2450), (2250, 3200), (2800, 4600))  # limits of the lap length: short, medium, long
 MIN_CORNERS = (4, 8, 10)  # of courses on a lattice, for each size
 LOW, HIGH = 128, 896  # limits of the corners' coordinates
@@ -609,11 +608,11 @@ class Probe:
             if (now := progress(ram)) not in (before, before + 1):
                 raise ValueError("the checkpoints do not count one by one")
             before = now
-            if ram.laps - 128 > len(seconds) and ram.laps > 128:
+            if lap(ram) > len(seconds):
                 seconds.append(frame / 60 - sum(seconds))
                 if seconds[-1] < LAP_SECONDS[0]:
                     raise ValueError("the scripted driver needs too little time for a lap")
-            if len(seconds) == LAPS:
+            if len(seconds) == LAPS_IN_A_RACE:
                 break
             if frame / 60 - sum(seconds) > LAP_SECONDS[1]:
                 raise ValueError("the scripted driver needs too much time for a lap")
@@ -655,15 +654,10 @@ def check_short_cut(frames: Iterator[Any]) -> None:
     for ram in itertools.islice(frames, round(LAP_SECONDS[1] * 60)):
         dirt += ram.surface == DIRT
         most = max(most, progress(ram))
-        if progress(ram) < most - 1 or ram.laps == 129:
+        if progress(ram) < most - 1 or lap(ram) == 1:
             break
-    if ram.laps < 129 or dirt <= 10:
+    if lap(ram) < 1 or dirt <= 10:
         raise ValueError("the scripted driver can't drive the short cut")
-
-
-def progress(ram: Any) -> int:
-    """Return the number of checkpoints since the line; negative before the line."""
-    return int((ram.laps - 128) * ram.num_checkpoints + ram.checkpoint)
 
 
 def generate_course(probe: Probe, seed: int, state: str, number: int) -> tuple[Track, list[float], list[str]]:

@@ -26,6 +26,7 @@ class EpisodeScore:
         frames_per_second: The console's frame rate, for the race clock.
         start_frames: The number of frames that the race clock includes before the first frame.
         buttons: The names of the buttons that are held on the first frame.
+        start: The snapshot before the random start. None: there was none.
 
     Attributes:
         ram: The snapshot of the latest frame.
@@ -46,6 +47,7 @@ class EpisodeScore:
         frames_per_second: float,
         start_frames: int = 0,
         buttons: frozenset[str] = frozenset(),
+        start: Any = None,
     ) -> None:
         self.ram = ram
         self.rewards, self.done = episode_calls(scoring.terms, scoring.done, transform)
@@ -54,9 +56,7 @@ class EpisodeScore:
         self.rewards.discard()
         self.ended_by: DoneRule | None = None
         is_race = all(isinstance(getattr(ram, name, None), int) for name in METRIC_VARIABLES)  # an array is a tuple
-        self.race = RaceMetrics(ram, frames_per_second) if is_race else None
-        if self.race:
-            self.race.frames = start_frames
+        self.race = RaceMetrics(ram, frames_per_second, start, start_frames) if is_race else None
 
     def start_step(self) -> None:
         """Begins the next agent step: ``info`` sums the terms from here on."""
@@ -113,7 +113,7 @@ class EpisodeScore:
         return {
             "rewards": self.rewards.get_state(),
             "done": self.done.get_state(),
-            "race": to_plain(vars(self.race)) if self.race else None,
+            "race": to_plain(self.race.get_state()) if self.race else None,
             "unpaid": dict(self.rewards.unpaid),
         }
 
@@ -128,7 +128,9 @@ class EpisodeScore:
             KartRewardsError: Another version of this package saved the state.
             LookupError, TypeError, ValueError: The state is damaged.
         """
-        race, own_race = from_plain(state["race"]), vars(self.race) if self.race else None
+        race, own_race = from_plain(state["race"]), self.race.get_state() if self.race else None
+        if isinstance(race, dict):  # an older version saved less
+            race = {"laps_completed": len(race["lap_frames"]), "_laps_at_start": 0.0} | race
         if not (_has_form_of(state["rewards"], self.rewards.get_state()) and _has_form_of(race, own_race)):
             raise ValueError("its rewards or race metrics have another form")
         self.ram = ram
@@ -137,7 +139,7 @@ class EpisodeScore:
         unpaid = state.get("unpaid", {})  # of an older version there is none, and other weights have other terms
         self.rewards.unpaid |= {name: float(unpaid[name]) for name in self.rewards.unpaid if name in unpaid}
         if self.race:
-            vars(self.race).update(race)
+            self.race.set_state(race, ram)
 
 
 def _has_form_of(value: Any, example: Any) -> bool:

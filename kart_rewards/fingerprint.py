@@ -2,7 +2,7 @@
 
 * ``code_text`` - everything in the source code that decides what a function or class returns
 * ``fingerprint`` - a hash of this text
-* ``file_fingerprint`` - a hash of a whole file, by which checkpoints of version 0.1 compare
+* ``file_fingerprint`` - a hash of a complete file, by which checkpoints of version 0.1 compare
 * ``attributes_of`` - the attributes of an instance
 * ``package_of``, ``is_library`` - whether a definition is the user's own
 * ``names_in`` - the names of globals and attributes in a function's code

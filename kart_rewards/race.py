@@ -29,6 +29,7 @@ COURSE_SURFACES = frozenset({ROAD, BOOST, OIL, START_LINE})
 FACING_BACKWARD = 0x10  # value of `backward` while the kart faces the wrong way
 LAPS_AT_FIRST_CROSSING = 128  # value of `laps` after the first crossing of the line; 127 on the grid
 LAPS_IN_A_RACE = 5
+_UNKNOWN = -1  # instead of the number of a frame
 
 METRIC_VARIABLES = frozenset({"laps", "surface", "collision"})
 """The variables that ``RaceMetrics`` reads. A game without them is no kart race, and has no race metrics."""
@@ -58,18 +59,11 @@ def finished(ram: Any) -> bool:
     return ram.laps >= LAPS_AT_FIRST_CROSSING + LAPS_IN_A_RACE
 
 
-def laps_driven(ram: Mapping[str, Any], completed: int) -> float:
-    """Returns the number of laps that were driven, with the part of the current lap by its checkpoints.
-
-    Args:
-        ram: The variables of the episode's last frame. Without checkpoints, only the completed laps count.
-        completed: Number of completed laps.
-    """
-    count = ram.get("num_checkpoints")
-    if not count or "checkpoint" not in ram:
-        return float(completed)
-    now = ram["laps"] - LAPS_AT_FIRST_CROSSING + ram["checkpoint"] / count
-    return float(min(max(now, completed), completed + 1))
+def laps_driven(ram: Any) -> float:
+    """Returns the number of laps since the first crossing of the line, with the part of the current lap by its
+    checkpoints. Without checkpoints, it is the number of completed laps. Before the first crossing it is 0."""
+    count = getattr(ram, "num_checkpoints", 0)
+    return max(float(lap(ram)) + (getattr(ram, "checkpoint", 0) / count if count else 0.0), 0.0)
 
 
 class RaceMetrics:
@@ -82,8 +76,11 @@ class RaceMetrics:
     Args:
         ram: The first snapshot of the episode.
         frames_per_second: The console's frame rate.
+        start: The snapshot of the start state, before a random start. None: there was no random start.
+        frames: Number of frames of the random start.
 
     Attributes:
+        ram: The latest snapshot.
         frames: Number of frames so far, including the frames of a random start.
         laps_completed: Number of completed laps.
         lap_frames: Number of frames of each lap that the episode drove from its beginning to its end.
@@ -91,22 +88,22 @@ class RaceMetrics:
         wall_hits: Number of contacts with a wall. A contact of several frames counts once.
     """
 
-    def __init__(self, ram: Any, frames_per_second: float) -> None:
+    def __init__(self, ram: Any, frames_per_second: float, start: Any = None, frames: int = 0) -> None:
+        self.ram = ram
         self.frames_per_second = frames_per_second
-        self.frames = 0
+        self.frames = frames
         self.off_road_frames = 0
         self.wall_hits = 0
         self.laps_completed = 0
         self.lap_frames: list[int] = []
-        begun = ram.laps > LAPS_AT_FIRST_CROSSING or (
-            ram.laps == LAPS_AT_FIRST_CROSSING and bool(getattr(ram, "checkpoint", 0))
-        )
-        self._lap_started_at: int | None = None if begun else 0
+        self._laps_at_start = laps_driven(ram if start is None else start)
+        self._lap_started_at = _UNKNOWN if self._laps_at_start > 0 else 0
         self._most_laps = max(ram.laps, LAPS_AT_FIRST_CROSSING)
         self._touching_wall = bool(ram.collision)
 
     def update(self, ram: Any) -> None:
         """Adds the next emulated frame."""
+        self.ram = ram
         self.frames += 1
         if ram.surface not in COURSE_SURFACES:
             self.off_road_frames += 1
@@ -116,7 +113,7 @@ class RaceMetrics:
         if ram.laps > self._most_laps:
             self._most_laps = ram.laps
             self.laps_completed += 1
-            if self._lap_started_at is not None:
+            if self._lap_started_at != _UNKNOWN:
                 self.lap_frames.append(self.frames - self._lap_started_at)
             self._lap_started_at = self.frames
 
@@ -124,12 +121,16 @@ class RaceMetrics:
         """Returns the metrics so far.
 
         Returns:
-            ``laps_completed`` (int), ``finished`` (bool), ``off_road_seconds`` (float), ``wall_hits`` (int). After the
-            first lap of ``lap_frames`` also ``lap_time_seconds``, the mean, and ``best_lap_time_seconds``. After all
-            laps of a race also ``race_time_seconds``.
+            ``laps_completed`` (int), ``laps_driven`` (float: with the part of the current lap by its checkpoints),
+            ``finished`` (bool), ``off_road_seconds`` (float), ``wall_hits`` (int). After the first lap of
+            ``lap_frames`` also ``lap_time_seconds``, the mean, and ``best_lap_time_seconds``. After all laps of a race
+            also ``race_time_seconds``.
         """
+        complete = self._most_laps - LAPS_AT_FIRST_CROSSING  # driving back over the line subtracts nothing
+        now = min(max(laps_driven(self.ram), complete), complete + 1)
         summary = {
             "laps_completed": self.laps_completed,
+            "laps_driven": max(now - self._laps_at_start, 0.0),
             "finished": self._most_laps >= LAPS_AT_FIRST_CROSSING + LAPS_IN_A_RACE,
             "off_road_seconds": self.off_road_frames / self.frames_per_second,
             "wall_hits": self.wall_hits,
@@ -140,3 +141,16 @@ class RaceMetrics:
         if len(self.lap_frames) >= LAPS_IN_A_RACE:
             summary["race_time_seconds"] = sum(self.lap_frames[:LAPS_IN_A_RACE]) / self.frames_per_second
         return summary
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what ``set_state`` needs, as plain values."""
+        return {name: value for name, value in vars(self).items() if name != "ram"}
+
+    def set_state(self, state: Mapping[str, Any], ram: Any) -> None:
+        """Restores a state that ``get_state`` returned.
+
+        Args:
+            state: The state.
+            ram: The latest snapshot.
+        """
+        vars(self).update(state, ram=ram)

@@ -38,6 +38,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
+from enum import Enum
 from functools import cached_property
 from inspect import Parameter
 from pathlib import Path
@@ -584,6 +585,8 @@ def to_plain(value: Any) -> Any:
 def _to_plain(value: Any, seen: set[int]) -> Any:
     if value is None:
         return None
+    if isinstance(value, Enum):  # some are also numbers or text
+        raise TypeError(f"a value of type {type(value).__name__}, {value!r}")
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
             return plain(value)  # also for a subclass, such as NumPy's float64
@@ -683,7 +686,7 @@ def pair_hint(value: Any) -> str:
 def script_of(definition: Any, kind: type[SomeScript]) -> SomeScript | None:
     """Returns the script that ``mark`` stored, or None if there is none of this kind.
 
-    A mark has effect on what is made of the marked definition: an instance of the class, a partial or a wrapper of the
+    A mark has effect on what comes from the marked definition: an instance of the class, a partial or a wrapper of the
     function (``functools.wraps`` copies the mark). The result's ``definition`` is always the argument.
     """
     nearest = next(filter(None, map(_own_marks, _markable(definition))), ())

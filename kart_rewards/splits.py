@@ -55,7 +55,10 @@ class Splits:
         self.count: int = ram.num_checkpoints
         self._before = progress(ram)
         self.reached: list[int | None] = [None] * min(self._before + 1, LAPS_IN_A_RACE * self.count + 1)
-        self._first_lap = max(self._before, 0) // self.count if self.count else 0
+        lap = max(self._before, 0) // self.count if self.count else 0
+        begun = self._before > 0 and not (self.frames and lap == 0)  # a random start may have passed checkpoints
+        self._first_lap = lap
+        self._is_first_known = not begun
 
     def update(self, ram: Any) -> None:
         """Adds the next emulated frame."""
@@ -76,13 +79,15 @@ class Splits:
         """The splits of each lap, in frames since its start: those of checkpoint 1, 2 and so on, and of the line.
 
         The last lap has only the splits that were reached; a lap without any is missing. The first lap starts at the
-        start of the race clock, as in ``RaceMetrics``, so the last split of a complete lap is its lap time.
+        start of the race clock, as in ``RaceMetrics``, so the last split of a complete lap is its lap time. If the
+        episode starts in the middle of a race, all splits of the lap that it starts in are None.
         """
         laps = []
         for first in range(self._first_lap * self.count, len(self.reached) - 1, self.count or 1):
-            start = 0 if first == self._first_lap * self.count else self.reached[first] or 0
+            is_first = first == self._first_lap * self.count
+            start = (0 if self._is_first_known else None) if is_first else self.reached[first]
             times = self.reached[first + 1 : first + self.count + 1]
-            laps.append([None if at is None else at - start for at in times])
+            laps.append([None if at is None or start is None else at - start for at in times])
         return laps
 
 

@@ -107,6 +107,12 @@ def test_arms_with_other_courses_need_common_courses_for_evaluations() -> None:
     with pytest.raises(KartRewardsError, match="other trains on other courses"):
         tiny_plan(arms)
     tiny_plan(arms, [*TINY, "--eval-states", "Level1"])
+    arms = make_arms(TERMS, "scenario", {}, options=["short=--max-episode-steps 500"])
+    with pytest.raises(
+        KartRewardsError, match=r"short trains with episodes of another length: .* --eval-max"
+    ):
+        tiny_plan(arms)
+    tiny_plan(arms, [*TINY, "--eval-max-episode-steps", "3000"])
 
 
 @pytest.mark.parametrize(
@@ -151,6 +157,7 @@ def test_runs_are_ordered_seed_by_seed() -> None:
         (["--reward_weights", "wall=1"], "--reward_weights: the study decides this itself"),
         (["--state", "Level1", "--exp-name=x"], "--exp-name=x: the study decides this itself"),
         (["Level1"], "'Level1': options of the trainer follow after --"),
+        (["-x", "1"], "-x: is not an option of the trainer: they begin with two dashes"),
         (["--eval-interval", "0"], "the outcome of a study is measured by evaluations"),
     ],
 )

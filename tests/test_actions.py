@@ -151,3 +151,11 @@ def test_unknown_modes_are_refused(make: Any) -> None:
 def test_actions_outside_the_space_are_reported(make: Any, mode: str, action: Any, message: str) -> None:
     with pytest.raises(KartRewardsError, match=message):
         make(mode).frames(action, 4)
+
+
+def test_an_action_outside_its_space_is_refused(make: Any) -> None:
+    actions = make("multi-discrete")
+    for action in ([-1] + [0] * (len(actions.space.nvec) - 1), [99] * len(actions.space.nvec), [0]):
+        assert not actions.space.contains(np.array(action))
+        with pytest.raises(KartRewardsError, match="is not in the action space"):
+            actions.frames(action, 1)

@@ -160,6 +160,20 @@ def test_agents_of_different_environments_are_not_compared(tmp_path: Path) -> No
         )
 
 
+@pytest.mark.parametrize("seeds", [(None, None), (3, 3), (3, 4)])
+def test_each_of_several_agents_has_its_own_files(tmp_path: Path, seeds: tuple[int | None, int | None]) -> None:
+    first, second = (straight_on.load_agent(straight_on.save_agent(tmp_path / f"{name}.json")) for name in "ab")
+    agents = [replace(first, seed=seeds[0], max_episode_frames=8), replace(second, seed=seeds[1], max_episode_frames=8)]
+    drives, videos = tmp_path / "drives", tmp_path / "videos"
+    report = evaluate_agents(agents, states=["Level1"], episodes=1, drive_folder=drives, video_folder=videos)
+    assert ("across_seeds" in report) == (seeds != (3, 3)), "one seed is no sample of seeds"
+    for folder, kind in ((drives, "drive"), (videos, "mp4")):
+        names = ("seed-3", "seed-4") if seeds == (3, 4) else ("1", "2")
+        files = [sorted(path.name for path in (folder / name).glob(f"*agent*.{kind}")) for name in names]
+        assert files[0] == files[1]
+        assert len(files[0]) == 2, "deterministic and sampled"
+
+
 def test_options_of_the_environment_may_replace_those_of_training(tmp_path: Path) -> None:
     """After the agents' own were compared."""
     paths = [straight_on.save_agent(tmp_path / "first.json"), straight_on.save_agent(tmp_path / "second.json")]

@@ -194,6 +194,7 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path, capsys: pytest.
     of("A-Snes__mine__1__100", "agent.pt", 6)
     of("A-Snes__mine__2__300", "agent.pt", 1)
     of("A-Snes__other__1__300", "agent.pt", 1)
+    of("A-Snes__mine__1__2__300", "agent.pt", 1)  # seed 2 of the name mine__1
     of("C-Snes__mine__1__300", "agent.pt", 1)
     of("A-Snes__mine__1__200", "best.pt", 1)
 

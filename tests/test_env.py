@@ -20,6 +20,7 @@ from gymnasium.vector import AsyncVectorEnv
 
 from kart_rewards import KartEnv, KartRewardsError, ObservationConfig, done_rule, make_env, reward_term
 from kart_rewards.env.actions import ACTION_MODES
+from kart_rewards.episode import EpisodeScore
 from kart_rewards.integrations import INTEGRATIONS, MissingRomError, find_game, list_games
 from kart_rewards.scripting import from_plain
 
@@ -218,7 +219,8 @@ def test_info_reports_the_sum_of_each_term(make: Any) -> None:
     assert sums == pytest.approx(summary["sum"])
     assert sum(summary["transformed"].values()) == pytest.approx(total)
     assert summary["count"]["checkpoint"] * 300 == summary["sum"]["checkpoint"] >= 300
-    assert info["race"].keys() == {"laps_completed", "finished", "off_road_seconds", "wall_hits"}  # no lap, no lap time
+    keys = {"laps_completed", "laps_driven", "finished", "off_road_seconds", "wall_hits"}
+    assert info["race"].keys() == keys, "no lap, no lap time"
 
 
 def test_wall_hits_end_the_episode_on_the_frame_of_the_last_hit(make: Any) -> None:
@@ -427,6 +429,29 @@ def test_a_saved_state_continues_bit_for_bit(make: Any, mode: str) -> None:
     env.reset(seed=77)
     assert np.array_equal(env.unwrapped.set_state(state), latest)
     assert drive_on(env) == expected
+
+
+@pytest.mark.parametrize("laps", [127, 130])
+def test_race_metrics_are_resumed_also_from_older_checkpoints_and_in_the_middle_of_a_race(
+    make: Any, laps: int, tmp_path: Path
+) -> None:
+    """Checkpoints of version 0.1 lack two numbers."""
+    env = make(action_mode="driving")
+    env.reset(seed=1)
+    ram = env.unwrapped.ram._replace(laps=laps)
+    score = EpisodeScore(env.unwrapped.scoring, ram, float, 60.0)
+    score(ram._replace(laps=laps + 2))
+    state, expected = score.get_state(), score.info()["race"]
+    resumed = EpisodeScore(env.unwrapped.scoring, env.unwrapped.ram, float, 60.0)
+    resumed.set_state(state, score.ram)
+    assert resumed.info()["race"] == expected
+    newer = ("laps_completed", "_laps_at_start")
+    state["race"]["dict"] = [each for each in state["race"]["dict"] if each[0] not in newer]
+    resumed.set_state(state, score.ram)
+    assert resumed.info()["race"].keys() == expected.keys()
+    del state["race"]["dict"][0]
+    with pytest.raises(ValueError, match="another form"):
+        resumed.set_state(state, score.ram)
 
 
 def test_a_memory_that_cannot_be_saved_is_reported(make: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from training_runs import alive, clean_children, wait_until
+from training_runs import alive, clean_children, forked_children, wait_until
 
 from kart_rewards.drivers import centreline
 from kart_rewards.errors import KartRewardsError
@@ -28,9 +28,7 @@ needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason
 
 def children() -> list[psutil.Process]:
     """Returns the child processes of this process, without those that multiprocessing itself uses."""
-    own = [(child, " ".join(child.cmdline())) for child in psutil.Process().children()]
-    forked = [child for child, words in own if "resource_tracker" not in words and "forkserver" not in words]
-    return forked + clean_children(os.getpid())
+    return forked_children(os.getpid()) + clean_children(os.getpid())
 
 
 # --- processor cores --------------------------------------------------------------------------------------------------

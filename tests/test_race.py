@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from kart_rewards.race import RaceMetrics, finished, lap, laps_driven, progress
@@ -16,22 +18,48 @@ def test_lap_and_progress() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "completed", "driven"),
+    ("values", "driven"),
     [
-        ({"laps": 127, "checkpoint": 29}, 0, 0.0),  # the grid
-        ({"laps": 128, "checkpoint": 15}, 0, 0.5),
-        ({"laps": 131, "checkpoint": 6}, 3, 3.2),
-        ({"laps": 130, "checkpoint": 29}, 3, 3.0),  # back over the line
-        ({"laps": 133, "checkpoint": 0}, 5, 5.0),
+        ({"laps": 127, "checkpoint": 29}, 0.0),  # the grid
+        ({"laps": 128, "checkpoint": 15}, 0.5),
+        ({"laps": 131, "checkpoint": 6}, 3.2),
+        ({"laps": 133, "checkpoint": 0}, 5.0),
     ],
 )
-def test_a_part_of_a_lap_is_counted_by_its_checkpoints(values: dict[str, int], completed: int, driven: float) -> None:
-    assert laps_driven({"num_checkpoints": 30, **values}, completed) == pytest.approx(driven)
+def test_a_part_of_a_lap_is_counted_by_its_checkpoints(values: dict[str, int], driven: float) -> None:
+    assert laps_driven(snapshot(num_checkpoints=30, **values)) == pytest.approx(driven)
 
 
 def test_without_checkpoints_only_complete_laps_are_driven() -> None:
-    assert laps_driven({"laps": 130}, 2) == 2.0
-    assert laps_driven({"laps": 130, "checkpoint": 3, "num_checkpoints": 0}, 2) == 2.0
+    assert laps_driven(snapshot(laps=130, checkpoint=3, num_checkpoints=0)) == 2.0
+    assert laps_driven(SimpleNamespace(laps=130)) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("start", "later", "driven"),
+    [
+        ((127, 29), [(128, 0), (129, 0), (130, 0), (131, 0), (130, 29)], 3.0),  # back over the line
+        ((130, 15), [(130, 15)], 0.0),
+        ((130, 15), [(130, 21)], 0.2),
+        ((130, 15), [(130, 29), (131, 0), (131, 3)], 0.6),
+        ((130, 15), [(130, 12)], 0.0),
+    ],
+)
+def test_an_episode_has_driven_its_own_laps_only(
+    start: tuple[int, int], later: list[tuple[int, int]], driven: float
+) -> None:
+    metrics = RaceMetrics(snapshot(laps=start[0], checkpoint=start[1], num_checkpoints=30), frames_per_second=60.0)
+    for laps, checkpoint in later:
+        metrics.update(snapshot(laps=laps, checkpoint=checkpoint, num_checkpoints=30))
+    assert metrics.summary()["laps_driven"] == pytest.approx(driven)
+
+
+def test_a_random_start_that_passes_checkpoints_belongs_to_the_first_lap() -> None:
+    metrics = RaceMetrics(snapshot(laps=128, checkpoint=3), 60.0, start=snapshot(), frames=240)
+    for _ in range(60):
+        metrics.update(snapshot(laps=128, checkpoint=3))
+    metrics.update(snapshot(laps=129))
+    assert metrics.lap_frames == [301]
 
 
 def play(*frames: tuple[int, dict[str, int]]) -> RaceMetrics:
@@ -70,6 +98,9 @@ def test_a_start_in_the_middle_of_a_race_has_no_time_for_its_first_lap(laps: int
     assert metrics.lap_frames == [120] * (133 - laps - 1)
     assert (summary["laps_completed"], summary["finished"]) == (133 - laps, True)
     assert "race_time_seconds" not in summary
+    state, resumed = metrics.get_state(), RaceMetrics(snapshot(), frames_per_second=60.0)
+    resumed.set_state(state, metrics.ram)
+    assert resumed.summary() == summary
 
 
 def test_driving_back_and_forth_over_the_line_completes_no_lap() -> None:

@@ -106,6 +106,21 @@ def test_sums_end_with_the_episode_and_values_do_not() -> None:
     assert per_lap == 7200
 
 
+def test_an_episode_that_ends_early_is_scored_up_to_its_end(tmp_path: Path) -> None:
+    """The environment does not call a term after the end, and the laps after it do not count."""
+    (tmp_path / "one_lap.py").write_text(
+        "from kart_rewards import done_rule, reward_term\n"
+        "@done_rule\ndef one_lap(ram):\n    return ram.laps > 128\n"
+        "@reward_term\ndef fails_later(ram):\n    return 1 / (129.5 - ram.laps if ram.laps < 130 else 0)\n"
+    )
+    race = load_drive(SHIPPED / "race.drive")
+    score = score_drive(race, RewardSet((str(tmp_path / "one_lap.py"),)).load(race))
+    assert score.ended_by == "one_lap"
+    assert score.terms["checkpoint"].per_lap == score.terms["checkpoint"].sum == 7500
+    assert len(score.values["fails_later"]) == len(race)
+    assert score.values["fails_later"][score.end] != 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -253,7 +268,10 @@ def test_what_terms_print_is_not_part_of_the_result_and_rules_that_end_a_finishe
     assert "race: is a drive. Name drives before the options, and rewards files after them" in done.stderr
 
 
-@pytest.mark.parametrize(("driver", "frames"), [("agent", 1), ("training", 1), ("player", 4), ("test", 4)])
+@pytest.mark.parametrize(
+    ("driver", "frames"),
+    [("agent", 1), ("agent, deterministic", 1), ("training", 1), ("player", 4), ("test", 4)],
+)
 def test_the_steps_of_an_agent_without_frame_skip_are_single_frames(driver: str, frames: int) -> None:
     drive = load_drive(SHIPPED / "walls.drive")
     assert drive.info.frame_skip == 1

@@ -5,6 +5,7 @@ import operator
 import re
 from collections import deque
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -608,7 +609,21 @@ def test_memory_that_would_change_on_resume_is_refused() -> None:
             self.seen.append(ram.speed)
             return float(len(self.also["seen"]))
 
-    for definition, message in ((Longest, "because it is a list, and not in self.x"), (Twins, "the same list in two")):
+    class Phase(IntEnum):
+        GRID = 0
+
+    class Phased:
+        def __init__(self) -> None:
+            self.phase = Phase.GRID
+
+        def __call__(self, ram: Any) -> float:
+            return float(self.phase is Phase.GRID)
+
+    for definition, message in (
+        (Longest, "because it is a list, and not in self.x"),
+        (Twins, "the same list in two"),
+        (Phased, "a value of type Phase"),
+    ):
         rewards = EpisodeRewards([as_term(definition)])
         rewards(HIT)
         with pytest.raises(KartRewardsError, match=rf"test_scripting\.py:\d+\) can't be saved: it holds .*{message}"):

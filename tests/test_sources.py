@@ -22,7 +22,7 @@ from training_runs import (
 )
 
 from kart_rewards.files import copies_in_use, copy_of, use_copies
-from kart_rewards.training.sources import keep_sources, kept_sources, use_changed_sources
+from kart_rewards.training.sources import has_own_sources, keep_sources, kept_sources, use_changed_sources
 
 GIFT = """from kart_rewards import reward_term
 from amounts import AMOUNT
@@ -73,6 +73,28 @@ def test_a_changed_or_missing_file_is_read_from_its_copy_with_a_notice(
     printed = capsys.readouterr().out
     assert f"{files[1]}: has changed" in printed
     assert f"{files[2]}: is missing" in printed
+
+
+def test_copies_of_somebody_else_are_read_only_if_they_are_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An own agent with other copies beside it runs none of their code."""
+    mine, run = tmp_path / "mine.py", tmp_path / "run"
+    mine.write_text("AMOUNT = 1\n")
+    keep_sources(run, [mine])
+    [copy] = kept_sources(run).values()
+    mine.write_text("AMOUNT = 2\n")
+    copy.write_text("print('foreign')\n")
+    use_changed_sources(run)
+    assert copies_in_use() == {}
+    assert "is not used, because you did not make it on this computer: add --trust to use it" in capsys.readouterr().out
+    keep_sources(tmp_path / "for others", [mine], sign=False)
+    assert not has_own_sources(tmp_path / "for others")
+    assert not has_own_sources(tmp_path / "nowhere")
+    use_changed_sources(run, trust=True)
+    assert copies_in_use() == {mine: copy}
+    copy.write_text("AMOUNT = 1\n")
+    assert has_own_sources(run)
 
 
 def test_an_index_that_leads_out_of_the_folder_is_ignored(tmp_path: Path) -> None:

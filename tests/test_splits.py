@@ -89,9 +89,11 @@ def test_after_the_finish_nothing_counts() -> None:
 def test_checkpoints_before_a_start_in_mid_race_have_no_time() -> None:
     race = splits((129, 3), (129, 4), (129, 5), (130, 0), (130, 1), start=(129, 2))
     assert race.reached[: COUNT + 3] == [None] * (COUNT + 3)
-    assert race.laps == [[None, None, 1, 2, 3, 4], [1]]
+    assert race.laps == [[None] * COUNT, [1]], "nobody knows when the first lap began"
     before_the_line = splits((129, 0), (129, 1), start=(128, 5))
-    assert before_the_line.laps == [[None] * 5 + [1], [1]]
+    assert before_the_line.laps == [[None] * COUNT, [1]]
+    behind_the_line = splits((129, 1), (129, 2), start=(129, 0))
+    assert behind_the_line.laps == [[None, None]]
 
 
 def test_checkpoints_count_from_the_frame_on_which_the_game_has_some() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,23 @@ def test_options_that_lead_out_of_the_game_name_code(options: dict[str, Any]) ->
         without_foreign_code(*foreign(**options), resuming=True)
     without = {"scenario": None, "rewards": (), "reward_weights": ()}
     assert without_foreign_code(*foreign(**options), resuming=False) == without
+
+
+def test_a_game_in_the_current_folder_may_come_with_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    game = tmp_path / "integrations" / "A-Snes"
+    game.mkdir(parents=True)
+    for name, content in (
+        ("data", {"info": {}}),
+        ("scenario", {}),
+        ("sprint", {"kart_rewards": {"modules": ["a.py"]}}),
+    ):
+        (game / f"{name}.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert without_foreign_code(*foreign(scenario="scenario"), resuming=True) == {}
+    with pytest.raises(KartRewardsError, match=f"names code to run: {game / 'sprint.json'}. Read that code"):
+        without_foreign_code(*foreign(), resuming=True)
+    (game / "sprint.json").write_text(json.dumps({"scripts": ["a.lua"]}))
+    assert without_foreign_code(*foreign(), resuming=False)["scenario"] is None
 
 
 def test_an_agent_behind_foreign_wrappers_is_refused() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
+from training_runs import forked_children
 
 from kart_rewards import KartEnv, KartRewardsError, make_env
 from kart_rewards.training.vector import EnvGroups
@@ -87,7 +87,7 @@ def make_with_process_id() -> gym.Env:
 def test_each_process_has_environments_of_each_group() -> None:
     with closing(EnvGroups([driving()] * NUM_ENVS, groups=2, processes=2)) as envs:
         assert envs.groups == [slice(0, 3), slice(3, 5)]
-        assert len(psutil.Process().children()) - trackers() == envs.num_processes == 2
+        assert len(forked_children(os.getpid())) == envs.num_processes == 2
         envs.reset(seed=1)
         before = envs.seconds()
         for group in (0, 1):
@@ -95,12 +95,7 @@ def test_each_process_has_environments_of_each_group() -> None:
             envs.recv(group)
         worked = [after["processor"] - then["processor"] for then, after in zip(before, envs.seconds(), strict=True)]
     assert all(seconds > 0.001 for seconds in worked), "each process emulated at least one step"
-    assert len(psutil.Process().children()) == trackers(), "close ends the processes"
-
-
-def trackers() -> int:
-    """Returns the number of child processes that multiprocessing itself uses."""
-    return sum("resource_tracker" in " ".join(child.cmdline()) for child in psutil.Process().children())
+    assert forked_children(os.getpid()) == [], "close ends the processes"
 
 
 def test_the_end_of_an_episode_gives_its_last_and_the_next_first_observation() -> None:
@@ -131,8 +126,7 @@ def test_a_killed_process_is_detected_at_once() -> None:
 
 
 def process_ids() -> list[int]:
-    children = psutil.Process().children()
-    return sorted(child.pid for child in children if "resource_tracker" not in " ".join(child.cmdline()))
+    return sorted(child.pid for child in forked_children(os.getpid()))
 
 
 class OnlyHere:
@@ -150,7 +144,7 @@ class OnlyHere:
 def test_an_environment_that_can_not_be_made_is_reported_and_no_process_is_left() -> None:
     with pytest.raises(KartRewardsError, match="not in this process"):
         EnvGroups([OnlyHere()] * 2, processes=2)
-    assert len(psutil.Process().children()) == trackers()
+    assert forked_children(os.getpid()) == []
 
 
 def test_errors_of_environments_are_raised_in_the_caller() -> None:

@@ -10,6 +10,7 @@ import pytest
 from conftest import GAME
 
 from kart_rewards.env import KartEnv
+from kart_rewards.env.observations import ObservationConfig
 from kart_rewards.env.wrappers import has_memory, make_wrapped
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation import Contestant, Policy, drivers
@@ -38,6 +39,24 @@ class Counting(gym.Wrapper):
     def reset(self, **options):
         self.steps = 0
         return super().reset(**options)
+
+class Difference(gym.ObservationWrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.before = None
+
+    def observation(self, observation):
+        before, self.before = self.before, observation
+        return observation if before is None else observation - before
+
+class Seen(gym.ObservationWrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.seen = []
+
+    def observation(self, observation):
+        self.seen.append(observation.mean())
+        return observation
 
 def unchanged(env):
     return env
@@ -149,6 +168,21 @@ def test_behind_a_wrapper_with_a_memory_a_new_episode_begins(mine: Path, capfd: 
     make_training_envs(wrapped, 1, 100, Ranks()).close()
     notice = "The wrappers may have a memory, which checkpoints lack: a resumed run begins new episodes\n"
     assert capfd.readouterr().out.count(notice) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "remembers"),
+    [
+        ("Dark", False), ("Doubled", False), ("Counting", True), ("Difference", True), ("Seen", True),
+        ("gymnasium.wrappers:GrayscaleObservation", False), ("gymnasium.wrappers:NormalizeObservation", True),
+        ("gymnasium.wrappers:NormalizeReward", True),
+    ],
+)  # fmt: skip
+def test_wrappers_with_a_memory_are_known(mine: Path, wrapper: str, remembers: bool) -> None:
+    name = wrapper if ":" in wrapper else f"{mine}:{wrapper}"
+    colours = {"observation": ObservationConfig(grey=False, stack=1)} if "Grayscale" in wrapper else {}
+    with closing(make_wrapped(options(name, **colours))) as env:
+        assert has_memory(env) == remembers
 
 
 def test_evaluation_plays_the_wrapped_environment(mine: Path, tmp_path: Path) -> None:

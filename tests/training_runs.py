@@ -178,6 +178,13 @@ def children(process: int) -> list[int]:
     return [child.pid for child in psutil.Process(process).children() if alive(child.pid)]
 
 
+def forked_children(process: int) -> list[psutil.Process]:
+    """Returns the children of a process, without those that multiprocessing itself uses and keeps."""
+    own = ("resource_tracker", "forkserver")
+    children = psutil.Process(process).children()
+    return [child for child in children if not any(word in " ".join(child.cmdline()) for word in own)]
+
+
 def clean_children(process: int) -> list[psutil.Process]:
     """Returns the processes that a process has started with the method ``CLEAN``: its fork server's children."""
     servers = [each for each in psutil.Process(process).children() if "forkserver" in " ".join(each.cmdline())]

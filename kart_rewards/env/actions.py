@@ -212,7 +212,7 @@ def make_actions(
     def combine(chosen: Sequence[int]) -> ButtonMask:
         pressed = 0
         for group, i in zip(combinations, chosen, strict=True):
-            pressed |= group[i]
+            pressed |= group[_index(i)]
         return from_bits(pressed)
 
     if mode == "multi-discrete":

@@ -359,6 +359,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._held = self._released
         self.em.set_button_mask(self._held, 0)
         self._advance(self._held)
+        start = self._read()
         start_frames = self._drive_at_random(
             options.get("random_start_frames", self.random_start_steps * self.frame_skip)
         )
@@ -367,8 +368,9 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self.ram = self._read_frame()
         if self.recorder:
             self.recorder.first(self.ram)
+        held = self._pressed(self._held)
         self.score = EpisodeScore(
-            self.scoring, self.ram, self._transform, self.frames_per_second, start_frames, self._pressed(self._held)
+            self.scoring, self.ram, self._transform, self.frames_per_second, start_frames, held, start
         )
         return self.observer.reset(self.em.get_screen()), {"state": state, **self.score.info()}
 

@@ -15,10 +15,13 @@ Example:
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Mapping
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from kart_rewards.env.kart_env import KartEnv
 from kart_rewards.errors import KartRewardsError
@@ -57,12 +60,32 @@ def make_wrapped(options: Mapping[str, Any]) -> gym.Env[Any, Any]:
 
 
 def has_memory(env: gym.Env[Any, Any]) -> bool:
-    """Whether a wrapper may have a memory: it is not one of Gymnasium's observation, action or reward wrappers."""
+    """Whether a wrapper may have a memory.
+
+    It has none if it only converts observations, actions or rewards, keeps nothing but constants, and sets no attribute
+    after its ``__init__``.
+    """
     while isinstance(env, gym.Wrapper):
-        if not isinstance(env, (gym.ObservationWrapper, gym.ActionWrapper, gym.RewardWrapper)):
+        own = [value for name, value in vars(env).items() if name not in _ATTRIBUTES_OF_WRAPPERS]
+        if (
+            not isinstance(env, _CONVERTERS)
+            or not all(isinstance(value, _CONSTANTS) for value in own)
+            or any(map(_sets_attributes, type(env).__mro__[: type(env).__mro__.index(gym.Wrapper)]))
+        ):
             return True
         env = env.env
     return False
+
+
+_CONVERTERS = (gym.ObservationWrapper, gym.ActionWrapper, gym.RewardWrapper)
+_ATTRIBUTES_OF_WRAPPERS = ("env", "_action_space", "_observation_space", "_metadata", "_cached_spec", "_saved_kwargs")
+_CONSTANTS = (int, float, str, bytes, tuple, type(None), type, FunctionType, BuiltinFunctionType, np.generic, gym.Space)
+
+
+def _sets_attributes(kind: type) -> bool:
+    functions = (function for name, function in vars(kind).items() if name != "__init__")
+    codes = (function.__code__ for function in functions if isinstance(function, FunctionType))
+    return any(instruction.opname == "STORE_ATTR" for code in codes for instruction in dis.get_instructions(code))
 
 
 def wrapped_observation(env: gym.Env[Any, Any], observation: Any) -> Any:

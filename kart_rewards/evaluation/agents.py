@@ -85,6 +85,13 @@ class EvalOptions:
             if value and not self.evaluate:
                 raise KartRewardsError(f"{option} {value}: {reason}: use it with --evaluate")
 
+    def of_next_start(self, resuming: bool) -> EvalOptions:
+        """Returns the options of a checkpoint that the next start takes over: all but ``evaluate`` to resume; to
+        evaluate, only the seed and the length of an episode."""
+        if resuming:
+            return replace(self, evaluate=())
+        return EvalOptions(eval_seed=self.eval_seed, eval_max_episode_steps=self.eval_max_episode_steps)
+
     def max_episode_frames(self, training_steps: int, frame_skip: int) -> int:
         """Returns the emulated frames after which an episode of an evaluation is truncated."""
         return (self.eval_max_episode_steps or training_steps) * frame_skip
@@ -213,6 +220,8 @@ def evaluate_agents(
             "environment": {option: str(value) for option, value in sorted(options.items())},
         },
     }
+    seeds = [agent.seed for agent in agents if agent.seed is not None]
+    have_own_seeds = len(set(seeds)) == len(agents)
     of_agents = [{"file": str(agent.path), "seed": agent.seed, "steps": agent.steps} for agent in agents]
     if output is None:
         output = first.path.parent / "evaluation.json"
@@ -223,7 +232,9 @@ def evaluate_agents(
 
     with Evaluator(workers) as evaluator:
 
-        def play(label: str, contestants: Sequence[Contestant], drives: Path | None) -> list[EpisodeResult]:
+        def play(
+            label: str, contestants: Sequence[Contestant], videos: Path | None, drives: Path | None
+        ) -> list[EpisodeResult]:
             results: Iterator[EpisodeResult] = evaluator.play(
                 contestants,
                 states,
@@ -231,22 +242,23 @@ def evaluate_agents(
                 seed,
                 max_episode_frames=first.max_episode_frames,
                 random_start_frames=random_start_frames,
-                video_folder=video_folder,
+                video_folder=videos,
                 drive_folder=drives,
             )
             total = sum(contestant.plays(state) for contestant in contestants for state in states) * episodes
             only_on_a_terminal = None
             return list(tqdm(results, label, total, leave=False, unit="episode", disable=only_on_a_terminal))
 
-        of_drivers = play("drivers", scripted, drive_folder)
+        of_drivers = play("drivers", scripted, video_folder, drive_folder)
         reports, summaries = [], []
-        for agent, of_agent in zip(agents, of_agents, strict=True):
+        for number, (agent, of_agent) in enumerate(zip(agents, of_agents, strict=True), 1):
             contestants = [
                 Contestant("agent, deterministic", agent.make_policy(True), options, steps=agent.steps),
                 Contestant("agent, sampled", agent.make_policy(False), options, steps=agent.steps),
             ]
-            drives = drive_folder and drive_folder / f"seed-{agent.seed}" if len(agents) > 1 else drive_folder
-            results = play(str(agent.path), contestants, drives) + of_drivers
+            name = "" if len(agents) == 1 else f"seed-{agent.seed}" if have_own_seeds else str(number)
+            folders = [folder and folder / name for folder in (video_folder, drive_folder)]
+            results = play(str(agent.path), contestants, *folders) + of_drivers
             summary = summarise(sorted(results, key=lambda result: states.index(result.state)))
             lost = time_lost(results, references)
             print(f"{_title(agent)}\n{table(summary)}\n{lost_table(lost, contestants[0].label)}")
@@ -254,7 +266,7 @@ def evaluate_agents(
             episodes_of_agent = [result.plain() for result in results]
             reports.append({**of_agent, "summary": summary, "time_lost": lost, "episodes": episodes_of_agent})
     report: dict[str, Any] = {**identity, "agents": reports}
-    if len(agents) > 1:
+    if len(agents) > 1 and len(set(seeds)) == len(seeds):  # not of several agents of one run
         report["across_seeds"] = across_seeds(summaries)
         print(f"the {counted(len(agents), 'agent')}: median and quartiles\n{seeds_table(report['across_seeds'])}\n")
     write_json(output, report)
@@ -269,13 +281,18 @@ def _check_replaceable(output: Path, identity: Mapping[str, Any], agents: Sequen
     try:
         old = json.loads(output.read_text(encoding="utf-8"))
         same = {name: old[name] for name in identity} == identity
-        same = same and [{name: each[name] for name in agents[0]} for each in old["agents"]] == agents
+        same = same and list(map(_known, old["agents"])) == list(map(_known, agents))
     except (OSError, ValueError, LookupError, TypeError):  # it is no result of an evaluation, or of version 0.1
         same = False
     if not same:
         raise KartRewardsError(
             f"{output}: holds another evaluation, which is not replaced: name a file for this one with --output FILE"
         )
+
+
+def _known(agent: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns what says which agent of a result it is."""
+    return Path(agent["file"]).resolve(), agent["seed"], agent["steps"]
 
 
 def evaluate_from_options(
@@ -310,7 +327,7 @@ def evaluate_from_options(
         episodes=options.eval_episodes,
         seed=options.final_seed,
         video_folder=paths[0].parent / "videos" / "evaluation" if options.capture_video else None,
-        drive_folder=paths[0].parent / DRIVES_FOLDER / "evaluation",
+        drive_folder=paths[0].parent / DRIVES_FOLDER / (options.output or Path("evaluation")).stem,
         output=options.output,
     )
 

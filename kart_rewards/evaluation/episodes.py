@@ -19,7 +19,6 @@ import numpy as np
 from kart_rewards.defaults import DEFAULT_MAX_EPISODE_FRAMES
 from kart_rewards.env import KartEnv
 from kart_rewards.evaluation.courses import Marks
-from kart_rewards.race import laps_driven
 from kart_rewards.rewards import unweighted
 
 Policy = Callable[[KartEnv, np.ndarray], Any]
@@ -160,5 +159,5 @@ def play_episode(
         reward_sums=rewards["sum"],
         value_sums=unweighted(rewards, core.scoring.terms),
         reward_shares=rewards["share"],
-        laps_driven=laps_driven(info["ram"], race["laps_completed"]) if race else None,
+        laps_driven=race.get("laps_driven"),
     )

@@ -131,7 +131,7 @@ def prepare(agent: Path, folder: Path, drives: Sequence[Path] = (), events: bool
         before = copies_in_use()
         use_copies({Path(rename(str(file))): copy for file, copy in sources.items() if file.suffix in KINDS})
         try:
-            keep_sources(folder, [Path(rename(str(file))) for file in sources if file.suffix in KINDS])
+            keep_sources(folder, [Path(rename(str(file))) for file in sources if file.suffix in KINDS], sign=False)
         finally:
             use_copies(before)
     for path, name in _names_of_drives(drives, agent.parent).items():

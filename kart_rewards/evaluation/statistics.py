@@ -160,14 +160,18 @@ def evaluation_score(summary: Summary, policy: str = "agent") -> list[float]:
 
     Example:
         >>> def summary(seconds):
-        ...     metrics = {"finish_rate": 1.0, "median_race_time_seconds": seconds, "median_return": 90.0}
+        ...     metrics = {"finish_rate": 1.0, "median_race_time_seconds": seconds, "median_length_seconds": seconds}
+        ...     metrics["median_return"] = 90.0
         ...     return {"Level1": {"agent": metrics}}
         >>> evaluation_score(summary(seconds=50.0)) > evaluation_score(summary(seconds=60.0))
         True
     """
     courses = [by_policy[policy] for by_policy in summary.values()]
     rate = [metrics["finish_rate"] or 0.0 for metrics in courses]
-    seconds = [metrics["median_race_time_seconds"] or math.inf for metrics in courses]
+    # A race that begins at a state in the middle of it has no race time.
+    lengths = [metrics["median_length_seconds"] if metrics["finish_rate"] else math.inf for metrics in courses]
+    times = [metrics["median_race_time_seconds"] for metrics in courses]
+    seconds = [time or length for time, length in zip(times, lengths, strict=True)]
     returns = [metrics["median_return"] for metrics in courses]
     return [float(np.mean(rate)), -float(np.mean(seconds)), float(np.mean(returns))]
 

@@ -45,7 +45,7 @@ from kart_rewards.done import episode_calls
 from kart_rewards.drives import DRIVES_FOLDER, SHIPPED, SUFFIX, Drive, drive_file, load_drive
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.integrations import Game, find_game
-from kart_rewards.race import progress
+from kart_rewards.race import LAPS_AT_FIRST_CROSSING, progress
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import ROUNDING, make_transform, parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
@@ -246,7 +246,11 @@ def score_drive(drive: Drive, loaded: Loaded) -> DriveScore:
             frame = next(i for i, row in enumerate(rows) if _weighted([row], weights) is None)
             raise rewards.not_finite(rows[frame], drive[frame])
     except KartRewardsError as error:
-        raise KartRewardsError(f"{drive.info.label or 'the drive'}, frame {frame}: {error}") from None
+        if ended_by is None or frame <= end:
+            raise KartRewardsError(f"{drive.info.label or 'the drive'}, frame {frame}: {error}") from None
+        values = _weighted([*rows[:frame], *[[0.0] * len(weights)] * (len(drive) - frame)], weights)
+        assert values is not None
+        rows = values.tolist()  # an environment does not call the scripts after the end
     values[0] = 0.0
     plain, size = np.zeros(len(rows)), np.zeros(len(rows))
     for column in values.T:  # in the order of the terms, as ``EpisodeRewards`` adds
@@ -259,7 +263,7 @@ def score_drive(drive: Drive, loaded: Loaded) -> DriveScore:
     of_terms = values[episode]
     sums = of_terms.sum(axis=0)
     everything = float(np.abs(sums).sum()) or 1.0
-    laps = (drive.info.race or {}).get("laps_completed") if "laps" in drive.columns else None
+    laps = _laps(drive, end) if drive.info.race and "laps" in drive.columns else 0
     return DriveScore(
         {
             term.name: TermSum(
@@ -289,12 +293,18 @@ def _weighted(rows: Sequence[Sequence[Any]], weights: Sequence[float]) -> np.nda
     return values if np.isfinite(values).all() else None
 
 
+def _laps(drive: Drive, end: int) -> int:
+    """Returns the laps that are completed on a frame, as ``RaceMetrics`` counts them."""
+    laps = drive.columns["laps"].astype(np.int64)
+    return int(max(laps[: end + 1].max() - max(laps[0], LAPS_AT_FIRST_CROSSING), 0))
+
+
 def _steps(drive: Drive) -> np.ndarray:
     """Returns the index of the agent step of each frame.
 
     A person or a script that drives frame by frame has no agent steps: then they have the default length.
     """
-    if drive.info.frame_skip > 1 or drive.info.driver in ("agent", "training"):
+    if drive.info.frame_skip > 1 or drive.info.driver.partition(",")[0] in ("agent", "training"):
         return np.concatenate([[0], np.repeat(np.arange(len(drive.step_frames)), drive.step_frames)])
     return np.maximum(np.arange(len(drive)) - 1, 0) // DEFAULT_FRAME_SKIP
 
@@ -412,7 +422,8 @@ class Verdict:
 
     Args:
         tau: Kendall's rank correlation over all pairs of drives of one course with different outcomes, -1 to 1: the
-            share of pairs that are ordered as their outcomes, minus the share of the others. None: no such pair.
+            share of pairs that are ordered as their outcomes, minus the share of those that are ordered the other way.
+            None: no such pair.
         pairs: The number of these pairs.
         worst: The pair with the largest difference of outcomes among those that are ordered the wrong way: the index
             of the better drive and of the drive that earns as much or more. None: all pairs are right.

@@ -13,6 +13,7 @@ A file holds tensors and plain values alone, and is read without unpickling anyt
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -282,7 +283,7 @@ def _check_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -
 
 
 def _kind(value: object) -> object:
-    """The type of an optimizer's option; whole numbers pass for others, and tuples count item by item."""
+    """The type of an optimizer's option; integers pass for other numbers, and tuples count item by item."""
     if isinstance(value, (list, tuple)):
         return [_kind(item) for item in value]
     return float if type(value) is int else type(value)
@@ -354,6 +355,13 @@ def find_checkpoint(resume: str, runs_path: Path, games: Iterable[str], exp_name
     return Checkpoint.load(Path(resume), to_resume=True)
 
 
+def run_folders(runs_path: Path, game: str, exp_name: str, seed: int) -> list[Path]:
+    """Returns the folders of the runs with this game, name and seed, sorted. ``make_run_folder`` names them."""
+    name = f"{game}__{exp_name}__{seed}__"
+    folders = sorted(runs_path.glob(f"{escape(name)}*"))
+    return [folder for folder in folders if re.fullmatch(r"\d+(-\d+)?", folder.name.removeprefix(name))]
+
+
 def newest_checkpoint(runs_path: Path, games: Iterable[str], exp_name: str, seed: int) -> Checkpoint | None:
     """Loads the newest complete checkpoint of a run with this game, name and seed; None if there is none.
 
@@ -365,7 +373,8 @@ def newest_checkpoint(runs_path: Path, games: Iterable[str], exp_name: str, seed
         exp_name: The run's name.
         seed: The run's seed.
     """
-    found = [path for game in games for path in runs_path.glob(f"{escape(f'{game}__{exp_name}')}__{seed}__*/agent*.pt")]
+    folders = (folder for game in games for folder in run_folders(runs_path, game, exp_name, seed))
+    found = [path for folder in folders for path in folder.glob("agent*.pt")]
     for path in _newest_first(found):
         try:
             return Checkpoint.load(path, to_resume=True)

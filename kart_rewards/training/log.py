@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from kart_rewards.env.video import to_gif
 from kart_rewards.errors import KartRewardsError, counted
-from kart_rewards.race import laps_driven
 from kart_rewards.rewards import rates, unweighted
 from kart_rewards.scenario import Scoring
 from kart_rewards.scripting import Script
@@ -89,7 +88,7 @@ class Evaluation:
         metrics: Course -> metric -> value.
         score: What makes one evaluation better than another, the most important number first; compared as lists are.
         videos: MP4 files of it.
-        keep_gifs: Whether to keep the GIFs that are made of them for TensorBoard.
+        keep_gifs: Whether to keep the GIFs that TensorBoard shows.
         shares: Reward term -> its part of everything that was paid and charged, -1 to 1: the mean over the episodes.
         maps: Course -> PNG of its map, with where each term fired.
         time_lost: Course -> PNG of where laps lose time to the reference lap.
@@ -140,7 +139,7 @@ class Progress:
     """One line on the terminal, renewed in place. Where the output is not a terminal, a new line every 10 seconds.
 
     Args:
-        total_steps: Agent steps that the whole run will have done at its end.
+        total_steps: Agent steps that the run, with its resumed parts, will have done at its end.
         steps: Agent steps done before this process started.
     """
 
@@ -232,7 +231,7 @@ class Log:
         folder: The run's folder.
         options: Option -> value, of all groups.
         scoring: The run's reward terms and done rules.
-        total_steps: Agent steps that the whole run will have done at its end.
+        total_steps: Agent steps that the run, with its resumed parts, will have done at its end.
         steps: Agent steps done so far. Later entries of an earlier process are dropped from the curves.
         wandb_options: Arguments of ``wandb.init``, to mirror the log to Weights & Biases. None: do not.
         compared: The options by which TensorBoard's HParams tab compares runs. It also has the terms' weights.
@@ -334,7 +333,7 @@ class Log:
         Args:
             steps: Agent steps done so far.
             losses: Losses and diagnostics by name.
-            episodes: The episodes that ended: agent steps of the whole run until then, and the last info.
+            episodes: The episodes that ended: agent steps of the run until then, and the last info.
             milliseconds: See ``kart_rewards.training.timing.split_of_a_step``.
             learning_rate: The optimizer's.
         """
@@ -353,7 +352,7 @@ class Log:
         rewards = info["episode_rewards"]
         for kind in ("sum", "transformed", "share", "count"):
             self.scalars("rewards" if kind == "sum" else f"rewards_{kind}", rewards[kind], steps)
-        laps = laps_driven(info["ram"], race["laps_completed"]) if race else 0.0
+        laps = race.get("laps_driven", 0.0)
         values = unweighted(rewards, self._terms)
         for group, by_term in rates(rewards["sum"], values, episode["seconds"], laps).items():
             self.scalars(group, by_term, steps)

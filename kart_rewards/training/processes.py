@@ -249,7 +249,7 @@ class Workers:
                 self.close()
 
     def _start(self, wanted: int) -> None:
-        if self._children.ended(timeout_seconds=0):
+        if wait(list(self._children.processes), 0):  # an idle process sends nothing, so a connection has closed
             self.close()
         while len(self._children.processes) < wanted:
             self._children.start(_work)

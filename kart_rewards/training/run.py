@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -86,6 +86,10 @@ class RunOptions:
     def __post_init__(self) -> None:
         if isinstance(self.compile, bool):  # from a checkpoint of version 0.1
             self.compile = "on" if self.compile else "off"
+
+    def of_next_start(self) -> RunOptions:
+        """Returns the options of a checkpoint that the next start takes over: all but those of one start."""
+        return replace(self, resume=None, allow_changed_rewards=False, trust=False)
 
 
 _SCORING_OPTIONS: dict[str, Any] = {
@@ -174,7 +178,7 @@ class Run:
         envs: This rank's environments.
         ranks: This process among all.
         device: The agent's.
-        total_steps: Agent steps of the whole run, over all ranks.
+        total_steps: Agent steps of the run, over all ranks.
         steps_per_update: Agent steps of one update, over all ranks.
         evaluate: Evaluates the agent.
         stop: Set it to end the run after the current update.

@@ -4,6 +4,7 @@
 * ``keep_sources`` - copies scripts, scenario and data file into a run's folder
 * ``kept_sources`` - original file -> its copy
 * ``changed_sources`` - those whose original is missing or differs today
+* ``has_own_sources`` - whether this user made the copies on this computer
 * ``use_changed_sources`` - reads the copies where the originals are missing or differ today
 * ``changed_wrappers`` - the files of wrappers that differ from their copies
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from kart_rewards.integrations import Game
 from kart_rewards.notices import notice
 from kart_rewards.ram import RamLayout, load_json
 from kart_rewards.scenario import Scoring, load_scoring
+from kart_rewards.training.keys import is_signed, signed
 
-_FOLDER, _INDEX = "sources", "index.json"
+_FOLDER, _INDEX, _SIGNATURE = "sources", "index.json", "signature"
 
 
 @dataclass(frozen=True)
@@ -66,26 +69,32 @@ class RunRewards:
         return cls(scoring, fingerprints, scoring.fingerprints_of_0_1(), files)
 
 
-def keep_sources(run_folder: Path, files: Iterable[Path]) -> None:
+def keep_sources(run_folder: Path, files: Iterable[Path], sign: bool = True) -> None:
     """Copies files into ``sources/`` of a run's folder; copies of an earlier start are replaced.
 
     Args:
         run_folder: The run's folder.
         files: Absolute paths. Files of one name get folders of their own.
+        sign: Whether this user may run the copies later. Copies for others are not signed.
 
     Raises:
         UnwritableError: A copy can't be written.
     """
     index: dict[str, str] = {}
+    folder = run_folder / _FOLDER
     for file in files:
         if not copy_of(file).is_file():  # an earlier import of this process, which is gone
             continue
         name = next(name for i in range(len(index) + 1) if (name := f"{i}/{file.name}") not in index.values())
-        with atomic_write(run_folder / _FOLDER / name) as copy:
+        with atomic_write(folder / name) as copy:
             copy.write_bytes(copy_of(file).read_bytes())
         index[str(file)] = name
-    with atomic_write(run_folder / _FOLDER / _INDEX) as copy:
-        copy.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    texts = {_INDEX: json.dumps(index, indent=2)}
+    if sign:
+        texts[_SIGNATURE] = signed(_text(_copies(folder, index)))
+    for name, text in texts.items():
+        with atomic_write(folder / name) as copy:
+            copy.write_text(text + "\n", encoding="utf-8")
 
 
 def kept_sources(run_folder: Path) -> dict[Path, Path]:
@@ -95,9 +104,28 @@ def kept_sources(run_folder: Path) -> dict[Path, Path]:
         index = load_json(folder / _INDEX)
     except KartRewardsError:
         return {}
+    return _copies(folder, index)
+
+
+def _copies(folder: Path, index: Mapping[str, Any]) -> dict[Path, Path]:
     copies = {Path(file): folder / str(name) for file, name in index.items()}
     inside = folder.resolve()
     return {file: copy for file, copy in copies.items() if copy.is_file() and copy.resolve().is_relative_to(inside)}
+
+
+def has_own_sources(run_folder: Path) -> bool:
+    """Whether this user made the copies on this computer. Otherwise they are somebody else's code."""
+    try:
+        signature = (run_folder / _FOLDER / _SIGNATURE).read_text(encoding="utf-8").strip()
+        return is_signed(_text(kept_sources(run_folder)), signature)
+    except (OSError, ValueError):
+        return False
+
+
+def _text(copies: Mapping[Path, Path]) -> str:
+    """Returns the text to sign: which file each copy is of, and a hash of its content."""
+    hashes = {str(file): sha256(copy.read_bytes()).hexdigest() for file, copy in copies.items()}
+    return json.dumps(hashes, sort_keys=True)
 
 
 def changed_sources(run_folder: Path) -> dict[Path, Path]:
@@ -105,15 +133,22 @@ def changed_sources(run_folder: Path) -> dict[Path, Path]:
     return {file: copy for file, copy in kept_sources(run_folder).items() if not _equal(file, copy)}
 
 
-def use_changed_sources(run_folder: Path) -> None:
+def use_changed_sources(run_folder: Path, trust: bool = False) -> None:
     """Makes this process read the copies of sources whose original is missing or differs; prints a notice of each.
 
     Copies that are in use already stay in use.
+
+    Args:
+        run_folder: The run's folder.
+        trust: Whether to read copies that another user or computer made, too.
     """
     changed = changed_sources(run_folder)
+    trusted = trust or not changed or has_own_sources(run_folder)
+    used = "is used" if trusted else "is not used, because you did not make it on this computer: add --trust to use it"
     for file in changed:
-        notice(f"{file}: {'has changed' if file.exists() else 'is missing'}: the run's copy in {run_folder} is used")
-    use_copies({**changed, **copies_in_use()})
+        notice(f"{file}: {'has changed' if file.exists() else 'is missing'}: the run's copy in {run_folder} {used}")
+    if trusted:
+        use_copies({**changed, **copies_in_use()})
 
 
 def changed_wrappers(run_folder: Path, wrappers: Iterable[str]) -> list[Path]:

@@ -5,27 +5,23 @@
 * ``without_foreign_code`` - what to change in the options of somebody else's checkpoint
 
 A checkpoint names Python files, and a folder of games may hold them. A checkpoint from another computer is data: the
-code that it names runs only if the user agrees. Therefore a run signs its options with a secret key, which lies in
-the user's data folder and nowhere else.
+code that it names runs only if the user agrees. Therefore a run signs its options with the user's secret key.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from kart_rewards.errors import KartRewardsError
+from kart_rewards.integrations import INTEGRATIONS, find_game
 from kart_rewards.notices import notice
+from kart_rewards.ram import load_json
 from kart_rewards.training.checkpoints import Checkpoint
+from kart_rewards.training.keys import is_signed, signed
 
 _NAMING_CODE = ("env_id", "integrations_path", "scenario", "rewards", "wrappers")
 """The options of an environment that say which code it runs."""
@@ -33,20 +29,21 @@ _NAMING_CODE = ("env_id", "integrations_path", "scenario", "rewards", "wrappers"
 
 def signature(env_options: Mapping[str, Any]) -> str:
     """Returns the signature of the options that name code; empty if there is no place for a key."""
-    key = _key()
-    named = json.dumps({name: env_options.get(name) for name in _NAMING_CODE}, sort_keys=True, default=str)
-    return hmac.new(key, named.encode(), hashlib.sha256).hexdigest() if key else ""
+    return signed(_text(env_options))
 
 
-def is_own(env_options: Mapping[str, Any], signed: object) -> bool:
+def is_own(env_options: Mapping[str, Any], signature: object) -> bool:
     """Whether options have the signature of this user on this computer.
 
     Args:
         env_options: The options.
-        signed: What a checkpoint holds as their signature.
+        signature: What a checkpoint holds as their signature.
     """
-    wanted = signature(env_options)
-    return bool(wanted) and isinstance(signed, str) and hmac.compare_digest(wanted.encode(), signed.encode())
+    return is_signed(_text(env_options), signature)
+
+
+def _text(env_options: Mapping[str, Any]) -> str:
+    return json.dumps({name: env_options.get(name) for name in _NAMING_CODE}, sort_keys=True, default=str)
 
 
 def without_foreign_code(checkpoint: Checkpoint, env_options: Mapping[str, Any], resuming: bool) -> dict[str, Any]:
@@ -81,24 +78,16 @@ def _named_code(env_options: Mapping[str, Any]) -> list[str]:
     scenario = str(env_options.get("scenario"))
     # A path also leads out of the game's folder without the suffix: the scenario ../x is ../x.json.
     named += [scenario] if scenario.endswith(".json") or Path(scenario).name != scenario else []
+    named += _code_of_game(str(env_options.get("env_id")), scenario) if not named else []
     return named + [str(item) for name in ("rewards", "wrappers") for item in env_options.get(name) or ()]
 
 
-def _key() -> bytes:
-    """The user's secret key, which is made when it is first needed; empty if it can't be."""
-    path = platformdirs.user_data_path("kart_rewards") / "key"
-    new = path.with_name(f".key.{os.getpid()}")
-    with suppress(OSError):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new.touch(mode=0o600)
-            new.write_bytes(secrets.token_bytes(32))
-            try:
-                os.link(new, path)
-            except FileExistsError:  # another process was faster
-                pass
-            except OSError:  # a file system without links
-                new.replace(path)
-            new.unlink(missing_ok=True)
-        return path.read_bytes()
-    return b""
+def _code_of_game(game: str, scenario: str) -> list[str]:
+    """The game's scenario, if it names code and lies in ./integrations, which may come from where the agent does."""
+    with suppress(KartRewardsError):
+        path = find_game(game).json_path(scenario)
+        content, here = load_json(path), Path("integrations").resolve()
+        names_code = content.get("scripts") or content.get("kart_rewards", {}).get("modules")
+        if names_code and path.resolve().is_relative_to(here) and here != INTEGRATIONS.resolve():
+            return [str(path)]
+    return []

@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from glob import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
@@ -46,7 +45,7 @@ from kart_rewards.imports import source_files
 from kart_rewards.integrations import Game, find_game
 from kart_rewards.lab.ablation.study_report import write_report
 from kart_rewards.rewards import RewardTerm, parse_weights
-from kart_rewards.training.checkpoints import Checkpoint
+from kart_rewards.training.checkpoints import Checkpoint, run_folders
 from kart_rewards.training.game import resolved_options
 from kart_rewards.training.options import GamesFolder, Names
 from kart_rewards.training.run import stop_on_signals
@@ -305,6 +304,8 @@ def check_trainer_options(words: Sequence[str]) -> None:
         raise KartRewardsError(f"{words[0]!r}: options of the trainer follow after --, such as -- --state Level1")
     for place, word in enumerate(words):
         option = _option(word)
+        if re.match("-[A-Za-z]", word) and word != "-h":
+            raise KartRewardsError(f"{word}: is not an option of the trainer: they begin with two dashes")
         if option in _OWN or word == "-h":
             raise KartRewardsError(
                 f"{word}: the study decides this itself; options of the study stand before --, and its options "
@@ -394,7 +395,7 @@ class Study:
 
     def folders(self, run: Run) -> list[Path]:
         """Returns the folders of a run. There is more than one only if a trainer was killed at its start."""
-        return sorted(self.runs_path.glob(f"{escape(f'{self.plan.game}__{run.arm.name}__{run.seed}__')}*"))
+        return run_folders(self.runs_path, self.plan.game, run.arm.name, run.seed)
 
     def folder_of(self, run: Run) -> Path:
         """Returns the folder of a run that has begun."""
@@ -711,11 +712,14 @@ def make_plan(
     base = load(scenario, weights)
     arms = changes(base.scoring.terms, scenario)
     for arm in arms:
-        if "state" in _by_option(arm.options) and "eval-states" not in _by_option(options):
-            raise KartRewardsError(
-                f"{arm.name} trains on other courses: name those of the evaluations for all arms, after --, with "
-                "--eval-states"
-            )
+        for option, of_evaluations, what in (
+            ("state", "eval-states", "on other courses: name those"),
+            ("max-episode-steps", "eval-max-episode-steps", "with episodes of another length: give that"),
+        ):
+            if option in _by_option(arm.options) and of_evaluations not in _by_option(options):
+                raise KartRewardsError(
+                    f"{arm.name} trains {what} of the evaluations for all arms, after --, with --{of_evaluations}"
+                )
     loaded = {arm.name: load(arm.scenario, arm.weights) for arm in arms}
     files = dict.fromkeys([file for each in loaded.values() for file in each.files] + source_files())
     plan = Plan(

@@ -37,7 +37,6 @@ from kart_rewards.files import atomic_write, copies_in_use, use_copies
 from kart_rewards.integrations import find_game
 from kart_rewards.lab.goals import Goal
 from kart_rewards.lab.score import RewardSet, score_drive
-from kart_rewards.race import laps_driven
 from kart_rewards.scenario import load_goal
 from kart_rewards.training.checkpoints import Checkpoint
 from kart_rewards.training.sources import kept_sources
@@ -145,19 +144,19 @@ def read_results(study: Study) -> Results | None:
             }
             for of_run, checkpoint in zip(map(_evaluations, folders), checkpoints, strict=True)
         ]
+        limit = max(_limit_frames(checkpoint.options) for checkpoint in checkpoints)
         outcomes, measure = _measures(study, load_drive(next(iter(drives[0].values()))))
         steps = sorted(set.intersection(*({step for step, *_ in each} for each in drives), {*range(end)}) | {end})
         places = {place for place in drives[0] if place[0] in steps}
         courses = sorted({course for _, course, _ in places})
         episodes = len({number for *_, number in places})
         table = np.full((len(outcomes), len(arms), len(steps), len(seeds), len(courses), episodes), np.nan)
-        for run, folder, checkpoint, of_run in zip(runs, folders, checkpoints, drives, strict=True):
+        for run, folder, of_run in zip(runs, folders, drives, strict=True):
             if {place for place in of_run if place[0] in steps} != places:
                 raise KartRewardsError(
                     f"{folder}: its evaluations have other episodes than those of other runs, so a drive is missing or "
                     "an evaluation failed: remove this folder, and start the command again"
                 )
-            limit = _limit_frames(checkpoint.options["env"])
             for step, course, number in places:
                 at = (steps.index(step), seeds.index(run.seed), courses.index(course), number - 1)
                 table[(slice(None), arms.index(run.arm), *at)] = measure(
@@ -192,8 +191,11 @@ def _evaluations(run_folder: Path) -> dict[tuple[int, str, int], Path]:
     return found
 
 
-def _limit_frames(env: Mapping[str, Any]) -> int:
-    return int(env["frame_skip"] * (env["max_episode_steps"] or default_max_episode_steps(env["frame_skip"])))
+def _limit_frames(options: Mapping[str, Mapping[str, Any]]) -> int:
+    """Returns the emulated frames after which the evaluations of a run truncate an episode."""
+    env, frame_skip = options["env"], options["env"]["frame_skip"]
+    of_training = env["max_episode_steps"] or default_max_episode_steps(frame_skip)
+    return int(frame_skip * (options.get("eval", {}).get("eval_max_episode_steps") or of_training))
 
 
 Measure = Callable[[Drive, int], Sequence[float]]
@@ -227,12 +229,11 @@ def _measures(study: Study, drive: Drive) -> tuple[tuple[Outcome, ...], Measure]
 
 def _race_measures(drive: Drive, limit_frames: int) -> list[float]:
     race = drive.info.race or {}
-    last = {name: column[-1].item() for name, column in drive.columns.items() if column.ndim == 1}
     longest = (limit_frames + DEFAULT_RANDOM_START_FRAMES) / drive.info.frames_per_second
     return [
         float(race["finished"]),
-        laps_driven(last, race["laps_completed"]),
-        float(race.get("race_time_seconds", longest)),
+        float(race.get("laps_driven", race["laps_completed"])),
+        float(race.get("race_time_seconds", drive.seconds if race["finished"] else longest)),
         float(race["off_road_seconds"]),
         float(race["wall_hits"]),
     ]
