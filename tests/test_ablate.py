@@ -108,9 +108,7 @@ def test_arms_with_other_courses_need_common_courses_for_evaluations() -> None:
         tiny_plan(arms)
     tiny_plan(arms, [*TINY, "--eval-states", "Level1"])
     arms = make_arms(TERMS, "scenario", {}, options=["short=--max-episode-steps 500"])
-    with pytest.raises(
-        KartRewardsError, match=r"short trains with episodes of another length: .* --eval-max"
-    ):
+    with pytest.raises(KartRewardsError, match=r"short trains with episodes of another length: .* --eval-max"):
         tiny_plan(arms)
     tiny_plan(arms, [*TINY, "--eval-max-episode-steps", "3000"])
 
