@@ -445,6 +445,15 @@ def test_a_finding_leads_to_its_drive_and_frame(browser: Any, written: Path) -> 
     assert not page.js("window.hacked")
 
 
+def test_a_page_on_disk_does_not_become_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [SHIPPED / f"{name}.drive" for name in ("standing", "reverse")]
+    write_page(tmp_path / "page.html", paths, [RewardSet()], ["scenario"], most_bytes=1000)
+    assert "with the pictures of 2 drives: it has those of the first 1. Name fewer drives" in capsys.readouterr().out
+    write_page(tmp_path / "both.html", paths, [RewardSet()], ["scenario"])
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "page.html").stat().st_size + 200_000 < (tmp_path / "both.html").stat().st_size
+
+
 def test_the_command_writes_a_page(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from kart_rewards import reward_term\n@reward_term\ndef bad(ram): return x\n")
     done = run("lab", "reverse", "--output", "page.html", folder=tmp_path)

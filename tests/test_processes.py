@@ -215,6 +215,20 @@ def test_a_killed_worker_is_reported_and_replaced(workers: Workers) -> None:
     assert list(workers.map(operator.add, [(1, 1)])) == [2]
 
 
+def test_a_process_has_the_environment_and_the_folder_of_its_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also a later one, although all are forks of one process."""
+    for number in ("1", "2"):
+        folder = tmp_path / number
+        folder.mkdir()
+        monkeypatch.setenv("KART_REWARDS_TEST", number)
+        monkeypatch.chdir(folder)
+        with closing(Workers(1)) as pool:
+            assert list(pool.map(os.getenv, [("KART_REWARDS_TEST",)])) == [number]
+            assert list(pool.map(os.getcwd, [()])) == [str(folder)]
+
+
 def test_stopping_the_iteration_kills_the_processes(workers: Workers) -> None:
     for _ in workers.map(time.sleep, [(0,)] + [(60,)] * 3):
         with pytest.raises(RuntimeError, match="still busy with another map"):

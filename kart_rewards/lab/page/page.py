@@ -25,7 +25,7 @@ import tyro
 from tqdm import tqdm
 
 from kart_rewards.drives import Drive, load_drive
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import atomic_write
 from kart_rewards.lab.linting.probes import DRIVER
 from kart_rewards.lab.page.figures import drive_figures, list_entry, packed, score_figures
@@ -33,11 +33,13 @@ from kart_rewards.lab.page.film import film
 from kart_rewards.lab.page.lint_process import UNKNOWN, findings_of_now, with_numbers
 from kart_rewards.lab.page.server import film_part, serve
 from kart_rewards.lab.score import RewardSet, compared, find_drives
+from kart_rewards.notices import notice
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
 
 _ASSETS = Path(__file__).parent / "assets"
 _MOST_FILM_BYTES = 12_000_000  # of a drive in a file: with base64 and the charts, the page stays below 20 MB
+_NO_PICTURES = "The file would be too large with the pictures of all drives. Name fewer drives to have their pictures."
 
 
 def html_page(contents: Mapping[str, bytes] | None = None, state: Mapping[str, Any] | None = None) -> tuple[str, str]:
@@ -98,6 +100,7 @@ def write_page(
     sets: Sequence[RewardSet],
     names: Sequence[str],
     lint: Callable[[], Mapping[str, Any]] = lambda: UNKNOWN,
+    most_bytes: int = 100_000_000,
 ) -> None:
     """Writes the page with the drives, their scores and their pictures in it. It opens from disk, without a server.
 
@@ -108,6 +111,7 @@ def write_page(
         names: A name for each of them.
         lint: Returns what ``page_findings`` returns. The scripted drives that it names are added. It is called after
             the drives of ``paths`` are scored, so that a mistake in the rewards is reported at once.
+        most_bytes: Of all pictures, about. The drives after that have none, and a notice says so.
 
     Raises:
         KartRewardsError: A drive can't be read or scored, or the file can't be written.
@@ -130,13 +134,19 @@ def write_page(
             add(drive)
     contents: dict[str, bytes] = {}
     listed = []
+    with_pictures = bytes_of_films = 0
     progress = tqdm(total=sum(map(len, drives)), desc="pictures", unit="frame", leave=False, disable=None)
     with progress:
         for number, (drive, scores) in enumerate(zip(drives, scored, strict=True)):
             contents[f"drives/{number}"] = packed(drive_figures(drive, sets[0].integrations))
             for which, score in enumerate(scores):
                 contents[f"drives/{number}/scores/{which}"] = packed({"version": 1, **score})
-            contents[f"drives/{number}/pictures"] = _film_of(drive, sets[0].integrations)
+            pictures = film_part(_NO_PICTURES)
+            if bytes_of_films < most_bytes:
+                pictures = _film_of(drive, sets[0].integrations)
+                with_pictures += 1
+            bytes_of_films += len(pictures)
+            contents[f"drives/{number}/pictures"] = pictures
             summaries = [{**score["summary"], "version": 1, "error": None} for score in scores]
             listed.append({**list_entry(drive), "scores": summaries})
             progress.update(len(drive))
@@ -145,6 +155,11 @@ def write_page(
         "drives": listed,
         "lint": {**linted, "findings": with_numbers(linted["findings"], paths), "busy": False},
     }
+    if with_pictures < len(drives):
+        notice(
+            f"{path}: would be too large with the pictures of {counted(len(drives), 'drive')}: it has those of the "
+            f"first {with_pictures}. Name fewer drives to have all of their pictures"
+        )
     with atomic_write(path) as temporary:
         temporary.write_text(html_page(contents, state)[0], encoding="utf-8")
 
