@@ -248,6 +248,21 @@ class Drive(Sequence[Any]):
                 archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
 
 
+def shipped_drive(name: str) -> Path | None:
+    """Returns the file of a drive of the package; None if it has none of this name.
+
+    Args:
+        name: The name, such as ``race`` or ``race-Level2``. Without a course, it is on Level1, ``walls`` on Level3 and
+            ``wander`` on Level4.
+    """
+    kind, _, course = name.partition("-")
+    path = SHIPPED / f"{kind if course == _COURSES.get(kind, 'Level1') else name}{SUFFIX}"
+    return path if path.is_file() else None
+
+
+_COURSES = {"walls": "Level3", "wander": "Level4"}
+
+
 def drive_file(name: str | Path) -> Path:
     """Returns the file of a drive.
 
@@ -257,12 +272,13 @@ def drive_file(name: str | Path) -> Path:
     Raises:
         KartRewardsError: There is no such file.
     """
-    path, shipped = Path(name), SHIPPED / f"{name}{SUFFIX}"
+    path, shipped = Path(name), shipped_drive(str(name))
     if path.exists():
         return path
-    if not shipped.is_file():
+    if not shipped:
         known = [each.name.removesuffix(SUFFIX) for each in SHIPPED.glob(f"*{SUFFIX}")]
-        raise KartRewardsError(f"{name}: no such drive.{did_you_mean(str(name), known)}")
+        hint = did_you_mean(str(name), known) or " The package's are: kart-rewards drives. Others need their path"
+        raise KartRewardsError(f"{name}: no such drive.{hint}")
     return shipped
 
 

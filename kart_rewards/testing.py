@@ -37,8 +37,8 @@ from kart_rewards.drivers import (  # noqa: F401 - public here, too
     full_throttle,
     reverse,
 )
-from kart_rewards.drives import SHIPPED, SUFFIX, Drive, load_drive
-from kart_rewards.errors import KartRewardsError
+from kart_rewards.drives import SHIPPED, SUFFIX, Drive, load_drive, shipped_drive
+from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.integrations import INTEGRATIONS
 from kart_rewards.ram import RamLayout, shown, snapshot_class
 from kart_rewards.rewards import EpisodeRewards, as_term
@@ -222,11 +222,12 @@ def load_trace(name: str | Path) -> Drive:
     path = Path(name)
     if path.name.endswith(_OLD_SUFFIX):
         return Drive.of_snapshots(_rows(path), path.name.removesuffix(_OLD_SUFFIX))
-    path = path if path.suffix == SUFFIX else SHIPPED / f"{name}{SUFFIX}"
-    if path.parent == SHIPPED and not path.is_file():
-        shipped = ", ".join(sorted(file.name.removesuffix(SUFFIX) for file in SHIPPED.glob(f"*{SUFFIX}")))
-        raise KartRewardsError(f"{path}: no such trace; the package has {shipped}")
-    return load_drive(path)
+    shipped = shipped_drive(str(name))
+    if path.suffix != SUFFIX and shipped is None:
+        names = sorted(file.name.removesuffix(SUFFIX) for file in SHIPPED.glob(f"*{SUFFIX}"))
+        hint = did_you_mean(str(name), names)
+        raise KartRewardsError(f"{name}: no such trace; the package has {', '.join(names)}.{hint}")
+    return load_drive(shipped or path)
 
 
 def _rows(path: Path) -> list[Any]:

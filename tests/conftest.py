@@ -119,6 +119,7 @@ def tiny_rom_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_state(tiny_rom_path: Path) -> bytes:
     """An emulator state of ``tiny_rom``. No emulator is left in this process."""
+    gc.collect()
     emulator = stable_retro.RetroEmulator(str(tiny_rom_path))
     emulator.step()
     return emulator.get_state()

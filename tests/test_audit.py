@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import imageio_ffmpeg
 import psutil
 import pytest
 from command_line import run
-from training_runs import wait_until
+from training_runs import clean_children, wait_until
 
 from kart_rewards.drives import load_drive
 from kart_rewards.integrations import find_game
@@ -105,7 +104,7 @@ def test_ctrl_c_reports_the_search_so_far_and_leaves_no_process(tmp_path: Path) 
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         tree = psutil.Process(process.pid)
-        wait_until(lambda: len(tree.children(recursive=True)) >= min(3, 1 + (os.cpu_count() or 1)), 60)
+        wait_until(lambda: clean_children(process.pid), 60)
         time.sleep(2)
         children = tree.children(recursive=True)
         process.send_signal(signal.SIGINT)

@@ -129,7 +129,7 @@ def test_any_content_is_read_or_refused_with_one_message(tmp_path: Path, kind: s
         ('{"a": 1,\n"b": NaN}', "line 2: NaN is not JSON: write a finite number"),
         ('{"a":\n-1e400}', "line 2: the number -1e400 is too large"),
         ('{"a":\n' + "9" * 5000 + "}", "line 2: the number 999.*…9+ is too large"),
-        ('{"a": 1,}', r"is not JSON: .* line 1 column 9 .*\. JSON allows no comments, no comma after the last item"),
+        ('{"a": 1,}', r"is not JSON: .* line 1 column [89] .*\. JSON allows no comments, no comma after the last item"),
         ('{"a": 0x7E10EA}', "is not JSON: .* no 0x numbers"),
         ("{} // mine", "is not JSON: .* line 1 column 4 .*JSON allows no comments"),
         ('\ufeff{"a": 1}', "is not JSON: Unexpected UTF-8 BOM .*it must be UTF-8 without BOM"),

@@ -42,9 +42,8 @@ def log(folder: Path, steps: int = 0) -> Log:
 
 def info(episode_return: float, length: int, lap_seconds: float | None = None) -> dict[str, Any]:
     """The last info of an episode of a minute and a half in which the wall term charged on two frames."""
-    race = (
-        {} if lap_seconds is None else {"best_lap_time_seconds": lap_seconds, "laps_completed": 2, "laps_driven": 2.5}
-    )
+    race = {"best_lap_time_seconds": lap_seconds, "laps_completed": 2, "laps_driven": 2.5, "finished": False}
+    race = {} if lap_seconds is None else race
     rewards = EpisodeRewards(SCORING.terms)
     for _ in range(2):
         rewards(snapshot(collision=1))
@@ -457,13 +456,19 @@ def test_a_run_that_ends_before_its_first_update_shows_no_line(
     assert not capsys.readouterr().out
 
 
-def test_the_line_shows_the_mean_return_and_the_best_lap(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_shows_the_mean_return_the_finished_races_and_the_best_lap(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     progress = Progress(1000, 0)
     for number in range(30):
-        progress.episode(float(number), 60.0 - number if number < 5 else float("inf"))
+        race = {"finished": number < 22} | ({"best_lap_time_seconds": 60.0 - number} if number < 5 else {})
+        progress.episode(float(number), race)
+    progress.episode(19.5, {})
     clock.seconds += 10.0
     progress.update(80)
-    assert capsys.readouterr().out.endswith("left  return 19.5  best lap 56.00 s\n"), "the mean of the last 20 episodes"
+    assert capsys.readouterr().out.endswith("left  return 20.0  finished 2 of 10  best lap 56.00 s\n"), (
+        "means of the last 20"
+    )
 
 
 def test_the_rate_is_that_of_this_process(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_training_writes_the_card_of_the_evaluation_that_chose_the_agent(trained
     assert facts["command"].startswith("`python ppo_continuous_single_file.py --env-id MarioKart-Snes --num-envs 2 ")
     assert facts["command"].endswith(" --rewards my_rewards.py --reward-weights wall=-5 --runs-path runs`")
     assert facts["versions"].startswith("Python 3")
-    assert f", torch {torch.__version__}, stable-retro 1." in facts["versions"]
+    assert f", torch {version('torch')}, stable-retro 1." in facts["versions"]
     assert ("commit " in facts["versions"]) == (ROOT / ".git").exists()
     assert facts["env.max_episode_steps"] == "40"
     assert facts["env.rewards"] == "my_rewards.py"

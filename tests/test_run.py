@@ -290,8 +290,8 @@ def test_a_run_ends_with_the_commands_that_show_what_was_learned(
     printed = capsys.readouterr().out.partition("next:\n")[2].splitlines()
     assert [re.split(r":\s+", line.strip()) for line in printed] == [
         ["the curves", f"tensorboard --logdir {folder.parent}"],
-        ["the agent drives", f"kart-rewards watch {folder}"],
-        ["races beside scripted drivers", f"kart-rewards evaluate {folder}"],
+        ["the agent plays", f"kart-rewards watch {folder}"],
+        ["beside scripted players", f"kart-rewards evaluate {folder}"],
         ["what the rewards pay for", f"kart-rewards score {folder / 'drives'} --rewards my.py --scenario None"],
         ["and where", f"kart-rewards lab {folder / 'drives'} --rewards my.py --scenario None"],
     ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from command_line import run
 
 from kart_rewards.drivers import CentrelineDriver, RandomDriver, WallHugger, centreline
-from kart_rewards.drives import SHIPPED, Drive, load_drive
+from kart_rewards.drives import SHIPPED, Drive, load_drive, shipped_drive
 from kart_rewards.env import KartEnv
 from kart_rewards.env.recorder import DriveRecorder
 from kart_rewards.errors import KartRewardsError
@@ -222,6 +223,50 @@ def test_drives_are_found_in_folders_by_path_and_by_name(tmp_path: Path, monkeyp
     (tmp_path / "empty").mkdir()
     with pytest.raises(KartRewardsError, match=r"empty: has no \.drive file"):
         find_drives([Path("empty")])
+
+
+def test_drives_of_other_games_are_left_out_of_folders(tmp_path: Path) -> None:
+    """A run of another game must not stop the scores of this one. A drive that the user names is never left out."""
+    (tmp_path / "mine.py").write_text(MINE)
+    drive = load_drive(SHIPPED / "standing.drive")
+    columns = dict.fromkeys(("score", "lives", "gameover"), drive.columns["laps"])
+    folder = tmp_path / "runs" / "other" / "drives"
+    folder.mkdir(parents=True)
+    replace(drive, columns=columns, info=replace(drive.info, game="Airstriker-Genesis-v0")).save(folder / "a.drive")
+    drive.save(folder / "b.drive")
+    done = run("score", "runs", "--rewards", "mine.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    note = "1 drive of Airstriker-Genesis-v0 is left out: 'gas' (mine.py:4) reads 'speed', which a of Airstriker"
+    assert note in done.stdout.replace(str(tmp_path) + "/", "")
+    assert re.search(r"^  b ", done.stdout, re.M)
+    assert not re.search(r"^  a ", done.stdout, re.M)
+    done = run("score", folder / "a.drive", folder / "b.drive", "--rewards", "mine.py", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "reads 'speed', which a of Airstriker-Genesis-v0 does not have" in done.stderr
+    (tmp_path / "mine.py").write_text(MINE.replace("ram.speed < 300", "ram.sped < 300"))
+    done = run("score", "runs", "--rewards", "mine.py", folder=tmp_path)
+    assert done.returncode == 2, "a mistake leaves out no drive"
+
+
+def test_python_files_are_no_drives(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    done = run("score", "race", "mine.py", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: mine.py: is a Python file, not a drive. Its rewards are added by --rewards mine.py\n"
+
+
+def test_each_drive_of_the_package_has_a_name_with_its_course() -> None:
+    for name, file in (
+        ("race-Level1", "race"),
+        ("walls-Level3", "walls"),
+        ("wander-Level4", "wander"),
+        ("walls", "walls"),
+    ):
+        path = shipped_drive(name)
+        assert path == SHIPPED / f"{file}.drive"
+        assert "-" not in name or load_drive(path).info.state == name.partition("-")[2]
+    assert shipped_drive("walls-Level2") == SHIPPED / "walls-Level2.drive"
+    assert shipped_drive("race-Level9") is None
 
 
 def test_scoring_imports_neither_the_emulator_nor_torch() -> None:

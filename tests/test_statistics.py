@@ -55,7 +55,7 @@ def test_rates_and_shares_of_terms_and_splits_of_laps() -> None:
     assert metrics["rewards_per_minute/wall"] == -30.0, "over all episodes together"
     assert metrics["values_per_minute/wall"] == 3.0
     assert metrics["rewards_per_lap/wall"] == -20.0
-    assert metrics["rewards_share/wall"] == -0.5
+    assert metrics["rewards_share/wall"] == -1.0, "in the second episode, no term paid"
     assert (metrics["split_1"], metrics["split_2"]) == (3.0, 2.0)
     assert "rewards_per_lap/wall" not in summarise([second])["Level1"]["agent"]
 

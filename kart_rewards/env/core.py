@@ -254,7 +254,7 @@ class Drawing:
         self.behind = False
         self._caution = 0  # frames to draw in any case
         self._latest = 0  # the core's count of frames
-        self.obstacle = "only snes9x, the SNES's core, allows it"
+        self.obstacle = "only the core of the SNES can leave out the drawing of frames that nobody sees"
         if console == "Snes":
             self.obstacle = self._find(em, _core_of(console))
         self.settle()

@@ -16,6 +16,7 @@ import inspect
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -229,8 +230,14 @@ def evaluate_agents(
     scripted = drivers(options)
     if text := left_out(scripted, states):
         print(text)
+    players = len(scripted) + 2 * len(agents)  # an agent plays with deterministic and with sampled actions
+    print(
+        f"Plays {counted(players * len(states) * episodes, 'episode')}: {counted(players, 'player')}, "
+        f"{counted(len(states), 'course')}, {counted(episodes, 'episode')} of each. --eval-states and --eval-episodes "
+        "choose fewer"
+    )
 
-    with Evaluator(workers) as evaluator:
+    with _reporting_ctrl_c(), Evaluator(workers) as evaluator:
 
         def play(
             label: str, contestants: Sequence[Contestant], videos: Path | None, drives: Path | None
@@ -272,6 +279,15 @@ def evaluate_agents(
     write_json(output, report)
     print(f"wrote {output}")
     return report
+
+
+@contextmanager
+def _reporting_ctrl_c() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped: no results were written")
+        raise
 
 
 def _check_replaceable(output: Path, identity: Mapping[str, Any], agents: Sequence[Mapping[str, Any]]) -> None:

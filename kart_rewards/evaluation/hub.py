@@ -399,8 +399,8 @@ def _print_next(target: Path, names: Sequence[str]) -> None:
             print(f"warning: {target / CARD} is the card of another agent than {target / agents[0]}")
     print("next:")
     for name in agents:
-        print(f"  the agent drives:              {shlex.join(['kart-rewards', 'watch', str(target / name)])}")
-        print(f"  races beside scripted drivers: {shlex.join(['kart-rewards', 'evaluate', str(target / name)])}")
+        print(f"  the agent plays:               {shlex.join(['kart-rewards', 'watch', str(target / name)])}")
+        print(f"  beside scripted players:       {shlex.join(['kart-rewards', 'evaluate', str(target / name)])}")
     if any(name.endswith(SUFFIX) for name in names):
         print(f"  what rewards pay for drives:   {shlex.join(['kart-rewards', 'score', str(target)])}")
     if any(name.endswith(_CODE) for name in names):

@@ -26,7 +26,7 @@ from kart_rewards.evaluation.episodes import EpisodeResult, Policy, PolicyMaker
 from kart_rewards.evaluation.evaluator import Evaluator
 from kart_rewards.evaluation.model_card import CARD, installed_versions, model_card, rom_hash, weights_hash
 from kart_rewards.evaluation.sectors import draw_time_lost, reference_lap, time_lost
-from kart_rewards.evaluation.statistics import evaluation_score, summarise
+from kart_rewards.evaluation.statistics import evaluation_score, mean_shares, summarise
 from kart_rewards.files import atomic_write
 from kart_rewards.integrations import find_game, state_labels
 from kart_rewards.training.checkpoints import load_weights
@@ -135,13 +135,12 @@ class EvaluationInTraining:
             of_course = metrics.get(labels.get(course, ""), {})
             if "median_lap_time_seconds" in of_course:
                 of_course["ratio_to_reference"] = of_course["median_lap_time_seconds"] / lap
-        shares = [result.reward_shares for result in results]
         return Evaluation(
             metrics,
             evaluation_score(summary),
             sorted(videos.glob("[!.]*.mp4")) if videos else [],
             options.video_gif,
-            {name: float(np.mean([share[name] for share in shares])) for name in shares[0]},
+            mean_shares(results),
             {
                 labels[course]: self._map(course, results, metrics[labels[course]], steps)
                 for course in self._maps

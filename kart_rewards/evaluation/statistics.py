@@ -49,8 +49,8 @@ def summarise(episodes: Iterable[EpisodeResult]) -> Summary:
 
         For each reward term there are also ``rewards_per_minute/TERM``, ``rewards_per_lap/TERM`` and
         ``values_per_minute/TERM``, over all episodes together (see ``kart_rewards.rewards.rates``), and
-        ``rewards_share/TERM``, the mean over the episodes. ``split_1`` to ``split_4`` are the median times from the
-        start of a lap to each quarter of its checkpoints, over all laps that reached it.
+        ``rewards_share/TERM``, the mean over the episodes in which any term paid. ``split_1`` to ``split_4`` are the
+        median times from the start of a lap to each quarter of its checkpoints, over all laps that reached it.
     """
     groups: dict[str, dict[str, list[EpisodeResult]]] = {}
     for episode in episodes:
@@ -79,12 +79,15 @@ def _metrics(episodes: list[EpisodeResult]) -> Metrics:
         **_median_and_quartiles([episode.episode_return for episode in episodes], "_return"),
         **{f"median_{TERM_PREFIX}{term}": _percentile(sums, 50) for term, sums in terms.items()},
         **_rates(episodes),
-        **{
-            f"rewards_share/{term}": sum(episode.reward_shares[term] for episode in episodes) / len(episodes)
-            for term in episodes[0].reward_shares
-        },
+        **{f"rewards_share/{term}": share for term, share in mean_shares(episodes).items()},
         **{f"split_{part}": _percentile(times, 50) for part, times in _splits(episodes).items()},
     }
+
+
+def mean_shares(episodes: Sequence[EpisodeResult]) -> dict[str, float]:
+    """Returns the mean share of each term, over the episodes in which any term paid or charged."""
+    paid = [each.reward_shares for each in episodes if any(each.reward_shares.values())]
+    return {term: sum(each[term] for each in paid) / (len(paid) or 1) for term in episodes[0].reward_shares}
 
 
 def _rates(episodes: list[EpisodeResult]) -> Metrics:

@@ -5,6 +5,7 @@
 * ``score_drive`` - what they pay on a drive, frame by frame
 * ``DriveScore``, ``TermSum`` - the result
 * ``find_drives`` - the drives in files and folders
+* ``other_games`` - the games whose drives a reward can't score
 * ``score_files`` - scores many drives on all cores
 * ``compared`` - the reward sets of the options ``--rewards`` and ``--against``
 * ``Verdict``, ``verdict`` - whether the returns rank the drives as their outcomes do
@@ -25,7 +26,7 @@ from __future__ import annotations
 import functools
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from json import dumps
@@ -42,9 +43,10 @@ from tqdm import tqdm
 
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP
 from kart_rewards.done import episode_calls
-from kart_rewards.drives import DRIVES_FOLDER, SHIPPED, SUFFIX, Drive, drive_file, load_drive
+from kart_rewards.drives import DRIVES_FOLDER, SHIPPED, SUFFIX, Drive, drive_file, load_drive, shipped_drive
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.integrations import Game, find_game
+from kart_rewards.notices import notice
 from kart_rewards.race import LAPS_AT_FIRST_CROSSING, progress
 from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import ROUNDING, make_transform, parse_weights
@@ -314,12 +316,13 @@ def _discounted(paid: np.ndarray, steps: np.ndarray, gamma: float) -> float:
     return float((of_steps * gamma ** np.arange(len(of_steps))).sum())
 
 
-def find_drives(paths: Iterable[Path] = ()) -> list[Path]:
+def find_drives(paths: Iterable[Path] = (), without: Collection[str] = ()) -> list[Path]:
     """Returns the files of drives, sorted.
 
     Args:
         paths: Files, and folders that are searched with their subfolders. By default the drives of the package, those
             that ``kart-rewards play`` recorded here, and those of the runs here.
+        without: The games whose drives are left out.
 
     Raises:
         KartRewardsError: A path does not exist, or a folder has no drives.
@@ -327,9 +330,11 @@ def find_drives(paths: Iterable[Path] = ()) -> list[Path]:
     paths = list(paths)
     if not paths:
         own = [*RECORDINGS.glob(f"*{SUFFIX}"), *Path("runs").glob(f"*/{DRIVES_FOLDER}/**/*{SUFFIX}")]
-        return sorted(SHIPPED.glob(f"*{SUFFIX}")) + sorted(own)
+        return _of_games(sorted(SHIPPED.glob(f"*{SUFFIX}")) + sorted(own), without)
     found: list[Path] = []
     for path in paths:
+        if path.suffix == ".py" and path.is_file():
+            raise KartRewardsError(f"{path}: is a Python file, not a drive. Its rewards are added by --rewards {path}")
         if path.is_dir():
             inside = sorted(path.rglob(f"*{SUFFIX}"))
             if not inside:
@@ -337,7 +342,66 @@ def find_drives(paths: Iterable[Path] = ()) -> list[Path]:
             found += inside
         else:
             found.append(drive_file(path))
-    return list(dict.fromkeys(found))
+    return _of_games(list(dict.fromkeys(found)), without)
+
+
+def _of_games(paths: list[Path], without: Collection[str]) -> list[Path]:
+    return [path for path in paths if _game_of(path, path.stat().st_mtime_ns) not in without] if without else paths
+
+
+@functools.lru_cache(maxsize=10_000)
+def _game_of(path: Path, changed: int) -> str:
+    """Returns the game of a drive, or an empty text if the file is damaged: reading it later reports so."""
+    try:
+        return load_drive(path).info.game
+    except KartRewardsError:
+        return ""
+
+
+def other_games(paths: Sequence[Path], found: Iterable[Path], sets: Sequence[RewardSet]) -> set[str]:
+    """Returns the games whose drives lack what the rewards read, if others have it. A notice names them.
+
+    Folders may hold drives of several games. A drive that the user names is never left out.
+
+    Args:
+        paths: What the user named.
+        found: The files that ``find_drives`` returned for it.
+        sets: The reward sets.
+    """
+    of_games: dict[str, list[Path]] = {}
+    for path in found:
+        of_games.setdefault(_game_of(path, path.stat().st_mtime_ns), []).append(path)
+    of_games.pop("", None)
+    named = {_game_of(path, path.stat().st_mtime_ns) for path in map(drive_file, paths) if path.is_file()}
+    if len(of_games) < 2:
+        return set()
+    pool = Workers(1)  # the user's code does not run in this process
+    try:
+        faults = dict(
+            zip(of_games, pool.map(_fault, [(each[0], tuple(sets)) for each in of_games.values()]), strict=True)
+        )
+    finally:
+        pool.close()
+    unfit = {game for game, fault in faults.items() if fault} - named
+    if len(unfit) == len(of_games):  # the rewards have a mistake
+        return set()
+    for game in sorted(unfit):
+        notice(f"{counted(len(of_games[game]), 'drive')} of {game} {_are(of_games[game])} left out: {faults[game]}")
+    return unfit
+
+
+def _are(things: Sequence[object]) -> str:
+    return "is" if len(things) == 1 else "are"
+
+
+def _fault(path: Path, sets: Sequence[RewardSet]) -> str:
+    """Returns why a drive can't be scored; an empty text if it can."""
+    try:
+        for each in sets:
+            each.load(load_drive(path))
+    except KartRewardsError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 @dataclass(frozen=True)
@@ -474,7 +538,7 @@ def compared(rewards: Sequence[str], against: Sequence[str]) -> list[tuple[str, 
         KartRewardsError: A drive stands among them.
     """
     for name in (*rewards, *against):
-        if name.endswith(SUFFIX) or (SHIPPED / f"{name}{SUFFIX}").is_file():
+        if name.endswith(SUFFIX) or shipped_drive(name):
             raise KartRewardsError(f"{name}: is a drive. Name drives before the options, and rewards files after them")
     return [tuple(each) for each in ((rewards, against) if against else (rewards,))]
 
@@ -513,6 +577,7 @@ def command(
     options = (scenario, weights, reward_transform, reward_scale, gamma, integrations_path)
     both = [RewardSet(each, *options) for each in compared(rewards, against)]
     paths = find_drives(drives)
+    paths = find_drives(drives, other_games(drives, paths, both))
     results = tqdm(score_files(paths, both), "scoring", len(paths), leave=False, unit="drive", disable=None)
     scored = list(results)
     verdicts = [of_set(scored, number) for number in range(len(both))]

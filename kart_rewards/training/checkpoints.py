@@ -341,7 +341,8 @@ def find_checkpoint(resume: str, runs_path: Path, games: Iterable[str], exp_name
     """Loads the checkpoint to resume; None if there is none.
 
     Args:
-        resume: A file; or ``auto``, which is the newest complete checkpoint of a run, see ``newest_checkpoint``.
+        resume: A file; the folder of a run, whose ``agent.pt`` is meant; or ``auto``, which is the newest complete
+            checkpoint of a run, see ``newest_checkpoint``.
         runs_path: The folder of runs.
         games: The names that the run's game may have.
         exp_name: The run's name.
@@ -352,7 +353,8 @@ def find_checkpoint(resume: str, runs_path: Path, games: Iterable[str], exp_name
     """
     if resume == "auto":
         return newest_checkpoint(runs_path, games, exp_name, seed)
-    return Checkpoint.load(Path(resume), to_resume=True)
+    path = Path(resume)
+    return Checkpoint.load(path / "agent.pt" if path.is_dir() else path, to_resume=True)
 
 
 def run_folders(runs_path: Path, game: str, exp_name: str, seed: int) -> list[Path]:

@@ -149,6 +149,7 @@ class Progress:
         self._terminal = terminal = sys.stdout.isatty()
         self._ended_at: float = steps  # tqdm's numbers may be floats
         self._returns: deque[float] = deque(maxlen=20)
+        self._finished: deque[bool] = deque(maxlen=10)
         self._best_lap_seconds = math.inf
         self._line: tqdm[Any] = tqdm(
             total=total_steps,
@@ -162,10 +163,17 @@ class Progress:
             delay=1e-3,  # no line before the first update
         )
 
-    def episode(self, episode_return: float, best_lap_seconds: float) -> None:
-        """Takes in an episode that ended."""
+    def episode(self, episode_return: float, race: Mapping[str, Any]) -> None:
+        """Takes in an episode that ended.
+
+        Args:
+            episode_return: Its return.
+            race: Its metrics, see ``RaceMetrics``; empty if the game is no race.
+        """
         self._returns.append(episode_return)
-        self._best_lap_seconds = min(self._best_lap_seconds, best_lap_seconds)
+        if race:
+            self._finished.append(race["finished"])
+            self._best_lap_seconds = min(self._best_lap_seconds, race.get("best_lap_time_seconds", math.inf))
 
     def print(self, text: str) -> None:
         """Prints a message below the line, which goes on in a new line."""
@@ -175,6 +183,8 @@ class Progress:
     def update(self, steps: int) -> None:
         """Shows how many agent steps are done, if the last line is old enough."""
         parts = ["", f"return {sum(self._returns) / len(self._returns):.1f}"] if self._returns else []
+        if any(self._finished):
+            parts.append(f"finished {sum(self._finished)} of {len(self._finished)}")
         if self._best_lap_seconds < math.inf:
             parts.append(f"best lap {self._best_lap_seconds:.2f} s")
         self._line.set_description_str("  ".join(parts), refresh=False)
@@ -347,7 +357,7 @@ class Log:
 
     def _episode(self, info: dict[str, Any], steps: int) -> None:
         episode, race = info["episode"], info.get("race", {})
-        self.progress.episode(float(episode["r"]), race.get("best_lap_time_seconds", math.inf))
+        self.progress.episode(float(episode["r"]), race)
         self.scalars("charts", {"episodic_return": episode["r"], "episodic_length": episode["l"]}, steps)
         rewards = info["episode_rewards"]
         for kind in ("sum", "transformed", "share", "count"):

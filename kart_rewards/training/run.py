@@ -482,8 +482,8 @@ class Run:
                 scoring += [f"--{option.replace('_', '-')}", *map(str, values)]
         commands = {
             "the curves": ["tensorboard", "--logdir", str(self.options.runs_path)],
-            "the agent drives": ["kart-rewards", "watch", folder],
-            "races beside scripted drivers": ["kart-rewards", "evaluate", folder],
+            "the agent plays": ["kart-rewards", "watch", folder],
+            "beside scripted players": ["kart-rewards", "evaluate", folder],
         }
         if drives.is_dir():
             commands["what the rewards pay for"] = ["kart-rewards", "score", str(drives), *scoring]

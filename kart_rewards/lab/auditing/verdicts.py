@@ -19,7 +19,7 @@ from rich.table import Table
 
 from kart_rewards.drives import SHIPPED, SUFFIX, Drive
 from kart_rewards.errors import counted
-from kart_rewards.lab.auditing.rollouts import SHORT_FRAMES, Reference, Rollout, Setup
+from kart_rewards.lab.auditing.rollouts import LEAST_EXCESS, SHORT_FRAMES, Reference, Rollout, Setup
 from kart_rewards.lab.score import DriveScore
 
 
@@ -100,7 +100,7 @@ def report(result: Audit) -> str:
     if result.best is not None and math.isfinite(result.margin):
         lines.append(
             f"The best-paid behaviour that comes less than half as far would earn {result.best.expected:.2f} "
-            f"({result.best.behaviour})."
+            f"({result.best.behaviour}). An exploit earns at least {LEAST_EXCESS:.0%} more than the reference drive."
         )
     early = result.short_end
     if early is not None:

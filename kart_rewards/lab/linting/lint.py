@@ -172,7 +172,10 @@ def examine(
     evidence = gather(folder, rewards, recorded, action_mode)
     found = findings(evidence)
     if left_out:
-        evidence.notes.append(f"{counted(left_out, 'drive')} beyond {_MOST_FRAMES:,} frames: left out")
+        evidence.notes.append(
+            f"{counted(left_out, 'drive')} not read, because the others have {_MOST_FRAMES:,} frames: to choose them, "
+            f"name files or folders after {game}"
+        )
     named = {each.drive for each in found}
     for probe in evidence.probes.all:
         label = probe.drive.info.label

@@ -32,7 +32,7 @@ from kart_rewards.lab.page.figures import drive_figures, list_entry, packed, sco
 from kart_rewards.lab.page.film import film
 from kart_rewards.lab.page.lint_process import UNKNOWN, findings_of_now, with_numbers
 from kart_rewards.lab.page.server import film_part, serve
-from kart_rewards.lab.score import RewardSet, compared, find_drives
+from kart_rewards.lab.score import RewardSet, compared, find_drives, other_games
 from kart_rewards.notices import notice
 from kart_rewards.rewards import parse_weights
 from kart_rewards.training.options import GamesFolder, Names
@@ -214,6 +214,8 @@ def command(
     sets = [RewardSet(each, *options) for each in sources]
     names = [", ".join(each) or "the scenario" for each in sources]
     paths = find_drives(drives)
+    unfit = other_games(drives, paths, sets)
+    paths = find_drives(drives, unfit)
     if output:
         if output.suffix not in (".html", ".htm"):
             raise KartRewardsError(f"{output}: must end in .html")
@@ -222,4 +224,4 @@ def command(
         print(f"wrote {output}")
         return
     html, policy = html_page()
-    serve(html, policy, paths, functools.partial(find_drives, drives), sets, names, port, browser)
+    serve(html, policy, paths, functools.partial(find_drives, drives, unfit), sets, names, port, browser)
