@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from command_line import run
 from lab_server import served
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -79,6 +81,9 @@ class Page:
         return text
 
     def click(self, selector: str) -> None:
+        with suppress(StaleElementReferenceException):  # the page has just replaced it
+            self.browser.find_element(By.CSS_SELECTOR, selector).click()
+            return
         self.browser.find_element(By.CSS_SELECTOR, selector).click()
 
     def click_at(self, selector: str, x: float, y: float) -> None:
