@@ -230,8 +230,8 @@ def is_library(value: Any, own_packages: Container[str]) -> bool:
 
 def package_of(value: Any) -> str:
     """Returns the first part of the name of a definition's module."""
-    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
-    return str(name.partition(".")[0])
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return name.partition(".")[0] if isinstance(name, str) else ""
 
 
 def _tree(code: CodeType) -> ast.AST | None:

@@ -479,7 +479,8 @@ class _FunctionSearch:
             self._search.add_callable(value)
         if isinstance(value, (ModuleType, type)) or self._search.is_library(type(value)):
             return
-        for name, member in inspect.getmembers_static(type(value)):
+        members = {name: member for kind in reversed(type(value).__mro__) for name, member in vars(kind).items()}
+        for name, member in sorted(members.items()):
             is_called = name in names or (name.startswith("__") and name not in _NOT_OPERATORS)
             method = member.fget if isinstance(member, property) else member if is_called else None
             if isinstance(method, FunctionType):

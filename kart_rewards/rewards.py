@@ -276,6 +276,8 @@ class EpisodeRewards:
             for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
                 weighted = float(weight * value)  # raises if it is not a real number
                 if value:
+                    if getattr(value, "ndim", 0):  # NumPy below 2.5 takes an array of one value for a number
+                        raise TypeError
                     paid.append((name, weighted))
                     plain += weighted
                     size += abs(weighted)
@@ -308,7 +310,7 @@ class EpisodeRewards:
         """
         for i, (weight, value) in enumerate(zip(self._weights.values(), values, strict=True)):
             try:
-                finite = math.isfinite(float(weight * value))
+                finite = math.isfinite(float(weight * value)) and not getattr(value, "ndim", 0)
             except (TypeError, ValueError, OverflowError):
                 finite = False
             if not finite:

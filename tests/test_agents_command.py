@@ -41,7 +41,10 @@ def test_an_agent_is_evaluated_beside_the_drivers(tmp_path: Path) -> None:
     done = evaluate(agent, "--eval-episodes", 2, "--eval-states", "Level[12]", "--capture-video")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == f"{agent}: HomebrewKart-Snes, 1,234 steps with seed 3"
+    assert lines[0] == (
+        "Plays 20 episodes: 5 players, 2 courses, 2 episodes of each. --eval-states and --eval-episodes choose fewer"
+    )
+    assert lines[1] == f"{agent}: HomebrewKart-Snes, 1,234 steps with seed 3"
     assert [line.strip() for line in lines if line.startswith("Level")] == ["Level1", "Level2"]
     labels = [
         re.split(r"\s{2,}", line.strip())[0] for line in lines if line.startswith("  ") and "finished" not in line
@@ -235,7 +238,7 @@ def test_a_runs_folder_means_its_best_agent(tmp_path: Path) -> None:
     assert EvalOptions(evaluate=(str(run), "other.pt")).evaluate == (str(run / "best.pt"), "other.pt")
     done = evaluate(run, "--eval-episodes", 1, "--eval-states", "Level1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{run / 'best.pt'}: HomebrewKart-Snes with seed 2\n")
+    assert f"\n{run / 'best.pt'}: HomebrewKart-Snes with seed 2\n" in done.stdout
     assert (run / "evaluation.json").exists()
 
 

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -104,8 +103,8 @@ def test_ctrl_c_reports_the_search_so_far_and_leaves_no_process(tmp_path: Path) 
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         tree = psutil.Process(process.pid)
-        wait_until(lambda: clean_children(process.pid), 60)
-        time.sleep(2)
+        # A process that has worked for three seconds is in the search.
+        wait_until(lambda: any(sum(each.cpu_times()[:2]) > 3 for each in clean_children(process.pid)), 120)
         children = tree.children(recursive=True)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)

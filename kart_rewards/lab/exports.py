@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -97,6 +98,11 @@ def minari_dataset(
         from minari.data_collector import EpisodeBuffer
     except ImportError:
         raise KartRewardsError("Minari is not installed: pip install 'kart_rewards[minari]'") from None
+    if "jpeg_encoding" not in inspect.signature(minari.create_dataset_from_buffers).parameters:
+        raise KartRewardsError(
+            "this version of Minari stores images as JPEG, which changes them: use Minari 0.5.4 or newer, which needs "
+            "Python 3.11 or newer"
+        )
     first = drives[0].info
     for drive in drives:
         info = drive.info

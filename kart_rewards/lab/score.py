@@ -289,7 +289,10 @@ def score_drive(drive: Drive, loaded: Loaded) -> DriveScore:
 def _weighted(rows: Sequence[Sequence[Any]], weights: Sequence[float]) -> np.ndarray | None:
     """Returns the weighted values, shape (frames, terms); None if one is not a finite number."""
     try:
-        values = np.array(rows, np.float64).reshape(len(rows), len(weights)) * np.array(weights, np.float64)
+        values = np.array(rows, np.float64)
+        if values.ndim > 2:  # of arrays of one value
+            return None
+        values = values.reshape(len(rows), len(weights)) * np.array(weights, np.float64)
     except (TypeError, ValueError, OverflowError):
         return None
     return values if np.isfinite(values).all() else None
