@@ -68,7 +68,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """Returns whether a device has instructions for bfloat16. Without them, bfloat16 is slow."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    abilities = torch.cpu.get_capabilities()
+    # Older versions of PyTorch don't report the instructions of the processor.
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()  # else PyTorch's bfloat16 is slow
