@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import minari
 import numpy as np
 import pytest
 from command_line import run
@@ -18,8 +17,13 @@ from kart_rewards.games.console import Console
 from kart_rewards.integrations import find_game
 from kart_rewards.lab.exports import drive_of_movie, minari_dataset
 
+try:
+    import minari
+except ImportError:
+    minari = None
+
 GAME = "HomebrewKart-Snes"
-stores_exactly = "jpeg_encoding" in inspect.signature(minari.create_dataset_from_buffers).parameters
+stores_exactly = minari and "jpeg_encoding" in inspect.signature(minari.create_dataset_from_buffers).parameters
 needs_minari = pytest.mark.skipif(not stores_exactly, reason="it needs Minari 0.5.4, which needs Python 3.11")
 
 
@@ -52,6 +56,7 @@ def test_a_drive_is_the_same_after_a_movie(tmp_path: Path) -> None:
     assert (again.start, again.info.state.endswith("walls.state")) == (drive.start, True)
 
 
+@needs_minari
 def test_a_minari_that_changes_observations_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minari below 0.5.4, the newest one for Python 3.10, has no choice."""
     monkeypatch.setattr(minari, "create_dataset_from_buffers", lambda dataset_id, buffer: None)
