@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -61,6 +62,8 @@ def run_command(main: Callable[[], object]) -> None:
     Args:
         main: The command line.
     """
+    if shutil.get_terminal_size().columns < 1:  # in Python 3.10, if the terminal reports no size: tyro would hang
+        os.environ["COLUMNS"] = "80"
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # during the imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from kart_rewards import errors
 from kart_rewards.errors import counted, did_you_mean
 
 
@@ -34,3 +37,16 @@ def test_a_common_suffix_does_not_make_names_similar() -> None:
 )
 def test_a_number_has_its_noun_in_singular_or_plural(number: int, nouns: tuple[str, ...], text: str) -> None:
     assert counted(number, *nouns) == text
+
+
+@pytest.mark.parametrize(("columns", "wanted"), [(0, "80"), (120, None)])
+def test_a_terminal_without_a_size_is_80_columns_wide(
+    columns: int, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.10 returns 0 for it, with which the parser of the options would never end. Later versions return 80."""
+    monkeypatch.setattr(errors.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setenv("COLUMNS", "")  # so that it is restored
+    monkeypatch.delenv("COLUMNS")
+    seen: list[str | None] = []
+    errors.run_command(lambda: seen.append(os.environ.get("COLUMNS")))
+    assert seen == [wanted]

@@ -82,6 +82,7 @@ def test_a_minari_dataset_loads_back_equal(max_pool: bool, tmp_path: Path, monke
         minari_dataset([drives[0][0]], "kart/test-v0", config)
 
 
+@needs_minari
 def test_drives_of_two_kinds_are_no_dataset() -> None:
     one, _ = recorded(2, 1)
     other, _ = recorded(2, 1, action_mode="driving")
