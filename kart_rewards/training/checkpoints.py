@@ -410,9 +410,8 @@ def save_atomically(content: Mapping[str, Any], *paths: Path) -> None:
     buffer = io.BytesIO()  # torch.save raises RuntimeError on a full disk; a plain write raises OSError with the reason
     torch.save(dict(content), buffer)
     for path in paths:
-        # The view is released at once. Where an error keeps it, Python 3.12.1 crashes when it collects garbage.
-        with atomic_write(path) as file, buffer.getbuffer() as view:
-            file.write_bytes(view)
+        with atomic_write(path) as file:
+            file.write_bytes(buffer.getvalue())  # with getbuffer, Python 3.12.1 crashes when it collects the error
 
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:
