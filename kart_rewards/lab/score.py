@@ -349,11 +349,11 @@ def find_drives(paths: Iterable[Path] = (), without: Collection[str] = ()) -> li
 
 
 def _of_games(paths: list[Path], without: Collection[str]) -> list[Path]:
-    return [path for path in paths if _game_of(path, path.stat().st_mtime_ns) not in without] if without else paths
+    return [path for path in paths if _game_of(path) not in without] if without else paths
 
 
-@functools.lru_cache(maxsize=10_000)
-def _game_of(path: Path, changed: int) -> str:
+@functools.lru_cache(maxsize=10_000)  # a file keeps its game
+def _game_of(path: Path) -> str:
     """Returns the game of a drive, or an empty text if the file is damaged: reading it later reports so."""
     try:
         return load_drive(path).info.game
@@ -373,11 +373,11 @@ def other_games(paths: Sequence[Path], found: Iterable[Path], sets: Sequence[Rew
     """
     of_games: dict[str, list[Path]] = {}
     for path in found:
-        of_games.setdefault(_game_of(path, path.stat().st_mtime_ns), []).append(path)
+        of_games.setdefault(_game_of(path), []).append(path)
     of_games.pop("", None)
-    named = {_game_of(path, path.stat().st_mtime_ns) for path in map(drive_file, paths) if path.is_file()}
     if len(of_games) < 2:
         return set()
+    named = {_game_of(path) for path in map(drive_file, paths) if path.is_file()}
     pool = Workers(1)  # the user's code does not run in this process
     try:
         faults = dict(
