@@ -276,7 +276,7 @@ class EpisodeRewards:
             for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
                 weighted = float(weight * value)  # raises if it is not a real number
                 if value:
-                    if getattr(value, "ndim", 0):  # NumPy below 2.5 takes an array of one value for a number
+                    if getattr(value, "ndim", 0):  # older versions of NumPy take an array of one value for a number
                         raise TypeError
                     paid.append((name, weighted))
                     plain += weighted
