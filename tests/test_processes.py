@@ -21,7 +21,15 @@ from training_runs import clean_children, forked_children, wait_until
 
 from kart_rewards.drivers import centreline
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.training.processes import Children, Workers, attempt, core_by_core, processor_count, serve_parent
+from kart_rewards.training.processes import (
+    Children,
+    Workers,
+    attempt,
+    core_by_core,
+    on_core,
+    processor_count,
+    serve_parent,
+)
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this platform has no core affinity")
 
@@ -58,6 +66,15 @@ def test_a_thread_moves_from_core_to_core_and_may_use_all_of_them_afterwards() -
     with core_by_core(busy_cores=len(cores) - 1) as change_core:
         change_core()
         assert os.sched_getaffinity(0) == cores, "a core is free: the operating system finds it"
+
+
+@needs_affinity
+def test_a_thread_stays_on_one_core_while_it_waits_and_may_use_all_of_them_afterwards() -> None:
+    cores = os.sched_getaffinity(0)
+    for number in range(2 * len(cores)):
+        with on_core(number):
+            assert os.sched_getaffinity(0) == {sorted(cores)[number % len(cores)]}
+        assert os.sched_getaffinity(0) == cores
 
 
 # --- calls in a child -------------------------------------------------------------------------------------------------

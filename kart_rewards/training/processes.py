@@ -3,6 +3,7 @@
 * ``serve_parent`` - sets up a child process; each child calls it first
 * ``processor_count`` - the number of processor cores of this process
 * ``core_by_core`` - moves a thread between cores, so that it slows down all processes equally
+* ``on_core`` - keeps a thread on one core while it waits
 * ``attempt`` - calls a function in a child and returns its result or error in a form for the parent
 * ``CLEAN`` - how to start processes that do not get the memory of this one
 * ``Children`` - child processes and the connections to them
@@ -86,15 +87,37 @@ def core_by_core(busy_cores: int) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     turns = itertools.cycle(sorted(cores))
-
-    def choose(allowed: set[int]) -> None:
-        with suppress(OSError):  # a container can lose cores at any time
-            os.sched_setaffinity(0, allowed)
-
     try:
-        yield lambda: choose({next(turns)})
+        yield lambda: _allow({next(turns)})
     finally:
-        choose(cores)
+        _allow(cores)
+
+
+@contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Keeps this thread on one processor core, for example while it waits for a message.
+
+    It is for processes that a third one wakes at the same time. The operating system may wake two of them on one core,
+    and move one of them only milliseconds later, although another core is idle. Each of them wakes on its own core if
+    it waits in this context, and may then be moved.
+
+    Args:
+        number: The number of the process; with more processes than cores, the numbers begin again at the first core.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+    try:
+        if cores:
+            _allow({sorted(cores)[number % len(cores)]})
+        yield
+    finally:
+        if cores:
+            _allow(cores)
+
+
+def _allow(cores: set[int]) -> None:
+    """Sets the cores on which this thread may run."""
+    with suppress(OSError):  # a container can lose cores at any time
+        os.sched_setaffinity(0, cores)
 
 
 def attempt(function: Callable[..., Result], *args: Any) -> tuple[Exception | None, Result | None]:

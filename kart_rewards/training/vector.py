@@ -38,7 +38,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.notices import notice
-from kart_rewards.training.processes import Children, attempt, core_by_core, serve_parent
+from kart_rewards.training.processes import Children, attempt, core_by_core, on_core, serve_parent
 from kart_rewards.training.timing import processor_seconds
 
 LastStep = tuple[np.ndarray, dict[str, Any]]
@@ -339,7 +339,8 @@ def _serve(
     with suppress(EOFError, ConnectionError):
         connection.send((error, None))
         while envs:
-            asked = connection.recv()
+            with on_core(min(envs)):
+                asked = connection.recv()
             function, args = (_step, groups[asked]) if isinstance(asked, int) else asked
             answer = attempt(function, envs, rows, *args)
             try:

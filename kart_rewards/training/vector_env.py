@@ -227,7 +227,7 @@ class KartVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = self._envs.single_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._has_begun = np.zeros(num_envs, bool)
+        self._has_begun, self._all = np.zeros(num_envs, bool), np.ones(num_envs, bool)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -335,17 +335,17 @@ class KartVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             infos: Environment -> ``info``.
         """
         first, *others = infos.values()
-        if len(infos) < self.num_envs or any(info.keys() != first.keys() for info in others):
+        names = list(first)
+        if len(infos) < self.num_envs or any(list(info) != names for info in others):
             return self._add_one_by_one(infos)
         batch: dict[str, Any] = {}
-        for key in first:
-            values = {i: info[key] for i, info in infos.items()}
-            kind, *other_kinds = set(map(type, values.values()))
+        for name, values in zip(names, zip(*(info.values() for info in infos.values()), strict=True), strict=True):
+            kind, *other_kinds = set(map(type, values))
             if other_kinds or kind not in (dict, bool, int, float):
-                batch |= self._add_one_by_one({i: {key: value} for i, value in values.items()})
+                batch |= self._add_one_by_one({i: {name: value} for i, value in zip(infos, values, strict=True)})
                 continue
-            batch[key] = self._batch(values) if kind is dict else np.array(list(values.values()), kind)
-            batch[f"_{key}"] = np.ones(self.num_envs, bool)
+            batch[name] = self._batch(dict(zip(infos, values, strict=True))) if kind is dict else np.array(values, kind)
+            batch[f"_{name}"] = self._all.copy()
         return batch
 
     def _add_one_by_one(self, infos: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
