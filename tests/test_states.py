@@ -21,6 +21,7 @@ import stable_retro
 from command_line import run
 
 from kart_rewards import integrations
+from kart_rewards.drives import load_drive
 from kart_rewards.env import KartEnv
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.games.states import command
@@ -155,6 +156,30 @@ def test_from_a_state_on(games: Path, tmp_path: Path) -> None:
     assert_error(state(games, KART, "Another", *arguments), f"{record}: exists already; --overwrite replaces it")
 
 
+def test_several_states_along_a_drive(games: Path, tmp_path: Path) -> None:
+    shutil.copy(INTEGRATIONS / KART / "Level1.state", games / KART)
+    drive = INTEGRATIONS / KART / "reference_drives" / "Level1.drive"
+    arguments = ("--start", "Level1", "--inputs", drive, "--until", "laps == 129 and speed > 500", "--every", 100)
+    done = state(games, KART, "Along", *arguments)
+    expected: list[int] = []
+    for frames, ram in enumerate(load_drive(drive), 1):  # the first snapshot is that after the frame of the reset
+        is_next = not expected or frames >= expected[-1] + 100
+        if is_next and ram.laps == 129 and ram.speed > 500:
+            expected.append(frames)
+    kept = re.findall(r"kept (.*): (\S+ frames) from state Level1; loaded again and checked", done.stdout)
+    assert [(Path(path).name, frames) for path, frames in kept] == [
+        (f"Along_{number}.state", f"{frames:,} frames") for number, frames in enumerate(expected, 1)
+    ], done
+    assert len(kept) >= 4 and done.stdout.count("\n") == len(kept)
+    assert not (games / KART / "Along.state").exists()
+    alone = ("--start", "Level1", "--inputs", drive, "--until", "laps == 129 and speed > 500")
+    assert state(games, KART, "Alone", *alone).returncode == 0
+    assert (games / KART / "Alone.state").read_bytes() == (games / KART / "Along_1.state").read_bytes()
+    assert_error(state(games, KART, "Along", *arguments), "Along_1.state: exists already; --overwrite replaces it")
+    arguments = (*arguments[:-3], "laps == 1", "--every", 100)
+    assert_error(state(games, KART, "None", *arguments), "'laps == 1' did not hold on any frame of the inputs")
+
+
 def test_what_can_not_be_done_is_reported_and_leaves_nothing(games: Path, tmp_path: Path) -> None:
     folder = games / KART
     (folder / "damaged.state").write_bytes(gzip.compress(b"#!s9xsnp:0011\n and no more"))
@@ -178,6 +203,8 @@ def test_what_can_not_be_done_is_reported_and_leaves_nothing(games: Path, tmp_pa
     ("game", "name", "options", "message"),
     [
         (KART, "New", {"until": None}, "say how to reach the state: --play, --inputs FILE or --until CONDITION"),
+        (KART, "New", {"every": 0}, "--every must be 1 or more, not 0"),
+        (KART, "New", {"every": 5}, "--every keeps states along --inputs FILE"),
         (KART, "New", {"max_frames": 0}, "--max-frames must be 1 or more, not 0"),
         (KART, "../New", {}, "'../New' can't be a state's name"),
         (KART, "", {}, "'' can't be a state's name"),

@@ -22,7 +22,7 @@ from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import atomic_write
 from kart_rewards.games.condition import Condition
 from kart_rewards.games.inputs import Held, format_inputs, read_inputs
-from kart_rewards.games.session import NOTHING, Session
+from kart_rewards.games.session import NOTHING, Moment, Session
 from kart_rewards.games.state_window import StateWindow
 from kart_rewards.integrations import Game, find_folder, find_game, writable
 from kart_rewards.ram import load_json
@@ -38,6 +38,7 @@ def command(
     play: bool = False,
     inputs: Path | None = None,
     until: str | None = None,
+    every: int | None = None,
     max_frames: int = 36_000,
     start: str | None = None,
     record: Path | None = None,
@@ -58,6 +59,9 @@ def command(
             or "30 B+LEFT". A drive and a .bk2 movie work, too. After the end of the script no button is pressed.
         until: Stop on the first frame after which this condition holds, such as "laps == 127 and current_frame > 60".
             With --play and without --inputs, the game pauses there.
+        every: Keep several states along --inputs, NAME_1, NAME_2 and so on: on the first frame, then always this
+            number of frames later, up to the end of the inputs. With --until, only frames on which it holds count as
+            first and later ones. Training can start in all of them: --state 'NAME_*'.
         max_frames: Maximum number of frames to wait for --until.
         start: State to begin from: a name or a path. By default the game is switched on, or begins where the movie
             begins.
@@ -69,13 +73,17 @@ def command(
         raise KartRewardsError("say how to reach the state: --play, --inputs FILE or --until CONDITION")
     if max_frames < 1:
         raise KartRewardsError(f"--max-frames must be 1 or more, not {max_frames}")
+    if every is not None and every < 1:
+        raise KartRewardsError(f"--every must be 1 or more, not {every}")
+    if every and (play or record or default or not inputs):
+        raise KartRewardsError(
+            "--every keeps states along --inputs FILE; it can't be with --play, --record or --default"
+        )
     name = name.removesuffix(".state")
     if not _NAME.fullmatch(name):
         raise KartRewardsError(f"{name!r} can't be a state's name: use letters, digits, _ . + - and spaces")
     found = find_folder(game, integrations_path) or find_game(game, integrations_path)
-    for file in (found.folder / f"{name}.state", record):
-        if file and file.exists() and not overwrite:
-            raise KartRewardsError(f"{file}: exists already; --overwrite replaces it")
+    _refuse_existing([file for file in (None if every else found.folder / f"{name}.state", record) if file], overwrite)
     if default:
         _metadata(found)  # an unreadable file must be detected before somebody plays
 
@@ -89,6 +97,14 @@ def command(
         found = writable(found)  # not earlier: a failed attempt must not leave a copy of the game
         _keep(session, found, name, record, default)
 
+    if every:
+        moments = _moments(session, script, condition, every)
+        _refuse_existing([found.folder / f"{name}_{number}.state" for number in range(1, len(moments) + 1)], overwrite)
+        found = writable(found)
+        for number, moment in enumerate(moments, 1):
+            session.go_to(moment)
+            print(_save(session, found, f"{name}_{number}"), flush=True)
+        return
     if not play:
         _run(session, script, condition, max_frames)
         keep()
@@ -101,13 +117,23 @@ def command(
         raise KartRewardsError("the window was closed before a state was kept: F5 keeps it")
 
 
-def _keep(session: Session, game: Game, name: str, record: Path | None, default: bool) -> None:
-    """Writes the state and the files that belong to it, and prints the values of the variables."""
+def _refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
+    for file in files:
+        if file.exists() and not overwrite:
+            raise KartRewardsError(f"{file}: exists already; --overwrite replaces it")
+
+
+def _save(session: Session, game: Game, name: str) -> str:
+    """Writes the state, and returns a line that says so."""
     path = game.folder / f"{name}.state"
     session.save(path)
     frames = counted(len(session.pressed), "frame")
-    what = f"kept {path}: {frames} from {session.origin}; loaded again and checked"
-    print(what, *session.table(), sep="\n", flush=True)
+    return f"kept {path}: {frames} from {session.origin}; loaded again and checked"
+
+
+def _keep(session: Session, game: Game, name: str, record: Path | None, default: bool) -> None:
+    """Writes the state and the files that belong to it, and prints the values of the variables."""
+    print(_save(session, game, name), *session.table(), sep="\n", flush=True)
     if record:
         with atomic_write(record) as file:
             header = f"# {game.name}, {name}: from {session.origin}\n"
@@ -138,3 +164,18 @@ def _run(session: Session, script: Iterable[Held], until: Condition | None, max_
         f"{until.text!r} did not hold on any of {max_frames} frames (--max-frames); after the last frame: "
         f"{until.values(session.console.ram())}"
     )
+
+
+def _moments(session: Session, script: Iterable[Held], condition: Condition | None, every: int) -> list[Moment]:
+    """Presses the buttons of the script, and returns moments along it; see ``command``."""
+    moments: list[Moment] = []
+    for held in (held for count, held in script for _ in range(count)):
+        session.step(held)
+        is_next = not moments or len(session.pressed) - moments[-1].frames >= every
+        if is_next and (condition is None or condition(session.console.ram())):
+            moments.append(session.moment())
+    if not moments:
+        raise KartRewardsError(
+            f"{condition.text!r} did not hold on any frame of the inputs" if condition else "the inputs have no frame"
+        )
+    return moments
