@@ -1,10 +1,14 @@
 """Reads the TensorBoard logs of runs, and prints a table and draws a picture of their evaluations.
 
-    python benchmarks/learning.py runs/* [--steps 61440] [--plot docs/images/learning_curves.png]
+    python benchmarks/learning.py runs/* --save benchmarks/learning_curves.json
+    python benchmarks/learning.py benchmarks/learning_curves.json [--steps 61440] [--plot docs/images/curves.png]
+
+The evaluations of runs are a small file, which ``--save`` writes. It is read like the runs themselves.
 
 A row of the table is one experiment (``--exp-name`` of training) over its seeds. The lap of an evaluation is its median
 lap with deterministic actions. Laps vary between evaluations, so the lap of a run is the mean of its last three
-evaluations. The column "best" is its best evaluation. The picture needs matplotlib (in the ``dev`` extra).
+evaluations. The column "best" is its best evaluation. The picture shows each seed, and the mean of an experiment's
+seeds with its 95 % interval (bootstrap over seeds) for the evaluations that all of them have.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kart_rewards.evaluation.statistics import interquartile_mean_interval
 
 REFERENCE_LAPS = Path(__file__).parent / "reference_laps"
 
@@ -85,6 +92,17 @@ def read_run(folder: Path) -> Run | None:
     )
 
 
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Returns the runs of folders, and of files that ``--save`` wrote, by experiment and seed."""
+    runs = []
+    for path in paths:
+        if path.suffix == ".json":
+            runs += [Run(**run) for run in json.loads(path.read_text())]
+        elif run := read_run(path):
+            runs.append(run)
+    return sorted(runs, key=lambda run: (run.experiment, run.seed))
+
+
 def print_table(runs: list[Run], steps: int) -> None:
     """Prints a Markdown table with one row per experiment."""
     by_experiment: dict[str, list[Run]] = defaultdict(list)
@@ -120,17 +138,26 @@ def print_table(runs: list[Run], steps: int) -> None:
 
 
 def plot(runs: list[Run], picture: Path) -> None:
-    """Draws the finish rate and the lap time of each run over its steps."""
+    """Draws the finish rate and the lap time over agent steps."""
     import matplotlib.pyplot as plt
 
     figure, (rates, laps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for run in runs:
-        label = (
-            f"{run.experiment}, seed {run.seed}" if len({run.experiment for run in runs}) > 1 else f"seed {run.seed}"
-        )
-        rates.plot(run.steps, run.finish_rates, marker=".", label=label)
-        known = [(at, lap) for at, lap in zip(run.steps, run.lap_times_seconds, strict=True) if lap is not None]
-        laps.plot([at for at, _ in known], [lap for _, lap in known], marker=".", label=label)
+    experiments = list(dict.fromkeys(run.experiment for run in runs))
+    for axes, values_of in ((rates, lambda run: run.finish_rates), (laps, lambda run: run.lap_times_seconds)):
+        for number, experiment in enumerate(experiments):
+            group = [run for run in runs if run.experiment == experiment]
+            color = f"C{number}"
+            by_seed = [dict(zip(run.steps, values_of(run), strict=True)) for run in group]
+            for points in by_seed:
+                known = [(at, value) for at, value in points.items() if value is not None]
+                axes.plot(*zip(*known, strict=True), color=color, linewidth=0.8, alpha=0.6)
+            steps = [at for at in by_seed[0] if all(points.get(at) is not None for points in by_seed)]
+            means = [interquartile_mean_interval(np.array([[points[at]] for points in by_seed])) for at in steps]
+            label = f"mean of {len(group)} seeds" + (f", {experiment}" if len(experiments) > 1 else "")
+            axes.plot(steps, [mean.value for mean in means], color=color, linewidth=2, label=label)
+            if len(group) > 1:
+                low, high = [mean.low for mean in means], [mean.high for mean in means]
+                axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     reference = REFERENCE_LAPS / f"{runs[0].course}.json"
     if reference.is_file():
         best = json.loads(reference.read_text())["lap_time_seconds"]
@@ -151,14 +178,16 @@ def plot(runs: list[Run], picture: Path) -> None:
 def main() -> None:
     """Prints the table, and draws the picture with ``--plot``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or files of --save")
     parser.add_argument("--steps", type=int, default=61_440, help="steps at which lap times are compared")
     parser.add_argument("--plot", type=Path, help="picture file to write")
+    parser.add_argument("--save", type=Path, help="file to write the evaluations to, for another call")
     args = parser.parse_args()
-    runs = [run for folder in args.runs if (run := read_run(folder))]
+    runs = read_runs(args.runs)
     if not runs:
         raise SystemExit("none of these folders is a run with evaluations")
-    runs.sort(key=lambda run: (run.experiment, run.seed))
+    if args.save:
+        args.save.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     print_table(runs, args.steps)
     if args.plot:
         plot(runs, args.plot)

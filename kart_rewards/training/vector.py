@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -339,7 +339,8 @@ def _serve(
     with suppress(EOFError, ConnectionError):
         connection.send((error, None))
         while envs:
-            with on_core(min(envs)):
+            # With one group, all processes begin at the same time. With several, another one is always busy.
+            with on_core(min(envs)) if len(groups) == 1 else nullcontext():
                 asked = connection.recv()
             function, args = (_step, groups[asked]) if isinstance(asked, int) else asked
             answer = attempt(function, envs, rows, *args)
