@@ -620,6 +620,9 @@ def test_the_first_signal_sets_the_event_and_the_second_one_interrupts(
     signal.raise_signal(number)
     assert stop.is_set()
     assert capfd.readouterr().err == STOPPING
+    signal.raise_signal(signal.SIGINT)  # at once: `timeout -s INT` sends it to the process, and to its group
+    assert capfd.readouterr().err == ""
+    time.sleep(0.6)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 

@@ -546,16 +546,21 @@ stopping after this update (a second Ctrl-C stops at once, and loses the steps s
 def stop_on_signals(announce: bool = True) -> threading.Event:
     """Returns an event that Ctrl-C or SIGTERM sets. A second signal raises KeyboardInterrupt.
 
+    Signals within half a second are one: ``timeout`` sends a signal twice, and torchrun passes on a terminal's Ctrl-C.
+
     Args:
         announce: Print at the first signal what it does.
     """
     stop = threading.Event()
-    signals: list[int] = []
+    first = 0.0
 
     def on_signal(number: int, frame: Any) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(number)
+        nonlocal first
+        if stop.is_set():
+            if time.monotonic() - first > 0.5:
+                raise KeyboardInterrupt
+            return
+        first = time.monotonic()
         stop.set()
         if announce:
             with suppress(OSError):  # print is not safe in a signal handler
