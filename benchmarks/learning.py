@@ -7,8 +7,9 @@ The evaluations of runs are a small file, which ``--save`` writes. It is read li
 
 A row of the table is one experiment (``--exp-name`` of training) over its seeds. The lap of an evaluation is its median
 lap with deterministic actions. Laps vary between evaluations, so the lap of a run is the mean of its last three
-evaluations. The column "best" is its best evaluation. The picture shows each seed, and the mean of an experiment's
-seeds with its 95 % interval (bootstrap over seeds) for the evaluations that all of them have.
+evaluations. The column "best" is its best evaluation. The picture shows each seed, and the interquartile mean of an
+experiment's seeds (the mean, if they are fewer than four) with its 95 % interval, a bootstrap over seeds, for the
+evaluations that all of them have.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kart_rewards.errors import counted
 from kart_rewards.evaluation.statistics import interquartile_mean_interval
 
 REFERENCE_LAPS = Path(__file__).parent / "reference_laps"
@@ -153,7 +155,7 @@ def plot(runs: list[Run], picture: Path) -> None:
                 axes.plot(*zip(*known, strict=True), color=color, linewidth=0.8, alpha=0.6)
             steps = [at for at in by_seed[0] if all(points.get(at) is not None for points in by_seed)]
             means = [interquartile_mean_interval(np.array([[points[at]] for points in by_seed])) for at in steps]
-            label = f"mean of {len(group)} seeds" + (f", {experiment}" if len(experiments) > 1 else "")
+            label = f"mean of {counted(len(group), 'seed')}" + (f", {experiment}" if len(experiments) > 1 else "")
             axes.plot(steps, [mean.value for mean in means], color=color, linewidth=2, label=label)
             if len(group) > 1:
                 low, high = [mean.low for mean in means], [mean.high for mean in means]

@@ -149,9 +149,14 @@ def _metadata(game: Game) -> dict[str, Any]:
     return load_json(path) if path.exists() else {}
 
 
+def _frames(script: Iterable[Held]) -> Iterator[frozenset[str]]:
+    """Yields the buttons of each frame of a script."""
+    return (held for count, held in script for _ in range(count))
+
+
 def _run(session: Session, script: Iterable[Held], until: Condition | None, max_frames: int) -> None:
     """Presses the buttons of the script. With a condition, ends on the first frame after which it holds."""
-    frames: Iterator[frozenset[str]] = (held for count, held in script for _ in range(count))
+    frames = _frames(script)
     if until is None:
         for held in frames:
             session.step(held)
@@ -169,7 +174,7 @@ def _run(session: Session, script: Iterable[Held], until: Condition | None, max_
 def _moments(session: Session, script: Iterable[Held], condition: Condition | None, every: int) -> list[Moment]:
     """Presses the buttons of the script, and returns moments along it; see ``command``."""
     moments: list[Moment] = []
-    for held in (held for count, held in script for _ in range(count)):
+    for held in _frames(script):
         session.step(held)
         is_next = not moments or len(session.pressed) - moments[-1].frames >= every
         if is_next and (condition is None or condition(session.console.ram())):

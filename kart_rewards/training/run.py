@@ -552,15 +552,15 @@ def stop_on_signals(announce: bool = True) -> threading.Event:
         announce: Print at the first signal what it does.
     """
     stop = threading.Event()
-    first = 0.0
+    first_at_seconds = 0.0
 
     def on_signal(number: int, frame: Any) -> None:
-        nonlocal first
+        nonlocal first_at_seconds
         if stop.is_set():
-            if time.monotonic() - first > 0.5:
+            if time.monotonic() - first_at_seconds > 0.5:
                 raise KeyboardInterrupt
             return
-        first = time.monotonic()
+        first_at_seconds = time.monotonic()
         stop.set()
         if announce:
             with suppress(OSError):  # print is not safe in a signal handler

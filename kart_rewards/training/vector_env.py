@@ -227,7 +227,7 @@ class KartVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = self._envs.single_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._has_begun, self._all = np.zeros(num_envs, bool), np.ones(num_envs, bool)
+        self._has_begun = np.zeros(num_envs, bool)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -345,7 +345,7 @@ class KartVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 batch |= self._add_one_by_one({i: {name: value} for i, value in zip(infos, values, strict=True)})
                 continue
             batch[name] = self._batch(dict(zip(infos, values, strict=True))) if kind is dict else np.array(values, kind)
-            batch[f"_{name}"] = self._all.copy()
+            batch[f"_{name}"] = np.ones(self.num_envs, bool)
         return batch
 
     def _add_one_by_one(self, infos: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
