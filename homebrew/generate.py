@@ -704,7 +704,7 @@ def build_game(out: Path, seed: int, courses: int, test_courses: int) -> None:
         build.write_includes(Path(folder), total)
         rom = build.finish(build.assemble(HERE / "src" / "main.s", Path(folder), "game"), tracks)
     build.write_game(out, rom, tracks, states)
-    for name in ("data.json", "scenario.json", "reference_laps.json"):
+    for name in ("data.json", "scenario.json", "course_progress.json", "course_progress.py", "reference_laps.json"):
         shutil.copyfile(ORIGINAL / name, out / name)
     for old in out.glob("*.state"):
         old.unlink()

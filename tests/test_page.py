@@ -77,7 +77,8 @@ class Page:
         return time.monotonic() - start
 
     def text(self, selector: str) -> str:
-        text: str = self.browser.find_element(By.CSS_SELECTOR, selector).get_attribute("textContent")
+        """Returns an element's text. Finds and reads it in one script: the page can't replace it in between."""
+        text: str = self.js("document.querySelector(arguments[0]).textContent", selector)
         return text
 
     def click(self, selector: str) -> None:
