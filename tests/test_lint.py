@@ -203,6 +203,7 @@ HONEST = [
         "paid, self.best, self.since = 1 + max(0, 1 - self.since / 600), progress(ram), 0\nreturn paid",
         20,
     ),
+    memory("self.x = 9999", "gain = max(self.x - ram.kart_x, 0)\nself.x = min(self.x, ram.kart_x)\nreturn gain", 0.1),
     rule("ram.laps >= 129"),
     rule("ram.surface == DEEP_WATER"),
     counting_rule("self.frames = self.frames + 1 if abs(ram.speed) < 20 else 0; return self.frames >= 300"),
@@ -210,11 +211,17 @@ HONEST = [
 ]
 
 
+def rewards_of(
+    code: str, folder: Path, transform: str = "scale", scale: float = 0.01, name: str = "mine.py"
+) -> RewardSet:
+    (folder / name).write_text(IMPORTS + code)
+    return RewardSet((str(folder / name),), transform=transform, scale=scale)
+
+
 def examined(
     code: str, folder: Path, probes: Probes, transform: str = "scale", scale: float = 0.01, name: str = "mine.py"
 ) -> Evidence:
-    (folder / name).write_text(IMPORTS + code)
-    rewards = RewardSet((str(folder / name),), transform=transform, scale=scale)
+    rewards = rewards_of(code, folder, transform, scale, name)
     drives = [*shipped("Level1"), *(drive for drive in shipped("Level2") if drive.info.driver == "standing")]
     return gather(find_game(GAME), rewards, drives, probes=probes)
 
@@ -268,6 +275,18 @@ def test_mistakes_are_found_with_their_file_and_line(
 @pytest.mark.parametrize("code", HONEST)
 def test_honest_rewards_have_no_finding(code: str, tmp_path: Path, probes: Probes) -> None:
     assert findings(examined(code, tmp_path, probes)) == []
+
+
+def test_the_scenario_course_progress_has_no_finding(probes: Probes) -> None:
+    assert findings(gather(find_game(GAME), RewardSet(scenario="course_progress"), shipped(), probes=probes)) == []
+
+
+def test_a_variable_that_differs_in_drives_that_were_left_out_is_no_finding(tmp_path: Path, probes: Probes) -> None:
+    code = term("(ram.speed > 900,)[ram.course]")  # lint must not stop because it fails for other values
+    evidence = gather(find_game(GAME), rewards_of(code, tmp_path), shipped("Level1"), probes=probes)
+    [found] = findings(evidence)
+    assert "reads course, which is always 0" in found.text
+    assert findings(replace(evidence, left_out=shipped("Level2"))) == []
 
 
 def test_a_charge_beside_a_larger_one_is_erased_by_the_sign(probes: Probes) -> None:

@@ -75,6 +75,8 @@ class Evidence:
         probes: The scripted drives.
         notes: What was not examined, for a person. Checks add to it.
         deadline: The time of ``clock`` at which the checks must stop.
+        left_out: Drives that are not among ``drives``, because the terms and rules take long. They have values of the
+            variables.
     """
 
     loaded: Loaded
@@ -84,6 +86,7 @@ class Evidence:
     probes: Probes
     notes: list[str] = field(default_factory=list)
     deadline: float = math.inf
+    left_out: list[Drive] = field(default_factory=list)
 
     def check_time(self) -> None:
         """Checks that time is left.
@@ -352,7 +355,8 @@ def gather(
             scores = []
             break
         scores.append(score_drive(drive, loaded))
-    return Evidence(loaded, layout, every, scores, probes, notes, deadline)
+    left_out = [drive for drive in fitting if drive not in every]
+    return Evidence(loaded, layout, every, scores, probes, notes, deadline, left_out)
 
 
 _PASSES = 4  # over all drives

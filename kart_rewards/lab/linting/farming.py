@@ -58,6 +58,8 @@ def _profit(evidence: Evidence, term: RewardTerm, probe: Probe) -> Finding | Non
         profits.append(float(values[begin + 1 : end + 1].sum()))
     if min(profits) <= 0:
         return None
+    if _paid_again(evidence, term, probe) <= _LEAST_PROFIT * profits[0]:
+        return None
     first, last = begins[0], begins[-1]
     seconds = (last - first) / drive.info.frames_per_second
     rate = sum(profits) / (last - first)
@@ -104,12 +106,10 @@ def _is_cycle(evidence: Evidence, term: RewardTerm, probe: Probe) -> bool:
     for name, held in (("buttons", drive.buttons), ("action", drive.frame_actions)):
         if name in term.inputs and any(held[begin] != held[begins[0]] for begin in begins):
             return False
-    nothing = next((each.drive for each in evidence.probes.all if each.drive.info.label == NOTHING), None)
+    clocks = _clocks(evidence)
     for name in term.may_read(evidence.layout.names):
         column = drive.columns[name].astype(np.int64)
-        if nothing is not None and np.ptp(nothing.columns[name].astype(np.int64), axis=0).any():
-            continue  # it changes by itself
-        if not np.ptp(column, axis=0).any():
+        if name in clocks or not np.ptp(column, axis=0).any():
             continue
         compared += 1
         everything = np.concatenate(evidence.column(name))
@@ -118,6 +118,31 @@ def _is_cycle(evidence: Evidence, term: RewardTerm, probe: Probe) -> bool:
         if (np.abs(ends - ends[:1]) > tolerance).any():
             return False
     return compared > 0
+
+
+def _clocks(evidence: Evidence) -> set[str]:
+    """The variables that change by themselves, while no button is held."""
+    nothing = next((each.drive for each in evidence.probes.all if each.drive.info.label == NOTHING), None)
+    columns = nothing.columns if nothing is not None else {}
+    return {name for name, column in columns.items() if np.ptp(column.astype(np.int64), axis=0).any()}
+
+
+def _paid_again(evidence: Evidence, term: RewardTerm, probe: Probe) -> float:
+    """What a term pays when the first cycle is repeated exactly, while the clocks go on.
+
+    The cycles of a drive end as they begin only nearly. A term that pays what exceeds the best value so far pays for
+    the difference, and nothing for an exact repetition.
+    """
+    begin, end = probe.cycles[1:3]
+    calls, frames, clocks = ScriptCalls([term]), frames_of(probe.drive), _clocks(evidence)
+    for given in frames[: end + 1]:
+        calls.values(*given)
+    paid = 0.0
+    for number, (ram, buttons, action) in enumerate(frames[begin + 1 : end + 1], end + 1):
+        later = frames[min(number, len(frames) - 1)][0]
+        repeated = ram._replace(**{name: getattr(later, name) for name in clocks})
+        paid += float(calls.values(repeated, buttons, action)[0]) * term.weight
+    return paid
 
 
 _SLOW = 0.1

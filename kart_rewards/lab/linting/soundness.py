@@ -19,6 +19,7 @@ import numpy as np
 from kart_rewards.defaults import DEFAULT_FRAME_SKIP
 from kart_rewards.drives import Drive
 from kart_rewards.episode import EpisodeScore
+from kart_rewards.errors import KartRewardsError
 from kart_rewards.fingerprint import package_of
 from kart_rewards.lab.linting.columns import fault_of
 from kart_rewards.lab.linting.evidence import (
@@ -274,10 +275,11 @@ def variables(evidence: Evidence) -> Iterator[Finding]:
                     frame,
                 )
                 continue
-            if any(np.ptp(column) for column in columns):
+            everywhere = [drive for drive in (*evidence.drives, *evidence.left_out) if name in drive.columns]
+            if any(np.ptp(drive.columns[name].astype(np.int64)) for drive in everywhere):
                 continue
-            constant = {int(column[0]) for column in columns}
-            courses = {evidence.drives[i].info.state for i in having}
+            constant = {int(drive.columns[name][0]) for drive in everywhere}
+            courses = {drive.info.state for drive in everywhere}
             if len(constant) > 1 or (0 not in constant and len(courses) < 2):
                 continue  # it differs by course, as the number of checkpoints does; of one course, nobody knows
             if _is_guard(evidence, script, name):
@@ -311,14 +313,12 @@ def _is_guard(evidence: Evidence, script: Script, name: str) -> bool:
     returned = []
     for value in (usual, *(other for other in (1, 2, 5, 100, 255) if other != usual)):
         calls = ScriptCalls([script])
-        returned.append(
-            [
-                float(
-                    calls.values(
-                        drive[frame]._replace(**{name: value}), drive.buttons[frame], drive.frame_actions[frame]
-                    )[0]
-                )
-                for frame in range(frames)
-            ]
+        with_value = (
+            (drive[frame]._replace(**{name: value}), drive.buttons[frame], drive.frame_actions[frame])
+            for frame in range(frames)
         )
+        try:
+            returned.append([float(calls.values(*given)[0]) for given in with_value])
+        except KartRewardsError:  # for a value that the variable may never have
+            return False
     return any(returned[0]) and all(each == returned[1] for each in returned[2:])
