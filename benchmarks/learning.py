@@ -18,7 +18,7 @@ import argparse
 import json
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,13 +95,23 @@ def read_run(folder: Path) -> Run | None:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Returns the runs of folders, and of files that ``--save`` wrote, by experiment and seed."""
+    """Returns the runs of folders, and of files that ``--save`` wrote, by experiment and seed.
+
+    Raises:
+        SystemExit: A path does not exist, or two runs have the same experiment and seed.
+    """
     runs = []
     for path in paths:
+        if not path.exists():
+            raise SystemExit(f"error: {path}: no such folder or file")
         if path.suffix == ".json":
             runs += [Run(**run) for run in json.loads(path.read_text())]
         elif run := read_run(path):
             runs.append(run)
+    names = Counter((run.experiment, run.seed) for run in runs)
+    for (experiment, seed), count in names.items():
+        if count > 1:
+            raise SystemExit(f"error: {count} of these runs are {experiment} with seed {seed}: name one of them")
     return sorted(runs, key=lambda run: (run.experiment, run.seed))
 
 
@@ -155,7 +165,8 @@ def plot(runs: list[Run], picture: Path) -> None:
                 axes.plot(*zip(*known, strict=True), color=color, linewidth=0.8, alpha=0.6)
             steps = [at for at in by_seed[0] if all(points.get(at) is not None for points in by_seed)]
             means = [interquartile_mean_interval(np.array([[points[at]] for points in by_seed])) for at in steps]
-            label = f"mean of {counted(len(group), 'seed')}" + (f", {experiment}" if len(experiments) > 1 else "")
+            mean = "mean" if len(group) < 4 else "interquartile mean"
+            label = f"{mean} of {counted(len(group), 'seed')}" + (f", {experiment}" if len(experiments) > 1 else "")
             axes.plot(steps, [mean.value for mean in means], color=color, linewidth=2, label=label)
             if len(group) > 1:
                 low, high = [mean.low for mean in means], [mean.high for mean in means]
@@ -187,7 +198,7 @@ def main() -> None:
     args = parser.parse_args()
     runs = read_runs(args.runs)
     if not runs:
-        raise SystemExit("none of these folders is a run with evaluations")
+        raise SystemExit("error: none of these folders is a run with evaluations")
     if args.save:
         args.save.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     print_table(runs, args.steps)

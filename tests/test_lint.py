@@ -119,6 +119,16 @@ FAULTY: list[tuple[str, str, dict[str, object]]] = [
     ("cycle", term("previous.backward > ram.backward", 40, "ram, previous"), {}),
     ("cycle", term("ram.speed > 850 >= previous.speed", 60, "ram, previous"), {}),
     ("cycle", term("ram.drift_frames > 0 == previous.drift_frames", 5, "ram, previous"), {}),
+    (
+        "cycle",
+        memory(
+            "self.at = 0",
+            "if ram.speed <= 850 or ram.current_frame - self.at <= 300:\n    return 0\n"
+            "self.at = ram.current_frame\nreturn 1",
+            60,
+        ),
+        {},
+    ),
     ("cycle", term("(ram.kart_direction - previous.kart_direction + 128) % 256 - 128", 0.2, "ram, previous"), {}),
     (
         "cycle",
@@ -281,12 +291,17 @@ def test_the_scenario_course_progress_has_no_finding(probes: Probes) -> None:
     assert findings(gather(find_game(GAME), RewardSet(scenario="course_progress"), shipped(), probes=probes)) == []
 
 
-def test_a_variable_that_differs_in_drives_that_were_left_out_is_no_finding(tmp_path: Path, probes: Probes) -> None:
+def test_a_variable_that_differs_in_drives_that_were_left_out_is_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probes: Probes
+) -> None:
     code = term("(ram.speed > 900,)[ram.course]")  # lint must not stop because it fails for other values
     evidence = gather(find_game(GAME), rewards_of(code, tmp_path), shipped("Level1"), probes=probes)
     [found] = findings(evidence)
     assert "reads course, which is always 0" in found.text
     assert findings(replace(evidence, left_out=shipped("Level2"))) == []
+    monkeypatch.setattr("kart_rewards.lab.linting.evidence._MOST_SECONDS", 0)
+    slow = gather(find_game(GAME), RewardSet(), shipped("Level1", "Level2"), probes=probes)
+    assert slow.left_out == shipped("Level2")
 
 
 def test_a_charge_beside_a_larger_one_is_erased_by_the_sign(probes: Probes) -> None:

@@ -176,8 +176,15 @@ def test_several_states_along_a_drive(games: Path, tmp_path: Path) -> None:
     assert state(games, KART, "Alone", *alone).returncode == 0
     assert (games / KART / "Alone.state").read_bytes() == (games / KART / "Along_1.state").read_bytes()
     assert_error(state(games, KART, "Along", *arguments), "Along_1.state: exists already; --overwrite replaces it")
-    arguments = (*arguments[:-3], "laps == 1", "--every", 100)
-    assert_error(state(games, KART, "None", *arguments), "'laps == 1' did not hold on any frame of the inputs")
+    assert_error(
+        state(games, KART, "None", *arguments[:-3], "laps == 1", "--every", 100),
+        "'laps == 1' did not hold on any frame of the inputs",
+    )
+    assert state(games, KART, "Along", *arguments[:-1], 300, "--overwrite").returncode == 0
+    assert len(list((games / KART).glob("Along_*.state"))) < len(kept), "those of the earlier call are gone"
+    (games / KART / ".Odd_2.partial.state").mkdir()  # where it is written first
+    assert_error(state(games, KART, "Odd", *arguments), "Odd_2.state: can't be written: Is a directory")
+    assert not (games / KART / "Odd_1.state").exists(), "all or none"
 
 
 def test_what_can_not_be_done_is_reported_and_leaves_nothing(games: Path, tmp_path: Path) -> None:

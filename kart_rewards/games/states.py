@@ -48,7 +48,7 @@ def command(
 ) -> None:
     """Makes a start state: plays the game by script, by hand or both, checks the state, and keeps it.
 
-    It prints the values of the variables in the state.
+    It prints the values of the variables in the state; with --every, only the names of the states.
 
     Args:
         game: Name of the game's folder.
@@ -59,10 +59,10 @@ def command(
             or "30 B+LEFT". A drive and a .bk2 movie work, too. After the end of the script no button is pressed.
         until: Stop on the first frame after which this condition holds, such as "laps == 127 and current_frame > 60".
             With --play and without --inputs, the game pauses there.
-        every: Keep several states along --inputs, NAME_1, NAME_2 and so on: on the first frame, then always this
-            number of frames later, up to the end of the inputs. With --until, only frames on which it holds count as
-            first and later ones. Training can start in all of them: --state 'NAME_*'.
-        max_frames: Maximum number of frames to wait for --until.
+        every: Keep several states along --inputs, NAME_1, NAME_2 and so on, this number of frames apart. With --until,
+            the first is on the first frame on which it holds, and each of the others on the first such frame at least
+            this number of frames later. Training can start in all of them: --state 'NAME_*'.
+        max_frames: Maximum number of frames to wait for --until. With --every, the inputs end the wait.
         start: State to begin from: a name or a path. By default the game is switched on, or begins where the movie
             begins.
         record: Write the buttons that were pressed up to the state to this file, as a script for --inputs.
@@ -77,7 +77,7 @@ def command(
         raise KartRewardsError(f"--every must be 1 or more, not {every}")
     if every and (play or record or default or not inputs):
         raise KartRewardsError(
-            "--every keeps states along --inputs FILE; it can't be with --play, --record or --default"
+            "--every keeps states along --inputs FILE; it can't be used with --play, --record or --default"
         )
     name = name.removesuffix(".state")
     if not _NAME.fullmatch(name):
@@ -99,11 +99,8 @@ def command(
 
     if every:
         moments = _moments(session, script, condition, every)
-        _refuse_existing([found.folder / f"{name}_{number}.state" for number in range(1, len(moments) + 1)], overwrite)
-        found = writable(found)
-        for number, moment in enumerate(moments, 1):
-            session.go_to(moment)
-            print(_save(session, found, f"{name}_{number}"), flush=True)
+        _refuse_existing(_numbered(found, name), overwrite)
+        _keep_several(session, writable(found), name, moments)
         return
     if not play:
         _run(session, script, condition, max_frames)
@@ -129,6 +126,28 @@ def _save(session: Session, game: Game, name: str) -> str:
     session.save(path)
     frames = counted(len(session.pressed), "frame")
     return f"kept {path}: {frames} from {session.origin}; loaded again and checked"
+
+
+def _numbered(game: Game, name: str) -> list[Path]:
+    """Returns the states that ``--every`` has kept: NAME_1, NAME_2 and so on."""
+    states = sorted(game.folder.glob(f"{name}_*.state"))
+    return [path for path in states if path.stem[len(name) + 1 :].isdecimal() and path.is_file()]
+
+
+def _keep_several(session: Session, game: Game, name: str, moments: Iterable[Moment]) -> None:
+    """Writes all states, or none. Deletes those of an earlier call: --state 'NAME_*' would mean them, too."""
+    earlier, kept = _numbered(game, name), []
+    try:
+        for number, moment in enumerate(moments, 1):
+            session.go_to(moment)
+            kept.append(game.folder / f"{name}_{number}.state")
+            print(_save(session, game, kept[-1].stem), flush=True)
+    except BaseException:
+        earlier, kept = kept, []
+        raise
+    finally:
+        for path in {*earlier} - {*kept}:
+            path.unlink(missing_ok=True)
 
 
 def _keep(session: Session, game: Game, name: str, record: Path | None, default: bool) -> None:

@@ -552,11 +552,11 @@ def stop_on_signals(announce: bool = True) -> threading.Event:
         announce: Print at the first signal what it does.
     """
     stop = threading.Event()
-    first_at_seconds = 0.0
+    first_at_seconds: float | None = None
 
     def on_signal(number: int, frame: Any) -> None:
         nonlocal first_at_seconds
-        if stop.is_set():
+        if first_at_seconds is not None:  # not stop.is_set(): a second signal can interrupt stop.set()
             if time.monotonic() - first_at_seconds > 0.5:
                 raise KeyboardInterrupt
             return

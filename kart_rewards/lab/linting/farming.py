@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
@@ -131,18 +132,21 @@ def _paid_again(evidence: Evidence, term: RewardTerm, probe: Probe) -> float:
     """What a term pays when the first cycle is repeated exactly, while the clocks go on.
 
     The cycles of a drive end as they begin only nearly. A term that pays what exceeds the best value so far pays for
-    the difference, and nothing for an exact repetition.
+    the difference, and nothing for an exact repetition. Infinite if the term reads clocks and the drive ends too early.
     """
     begin, end = probe.cycles[1:3]
-    calls, frames, clocks = ScriptCalls([term]), frames_of(probe.drive), _clocks(evidence)
+    calls, frames = ScriptCalls([term]), frames_of(probe.drive)
+    clocks = _clocks(evidence) & {*term.may_read(evidence.layout.names)}
+    repeated = frames[begin + 1 : end + 1]
+    if clocks:
+        later = [ram for ram, _, _ in frames[end + 1 :]]
+        if len(later) < len(repeated):  # nobody knows the clocks
+            return math.inf
+        values = ({name: getattr(ram, name) for name in clocks} for ram in later)
+        repeated = [(ram._replace(**next(values)), buttons, action) for ram, buttons, action in repeated]
     for given in frames[: end + 1]:
         calls.values(*given)
-    paid = 0.0
-    for number, (ram, buttons, action) in enumerate(frames[begin + 1 : end + 1], end + 1):
-        later = frames[min(number, len(frames) - 1)][0]
-        repeated = ram._replace(**{name: getattr(later, name) for name in clocks})
-        paid += float(calls.values(repeated, buttons, action)[0]) * term.weight
-    return paid
+    return sum(float(calls.values(*given)[0]) * term.weight for given in repeated)
 
 
 _SLOW = 0.1
