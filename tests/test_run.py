@@ -627,6 +627,27 @@ def test_the_first_signal_sets_the_event_and_the_second_one_interrupts(
         signal.raise_signal(signal.SIGINT)
 
 
+def test_a_second_signal_while_the_first_one_sets_the_event_does_not_block(
+    restored_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Event):
+        """An event with a signal inside ``set``, which holds a lock: a second ``set`` there would wait for ever."""
+
+        times_set = 0
+
+        def set(self) -> None:
+            self.times_set += 1
+            if self.times_set == 1:
+                signal.raise_signal(signal.SIGINT)
+            super().set()
+
+    monkeypatch.setattr(threading, "Event", Interrupted)
+    stop = stop_on_signals(announce=False)
+    signal.raise_signal(signal.SIGINT)
+    assert isinstance(stop, Interrupted) and stop.is_set()
+    assert stop.times_set == 1
+
+
 # --------------------------------------------------------------------------------------------------------- real runs
 def test_resuming_is_bit_for_bit_what_going_on_would_have_been(tmp_path: Path) -> None:
     """Four updates in one go, against two, a new process, and two more: the same weights, the same log."""
