@@ -14,14 +14,17 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stable_retro
 from filelock import FileLock
 from training_runs import SMALL, TERM_OF_SPEED, TrainedRun, only_run, train_here
 
+from kart_rewards.drives import Drive
 from kart_rewards.integrations import INTEGRATIONS
 
 GAME = "HomebrewKart-Snes"
@@ -62,7 +65,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "page", "lint", "homebrew", "wheel", "two_machines", "audit", "evaluator", "log", "ranks", "damaged_checkpoints",
+    "page", "homebrew", "wheel", "lint", "two_machines", "audit", "evaluator", "log", "ranks", "damaged_checkpoints",
     "integrating", "consoles", "docs", "ablate", "agents_command", "sb3", "ppo", "env", "reference_laps", "watch",
     "reference", "doctor", "search", "run", "walk_through", "score", "agents", "sources", "in_training", "play",
     "drawing", "declared", "conftest", "exploits", "vector", "cost", "server", "benchmarks", "processes", "new",
@@ -197,3 +200,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
             (folder / "finished").write_bytes(pickle.dumps(finished))
         finished = pickle.loads((folder / "finished").read_bytes())  # noqa: S301 - written above
     return TrainedRun(only_run(folder / "runs"), finished)
+
+
+def part_of(drive: Drive, frames: int) -> Drive:
+    """The beginning of a drive of single frames."""
+    columns = {name: column[:frames] for name, column in drive.columns.items()}
+    steps = np.ones(frames - 1, np.uint16)
+    return replace(
+        drive, columns=columns, masks=drive.masks[: frames - 1], step_frames=steps, actions=drive.actions[: frames - 1],
+        rewards=drive.rewards[: frames - 1],
+    )  # fmt: skip

@@ -25,6 +25,8 @@ def test_an_agent_finishes_the_races_that_its_card_claims(claims: dict[str, Any]
     claimed = {course: policies["agent, deterministic"] for course, policies in claims["summary"].items()}
     finishes = [course for course, metrics in claimed.items() if metrics["finish_rate"] == 1.0]
     assert "Level1" in finishes
+    if not pytestconfig.getoption("slow"):
+        finishes = [course for course in finishes if course in ("Level1", "Level5")]  # one of training, one held out
 
     contestant = Contestant("agent", agent.make_policy(True), agent.env_options)
     limit = agent.max_episode_frames

@@ -15,7 +15,6 @@ from torch import nn
 from training_runs import (
     GAME,
     RESUME,
-    SMALL,
     TrainedRun,
     assert_refused,
     only_run,
@@ -531,14 +530,3 @@ def test_resuming_with_other_rewards_needs_a_flag(trained: TrainedRun, tmp_path:
     assert "wall               -7" in finished.stdout
     again = [*RESUME, agent, "--total-timesteps", 160, "--reward-weights", "wall=-9"]
     assert_refused(train_here(*again, check=False), "-> weight -9.0")  # the flag was for that time only
-
-
-def test_resuming_with_an_edited_rewards_file_needs_a_flag(tmp_path: Path) -> None:
-    terms = tmp_path / "terms.py"
-    terms.write_text("from kart_rewards import reward_term\n@reward_term()\ndef gift(ram):\n    return 1.0\n")
-    runs = tmp_path / "runs"
-    train_here("--env-id", GAME, *SMALL, "--total-timesteps", 32, "--rewards", terms, "--runs-path", runs)
-    agent = only_run(runs) / "agent.pt"
-    terms.write_text(terms.read_text().replace("1.0", "-1.0"))
-    finished = train_here("--resume", agent, "--total-timesteps", 64, check=False)
-    assert_refused(finished, "  term gift: weight 1.0, code ")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -233,16 +232,12 @@ def test_a_process_that_can_not_be_started_is_reported() -> None:
 
 
 PLAYS = """
-import sys
 from kart_rewards.evaluation import Evaluator, drivers
 if __name__ == "__main__":
     playing = Evaluator(workers=2).play(drivers({"game": "HomebrewKart-Snes"})[:2], ["Level1"], 50, 1)
-    print("begins", flush=True)
     try:
         next(playing)
         print("plays", flush=True)
-        if sys.argv[1:] == ["leave"]:
-            sys.exit(3)
         list(playing)
     except KeyboardInterrupt:
         print("interrupted")
@@ -280,12 +275,9 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert psutil.wait_procs(processes, timeout=10)[1] == []
 
 
-@pytest.mark.parametrize("moment", ["begins", "plays"])
-def test_only_the_parent_handles_ctrl_c(script: Any, moment: str) -> None:
+def test_only_the_parent_handles_ctrl_c(script: Any) -> None:
     process = script()
-    read_until(process, moment)
-    while not (children := psutil.Process(process.pid).children()):
-        time.sleep(0.01)
+    children = read_until(process, "plays")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the parent and its children
     stdout, stderr = process.communicate(timeout=60)
     assert (stdout.splitlines()[-1:], stderr, process.returncode) == (["interrupted"], "", 0)
@@ -297,12 +289,4 @@ def test_killing_the_parent_leaves_no_process_behind(script: Any) -> None:
     children = read_until(process, "plays")
     assert len(children) >= 2
     process.kill()
-    assert_gone(children)
-
-
-def test_an_evaluator_that_was_not_closed_does_not_delay_the_exit(script: Any) -> None:
-    process = script("leave")
-    children = read_until(process, "plays")
-    assert process.communicate(timeout=60)[1] == ""
-    assert process.returncode == 3
     assert_gone(children)

@@ -7,20 +7,11 @@ from dataclasses import replace
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from conftest import part_of
 
 from kart_rewards.drives import SHIPPED, Drive, load_drive
 from kart_rewards.lab.page.film import FilmFormat, film
 from kart_rewards.lab.replay import DepartedError, replay
-
-
-def part_of(drive: Drive, frames: int) -> Drive:
-    """The beginning of a drive."""
-    columns = {name: column[:frames] for name, column in drive.columns.items()}
-    steps = np.ones(frames - 1, np.uint16)
-    return replace(
-        drive, columns=columns, masks=drive.masks[: frames - 1], step_frames=steps, actions=drive.actions[: frames - 1],
-        rewards=drive.rewards[: frames - 1],
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from kart_rewards.drives import load_drive
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation.courses import reference_drive
 from kart_rewards.integrations import find_game
+from kart_rewards.race import RaceMetrics
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "reference_laps.py"
 
@@ -31,7 +32,13 @@ def tampered(tmp_path: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", REPLAYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in ("Level1", "Level4") else pytest.mark.slow)
+        for path in REPLAYS
+    ],
+)
 def test_a_replay_drives_the_times_that_it_contains(path: Path) -> None:
     race = laps.verify(path)
     summary, claims = race.summary(), json.loads(path.read_text())
@@ -46,6 +53,16 @@ def test_each_replay_is_of_this_rom_and_its_laps_add_up(path: Path) -> None:
     assert replay["rom_sha1"] in find_game(laps.GAME).rom_hashes()
     assert path.stem == replay["state"]
     assert len(replay["lap_frames"]) == 5 and sum(replay["lap_frames"]) == len(replay["inputs"])
+
+
+@pytest.mark.parametrize("path", REPLAYS, ids=lambda path: path.stem)
+def test_the_recorded_drive_of_a_replay_has_its_inputs_and_times(path: Path) -> None:
+    replay, drive = laps.load_replay(path), load_drive(reference_drive(find_game(laps.GAME).folder, path.stem))
+    race = RaceMetrics(drive[0], drive.info.frames_per_second)
+    for ram in drive[1:]:
+        race.update(ram)
+    assert list(drive.buttons[1:]) == list(replay["inputs"])
+    assert laps.times(race) == {name: replay[name] for name in laps.TIMES}
 
 
 def test_the_drives_of_the_game_are_recorded_from_the_replays(

@@ -49,8 +49,10 @@ def mine(tmp_path: Path) -> str:
     return str(tmp_path / "mine.py")
 
 
-@pytest.mark.parametrize("transform", ["scale", "sign", "none"])
-@pytest.mark.parametrize("driver", [CentrelineDriver(centreline("Level2")), RandomDriver(3, 8), WallHugger("LEFT")])
+@pytest.mark.parametrize(
+    ("driver", "transform"),
+    [(CentrelineDriver(centreline("Level2")), "scale"), (RandomDriver(3, 8), "sign"), (WallHugger("LEFT"), "none")],
+)
 def test_a_drive_is_paid_what_the_environment_paid(driver: Any, transform: str, mine: str) -> None:
     env = KartEnv(
         GAME, state="Level2", action_mode="all", frame_skip=1, rewards=mine, reward_transform=transform,

@@ -156,17 +156,7 @@ def test_wrappers_are_kept_too(tmp_path: Path) -> None:
 
 # joblib/joblib#1621: after a change in a function that the stored one calls, the old results were still taken for
 # right.
-@pytest.mark.parametrize(
-    ("file", "old", "new", "named"),
-    [
-        ("amounts.py", "1.0", "2.0", "term gift"),
-        ("gift.py", "return AMOUNT", "return -AMOUNT", "term gift"),
-        (f"games/{GAME}/data.json", '"<s2"', '"<u2"', "variable speed"),
-    ],
-)
-def test_resuming_compares_what_decides_the_rewards(
-    gift: Path, tmp_path: Path, own_game: Path, file: str, old: str, new: str, named: str
-) -> None:
+def test_resuming_compares_what_decides_the_rewards(gift: Path, tmp_path: Path, own_game: Path) -> None:
     games = tmp_path / "games"
     games.mkdir()
     shutil.move(own_game / GAME, games / GAME)
@@ -175,9 +165,16 @@ def test_resuming_compares_what_decides_the_rewards(
     agent = only_run(tmp_path / "runs") / "agent.pt"
     gift.write_text(gift.read_text() + "\n\n# a comment\n\n\ndef unrelated():\n    return 5\n")
     train_here(*RESUME, agent, "--total-timesteps", 64)
-    changed = tmp_path / file
-    assert old in changed.read_text()
-    changed.write_text(changed.read_text().replace(old, new, 1))
-    finished = train_here(*RESUME, agent, "--total-timesteps", 96, check=False)
-    assert_refused(finished, f"  {named}: ", "--allow-changed-rewards")
+    for file, old, new, named in (
+        ("amounts.py", "1.0", "2.0", "term gift"),
+        ("gift.py", "return AMOUNT", "return -AMOUNT", "term gift"),
+        (f"games/{GAME}/data.json", '"<s2"', '"<u2"', "variable speed"),
+    ):
+        changed = tmp_path / file
+        text = changed.read_text()
+        assert old in text
+        changed.write_text(text.replace(old, new, 1))
+        finished = train_here(*RESUME, agent, "--total-timesteps", 96, check=False)
+        assert_refused(finished, f"  {named}: ", "--allow-changed-rewards")
+        changed.write_text(text)
     assert scalars(agent.parent)
