@@ -14,10 +14,10 @@ import pkgutil
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 from training_runs import COMMAND, SCRIPT, run_here
 
@@ -86,8 +86,8 @@ def workspace(tmp_path: Path) -> Path:
 def run(arguments: list[str], folder: Path) -> None:
     """Runs Python as a reader does: in the folder, with the virtual environment active."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False, timeout=180,
-                          env=os.environ | {"PATH": path, "PYTHONPATH": str(folder)})  # fmt: skip
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
+    done = forks.run([sys.executable, *arguments], forks.TRAINING, timeout=180, cwd=folder, env=environment)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
 
 
@@ -105,9 +105,10 @@ def test_the_examples_on_a_page_work(page: Path, workspace: Path, monkeypatch: p
         json.loads(code)
     for code in blocks(page, "python"):
         if code not in files.values():
-            run([sys.executable, "-c", code], workspace)
+            (workspace / "block.py").write_text(code)
+            run(["block.py"], workspace)
     if tests := [name for name in files if name.startswith("test_")]:
-        run([sys.executable, "-m", "pytest", "-q", *tests], workspace)
+        run(["-m", "pytest", "-q", *tests], workspace)
     for command in commands(page):
         if command.startswith(ELSEWHERE):
             continue

@@ -77,6 +77,8 @@ def test_the_drives_of_the_game_are_recorded_from_the_replays(
     assert all((column == committed.columns[name]).all() for name, column in recorded.columns.items())
     assert (recorded.masks == committed.masks).all()
     assert recorded.info.fingerprints == committed.info.fingerprints
+    assert path.stat().st_size < 50_000, "a race is a small file"
+    assert (recorded.info.ended_by, recorded.outcome) == ("race_finished", "finished in 45.26 s")
     with pytest.raises(KartRewardsError, match="unknown course 'Level9'"):
         laps.record(("Level9",))
 

@@ -46,10 +46,10 @@ def test_the_checker_passes(mode: str) -> None:
 def test_its_ppo_trains(mode: str) -> None:
     env = KartEnv(GAME, action_mode=mode, observation=ObservationConfig(size=(36, 36)))
     try:
-        model = PPO("CnnPolicy", env, n_steps=128, batch_size=64, n_epochs=1, seed=1)
+        model = PPO("CnnPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=1)
         before = {name: value.clone() for name, value in model.policy.state_dict().items()}
-        model.learn(256)
-        assert model.num_timesteps == 256
+        model.learn(64)
+        assert model.num_timesteps == 64
         assert any((value != before[name]).any() for name, value in model.policy.state_dict().items())
     finally:
         env.close()
