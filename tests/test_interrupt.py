@@ -14,8 +14,15 @@ from training_runs import GAME, ROOT, SCRIPT, SMALL, wait_until
 # ethereum/trinity#1335, ipython/ipython#9730: loading the modules takes a second, and Ctrl-C in this time prints a
 # traceback.
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see which libraries are loaded")
-@pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_cpu", "cv2"])
-@pytest.mark.parametrize("command", [[SCRIPT], ["-m", "kart_rewards", "train"]], ids=["script", "command"])
+@pytest.mark.parametrize(
+    ("command", "library"),
+    [
+        ([SCRIPT], "_multiarray_umath"),  # NumPy
+        ([SCRIPT], "cv2"),
+        (["-m", "kart_rewards", "train"], "_multiarray_umath"),
+        (["-m", "kart_rewards", "train"], "libtorch_cpu"),
+    ],
+)
 def test_ctrl_c_during_the_imports_ends_without_a_traceback(command: list[str], library: str, tmp_path: Path) -> None:
     words = [sys.executable, *command, "--env-id", GAME, *SMALL, "--runs-path", tmp_path]
     process = subprocess.Popen(

@@ -22,7 +22,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
-from training_runs import run_here
+from training_runs import COMMAND, run_here
 
 from kart_rewards import KartEnv, KartRewardsError, ObservationConfig
 from kart_rewards.env.actions import ACTION_MODES
@@ -183,12 +183,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_agent_can_be_watched(model: Path, tmp_path: Path) -> None:
     video, loader = tmp_path / "drive.mp4", f"{EXAMPLES / 'sb3_agent.py'}:load_agent"
-    done = command_line.run(
-        *("watch", model, "--loader", loader, "--output", video, "--seconds", "1", "--scale", "1"),
-        folder=tmp_path,
-        modules=forks.TRAINING,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_here(COMMAND, "watch", model, "--loader", loader, "--output", video, "--seconds", "1", "--scale", "1")
     assert "Level1, seed 1: 0 laps, ended by the time limit, return " in done.stdout
     frames = [np.asarray(frame, int) for frame in imageio.get_reader(video).iter_data()]
     assert len(frames) == 60 + 90, "one second, and the last picture for a second and a half more"
