@@ -27,6 +27,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from kart_rewards.errors import KartRewardsError, NothingToDo
 from kart_rewards.files import atomic_write
+from kart_rewards.notices import notice
 from kart_rewards.training.sources import RunRewards, changed_sources, changed_wrappers
 
 _AGENT_KEYS = {"agent", "updates", "steps", "options", "scoring"}
@@ -335,6 +336,38 @@ def load_weights(agent: nn.Module, weights: dict[str, Tensor]) -> None:
         raise KartRewardsError(
             "the checkpoint's agent is for other observations or actions than these options make"
         ) from None
+
+
+_SEEN_AND_PRESSED = ("action_mode", "frame_skip", "crop", "max_pool", "grey", "size", "stack")
+"""The options of an environment that decide what an agent sees, and what its actions do."""
+
+
+def load_policy(agent: nn.Module, path: Path, env_options: Mapping[str, Any]) -> None:
+    """Gives an agent the weights of another one, but for the layer ``critic``, which may be for other rewards.
+
+    Prints a notice of each option that made the other agent see or do something else.
+
+    Args:
+        agent: The agent.
+        path: A checkpoint with the other one.
+        env_options: The options of the agent's environments.
+
+    Raises:
+        KartRewardsError: The file is not a checkpoint, or its agent is for other observations or actions.
+    """
+    checkpoint = Checkpoint.load(path)
+    own = {name: value for name, value in agent.state_dict().items() if name.startswith("critic.")}
+    try:
+        load_weights(agent, checkpoint.agent | own)
+    except KartRewardsError as error:
+        raise KartRewardsError(f"--initial-agent {path}: {error}") from None
+    before = checkpoint.options.get("env", {})
+    for name in _SEEN_AND_PRESSED:
+        was, now = (
+            tuple(value) if isinstance(value, list) else value for value in (before.get(name), env_options[name])
+        )
+        if name in before and was != now:
+            notice(f"{path}: was trained with --{name.replace('_', '-')} {was}, which is {now} now\n")
 
 
 def find_checkpoint(resume: str, runs_path: Path, games: Iterable[str], exp_name: str, seed: int) -> Checkpoint | None:

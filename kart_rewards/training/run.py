@@ -31,7 +31,7 @@ from kart_rewards.drives import DRIVES_FOLDER
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.imports import source_files
-from kart_rewards.training.checkpoints import Resumption, save_atomically, save_checkpoint
+from kart_rewards.training.checkpoints import Resumption, load_policy, save_atomically, save_checkpoint
 from kart_rewards.training.log import Evaluation, Log, check_wandb
 from kart_rewards.training.ranks import Ranks
 from kart_rewards.training.sources import RunRewards, keep_sources, kept_sources
@@ -65,6 +65,9 @@ class RunOptions:
     resume: str | None = None
     """Checkpoint to resume, such as runs/NAME/agent.pt. Its options apply, except those given here. auto: the newest
     complete checkpoint of a run with this game, name and seed, if there is any."""
+    initial_agent: Path | None = None
+    """Begin with the policy of this agent, a checkpoint such as agents/NAME.pt, instead of a random one. The value
+    function begins anew, because the rewards may be others. A resumed run ignores it."""
     trust: bool = False
     """Run the reward scripts that a checkpoint names, even if another user or another computer made it."""
     allow_changed_rewards: bool = False
@@ -279,6 +282,8 @@ class Run:
             self.resumption.restore(self._agent, self._optimizer)
             self.steps, self.updates = self.resumption.checkpoint.steps, self.resumption.checkpoint.updates
             self._best_score = self.resumption.best_score
+        elif self.options.initial_agent:
+            load_policy(self._agent, self.options.initial_agent, self.settings["env"])
         self._last_step = self.total_steps - (self.total_steps - self.steps) % self.steps_per_update
         self.ranks.agree(self._agent, self.steps)
         # Each rank samples other actions, and a resumed run other ones than at its beginning.
