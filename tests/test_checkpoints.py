@@ -15,6 +15,7 @@ from torch import nn
 from training_runs import (
     GAME,
     RESUME,
+    SMALL,
     TrainedRun,
     assert_refused,
     only_run,
@@ -530,3 +531,26 @@ def test_resuming_with_other_rewards_needs_a_flag(trained: TrainedRun, tmp_path:
     assert "wall               -7" in finished.stdout
     again = [*RESUME, agent, "--total-timesteps", 160, "--reward-weights", "wall=-9"]
     assert_refused(train_here(*again, check=False), "-> weight -9.0")  # the flag was for that time only
+
+
+def test_training_can_begin_with_the_policy_of_another_agent(trained: TrainedRun, tmp_path: Path) -> None:
+    arguments = ["--env-id", GAME, *SMALL, "--initial-agent", trained.folder / "agent.pt", "--learning-rate", 0]
+    arguments += ["--scenario", "course_progress", "--frame-skip", 3, "--total-timesteps", 32, "--runs-path", tmp_path]
+    finished = train_here(*arguments)
+    assert f"{trained.folder / 'agent.pt'}: was trained with --frame-skip 4, which is 3 now" in finished.stdout
+    assert "was trained with --size" not in finished.stdout
+    initial = Checkpoint.load(trained.folder / "agent.pt").agent
+    began = Checkpoint.load(only_run(tmp_path) / "agent.pt")
+    assert (began.updates, began.steps) == (1, 32), "the steps of the other agent do not count"
+    equal = {name: value.equal(began.agent[name]) for name, value in initial.items()}
+    assert {name for name in equal if not equal[name]} == {"critic.weight", "critic.bias"}
+
+
+def test_an_initial_agent_that_does_not_fit_is_refused(trained: TrainedRun, tmp_path: Path) -> None:
+    arguments = ["--env-id", GAME, *SMALL, "--runs-path", tmp_path / "runs", "--initial-agent"]
+    agent = trained.folder / "agent.pt"
+    fits_not = train_here(*arguments, agent, "--action-mode", "full", check=False)
+    assert_refused(fits_not, f"--initial-agent {agent}: the checkpoint's agent is for other observations or actions")
+    missing = train_here(*arguments, tmp_path / "none.pt", check=False)
+    assert_refused(missing, f"{tmp_path / 'none.pt'}: can't be read: No such file or directory")
+    assert not list((tmp_path / "runs").glob("*"))
