@@ -544,6 +544,7 @@ def test_training_can_begin_with_the_policy_of_another_agent(trained: TrainedRun
     assert (began.updates, began.steps) == (1, 32), "the steps of the other agent do not count"
     equal = {name: value.equal(began.agent[name]) for name, value in initial.items()}
     assert {name for name in equal if not equal[name]} == {"critic.weight", "critic.bias"}
+    assert not began.agent["critic.weight"].any() and not began.agent["critic.bias"].any()
 
 
 def test_an_initial_agent_that_does_not_fit_is_refused(trained: TrainedRun, tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ _SEEN_AND_PRESSED = ("action_mode", "frame_skip", "crop", "max_pool", "grey", "s
 
 
 def load_policy(agent: nn.Module, path: Path, env_options: Mapping[str, Any]) -> None:
-    """Gives an agent the weights of another one, but for the layer ``critic``, which may be for other rewards.
+    """Gives an agent the weights of another one. Those of the layer ``critic`` are 0, because the rewards may be others.
 
     Prints a notice of each option that made the other agent see or do something else.
 
@@ -356,9 +356,9 @@ def load_policy(agent: nn.Module, path: Path, env_options: Mapping[str, Any]) ->
         KartRewardsError: The file is not a checkpoint, or its agent is for other observations or actions.
     """
     checkpoint = Checkpoint.load(path)
-    own = {name: value for name, value in agent.state_dict().items() if name.startswith("critic.")}
+    critic = {name: torch.zeros_like(value) for name, value in checkpoint.agent.items() if name.startswith("critic.")}
     try:
-        load_weights(agent, checkpoint.agent | own)
+        load_weights(agent, checkpoint.agent | critic)
     except KartRewardsError as error:
         raise KartRewardsError(f"--initial-agent {path}: {error}") from None
     before = checkpoint.options.get("env", {})

@@ -67,7 +67,7 @@ class RunOptions:
     complete checkpoint of a run with this game, name and seed, if there is any."""
     initial_agent: Path | None = None
     """Begin with the policy of this agent, a checkpoint such as agents/NAME.pt, instead of a random one. The value
-    function begins anew, because the rewards may be others. A resumed run ignores it."""
+    function begins at 0, because the rewards may be others. A resumed run ignores it."""
     trust: bool = False
     """Run the reward scripts that a checkpoint names, even if another user or another computer made it."""
     allow_changed_rewards: bool = False
