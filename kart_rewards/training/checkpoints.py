@@ -343,7 +343,7 @@ _SEEN_AND_PRESSED = ("action_mode", "frame_skip", "crop", "max_pool", "grey", "s
 
 
 def load_policy(agent: nn.Module, path: Path, env_options: Mapping[str, Any]) -> None:
-    """Gives an agent the weights of another one. Those of the layer ``critic`` are 0, because the rewards may be others.
+    """Gives an agent the weights of another one. The layer ``critic`` gets zeros, because the rewards may be others.
 
     Prints a notice of each option that made the other agent see or do something else.
 
