@@ -8,14 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import forks
-
 
 @contextlib.contextmanager
 def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Runs the command. Yields the address of the page, and the process."""
     command = [sys.executable, "-m", "kart_rewards", "lab", *options, "--no-browser"]
-    process = forks.Fork(command, forks.COMMANDS, cwd=folder, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         yield process.stdout.readline().split()[-1], process

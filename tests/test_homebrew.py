@@ -339,7 +339,6 @@ def test_a_start_state_has_the_start_values(console: Console, course: dict[str, 
 
 def test_frames_are_counted_from_power_on_to_the_end_of_a_race(console: Console) -> None:
     driver = drivers.CentrelineDriver(COURSES[1]["centreline"])
-    console.draws = False
     seen: list[int] = []
 
     def frame(buttons: Any = ()) -> None:
@@ -378,7 +377,6 @@ def test_frames_are_counted_from_power_on_to_the_end_of_a_race(console: Console)
 
 def test_frames_are_counted_with_any_buttons(console: Console) -> None:
     rng = np.random.default_rng(3)
-    console.draws = False
     console.step(frames=60)
     modes = set()
     # First the menu, where START is rarely held; then a race without START.
