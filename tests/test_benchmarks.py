@@ -43,6 +43,7 @@ def test_each_part_of_the_speed_benchmark_runs(monkeypatch: pytest.MonkeyPatch) 
     assert "goal" not in printed
 
 
+@pytest.mark.slow  # as above
 def test_trainings_side_by_side_are_measured() -> None:
     printed = smoke("side_by_side.py")
     assert "2 at once" in printed

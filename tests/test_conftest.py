@@ -58,7 +58,7 @@ def run(project: Path, *options: str, input: str = "") -> tuple[str, list[str]]:
     return done.stdout + done.stderr, [worker for each in workers for worker in each]
 
 
-@pytest.mark.parametrize("options", [["-x"], ["tests"]])
+@pytest.mark.parametrize("options", [["-x"], pytest.param(["tests"], marks=pytest.mark.slow)])
 def test_several_processes_run_the_complete_suite(options: list[str], project: Path) -> None:
     shutil.rmtree(project / "games")
     output, workers = run(project, *options)
@@ -69,7 +69,10 @@ def test_several_processes_run_the_complete_suite(options: list[str], project: P
 # pytest-dev/pytest-xdist#296: with several processes, -s has no effect, and nothing says so.
 @pytest.mark.parametrize(
     "options",
-    [["tests/test_first.py::test_it"], ["games"], ["-k", "first"], []],
+    [
+        ["tests/test_first.py::test_it"],
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (["games"], ["-k", "first"], [])),
+    ],
 )
 def test_named_tests_run_in_the_process_of_pytest(options: list[str], project: Path) -> None:
     output, workers = run(project, *options, "-s")
@@ -85,7 +88,12 @@ def test_the_debugger_works(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "workers"), [(["-n", "0"], 0), (["-n", "3"], 2), (["-n", "2", "tests/test_first.py"], 1)]
+    ("options", "workers"),
+    [
+        pytest.param(["-n", "0"], 0, marks=pytest.mark.slow),
+        (["-n", "3"], 2),
+        pytest.param(["-n", "2", "tests/test_first.py"], 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_given_number_of_processes_wins(options: list[str], workers: int, project: Path) -> None:
     output, found = run(project, *options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -282,9 +281,8 @@ def test_the_videos_are_videos_of_the_evaluation(trained: TrainedRun) -> None:
     assert shown[0].encoded_image_string.startswith(b"GIF89a")
 
 
-@pytest.fixture
-def evaluating(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A run in its first evaluation, of more episodes than anybody waits for, and the processes that play them."""
+def test_an_evaluation_that_fails_costs_no_training_and_ctrl_c_ends_one(tmp_path: Path) -> None:
+    """Each evaluation has more episodes than anybody waits for."""
     arguments = [*SMALL, "--eval-interval", 1, "--eval-episodes", 200, "--max-episode-steps", 60]
     with started("--env-id", GAME, *arguments, "--runs-path", tmp_path) as process:
 
@@ -292,35 +290,19 @@ def evaluating(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psu
             assert process.poll() is None, process.communicate()
             return clean_children(process.pid)
 
-        wait_until(workers, 120)
+        [failing, *_] = wait_until(workers, 120)
         time.sleep(2)  # into the episodes
-        yield process, workers()
-
-
-def test_ctrl_c_ends_an_evaluation_too(
-    evaluating: tuple[subprocess.Popen[str], list[psutil.Process]], tmp_path: Path
-) -> None:
-    process, workers = evaluating
-    os.killpg(process.pid, signal.SIGINT)
-    finished = finish(process)
+        failing.kill()
+        assert process.stdout
+        for line in process.stdout:
+            if "this evaluation is skipped: a worker process ended unexpectedly (killed by signal 9)" in line:
+                break
+        second = wait_until(lambda: [each for each in workers() if each != failing], 120)
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        finished = finish(process)
     assert finished.returncode == 0, finished.stderr
-    assert "after 1 update" in finished.stdout
     checkpoint = Checkpoint.load(only_run(tmp_path) / "agent.pt")
-    assert checkpoint.updates == 1, "no further update"
+    assert f"after {checkpoint.updates} update" in finished.stdout
     assert len(checkpoint.env_states) == 2
-    assert not psutil.wait_procs(workers, timeout=30)[1]
-
-
-def test_an_evaluation_that_fails_costs_no_training(
-    evaluating: tuple[subprocess.Popen[str], list[psutil.Process]], tmp_path: Path
-) -> None:
-    process, workers = evaluating
-    workers[0].kill()
-    assert process.stdout
-    for line in process.stdout:
-        if "this evaluation is skipped: a worker process ended unexpectedly (killed by signal 9)" in line:
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    finished = finish(process)
-    assert finished.returncode == 0, finished.stderr
-    assert Checkpoint.load(only_run(tmp_path) / "agent.pt").env_states
+    assert not psutil.wait_procs(second, timeout=30)[1]
