@@ -18,8 +18,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,7 +34,6 @@ from training_runs import (
     SCRIPT,
     SMALL,
     Finished,
-    assert_refused,
     equal_weights,
     finish,
     run_here,
@@ -52,8 +50,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def run_two_ranks(program: Path, *arguments: object) -> Finished:
-    """Runs a program as two ranks. Returns what both printed, rank 0 first."""
+def start_two_ranks(program: Path, *arguments: object) -> list[forks.Fork]:
+    """Starts a program as two ranks, rank 0 first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,7 +61,12 @@ def run_two_ranks(program: Path, *arguments: object) -> Finished:
         of_torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         words, pipes = [sys.executable, program, *arguments], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         ranks.append(forks.Fork(words, forks.TRAINING, env=ENVIRONMENT | of_torchrun, **pipes))
-    finished = [finish(each) for each in ranks]
+    return ranks
+
+
+def run_two_ranks(program: Path, *arguments: object) -> Finished:
+    """Runs a program as two ranks. Returns what both printed, rank 0 first."""
+    finished = [finish(each) for each in start_two_ranks(program, *arguments)]
     stdout, stderr = ("".join(getattr(each, name) for each in finished) for name in ("stdout", "stderr"))
     return subprocess.CompletedProcess([str(program)], max(abs(each.returncode) for each in finished), stdout, stderr)
 
@@ -208,33 +211,45 @@ def test_one_process_resumes_what_two_began(trained_by_two: tuple[Path, Finished
     assert Checkpoint.load(folder / "agent.pt").steps == 256
 
 
-def test_environments_that_can_not_be_shared_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)  # as torchrun does
-    finished = train_here("--env-id", GAME, *SMALL, "--num-envs", 3, "--runs-path", tmp_path, check=False)
-    assert_refused(finished, "error: --num-envs, 3, can't be shared equally by 2 processes")
+# hpc4cmb/toast#721: if a parallel run has a wrong option, each of its processes prints the complete usage message.
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-envs", 3, "--num-steps", 20], "error: --num-envs, 3, can't be shared equally by 2 processes"),
+        pytest.param(["--num-envs", "three"], "For full helptext", marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_of_all_ranks_is_reported_once(options: list[object], message: str, tmp_path: Path) -> None:
+    finished = run_two_ranks(SCRIPT, "--env-id", GAME, *SMALL, *options, "--runs-path", tmp_path)
+    assert finished.returncode == 2
+    assert finished.stderr.count(message) == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
     """kill -9 of one environment of either rank: the run ends by itself, with what was saved before."""
-    with long_run(tmp_path, checkpoint_interval=1) as process:
+    arguments = ["--env-id", GAME, *SMALL, "--num-envs", 4, "--checkpoint-interval", 1, "--runs-path", tmp_path]
+    ranks = start_two_ranks(SCRIPT, *arguments)
 
-        def has_updated() -> bool:
-            assert process.poll() is None, process.communicate()
-            agents = list(tmp_path.glob("*/agent.pt"))
-            return bool(agents) and Checkpoint.load(agents[0]).updates >= 1
+    def has_updated() -> bool:
+        for rank in ranks:
+            assert rank.poll() is None, rank.communicate()
+        agents = list(tmp_path.glob("*/agent.pt"))
+        return bool(agents) and Checkpoint.load(agents[0]).updates >= 1
 
+    try:
         wait_until(has_updated, 180)
-        environment = psutil.Process(process.pid).children()[-1].children()[-1]
-        everybody = psutil.Process(process.pid).children(recursive=True)
-        environment.kill()
-        _, stderr = process.communicate(timeout=180)
-    assert process.returncode != 0
-    assert "error: an environment's process ended unexpectedly" in stderr
-    assert "error: another process of this run has ended" in stderr
-    assert "RuntimeError" not in stderr
-    _, alive = psutil.wait_procs(everybody, timeout=30)
-    assert not alive
+        children = [psutil.Process(rank.pid).children(recursive=True) for rank in ranks]
+        children[1][-1].kill()
+        first, second = (finish(rank) for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert first.returncode != 0 != second.returncode
+    assert "error: an environment's process ended unexpectedly" in second.stderr
+    assert "error: another process of this run has ended" in first.stderr
+    assert "RuntimeError" not in first.stderr + second.stderr
+    assert not psutil.wait_procs([*children[0], *children[1]], timeout=30)[1]
     [folder] = tmp_path.iterdir()
     assert Checkpoint.load(folder / "agent.pt").updates >= 1
 
@@ -242,33 +257,23 @@ def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
 def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()  # a terminal shows updates at once, a pipe only after ten seconds
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    with long_run(tmp_path, checkpoint_interval=0, stdout=theirs) as process:
+    arguments = ["--env-id", GAME, *SMALL, "--num-envs", "4", "--checkpoint-interval", "0", "--runs-path", tmp_path]
+    command = [str(word) for word in (*TORCHRUN, SCRIPT, *arguments)]
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
         os.close(theirs)
         shown, deadline = b"", time.monotonic() + 180
         while not re.search(rb"[\d,]+/[\d,]+ steps", shown):
             assert time.monotonic() < deadline, shown
             shown += os.read(ours, 1000)  # an OSError: the run ended
-        process.send_signal(signal.SIGTERM)
-        with suppress(OSError):  # on Linux, when the last process has ended
-            while os.read(ours, 1000):
-                pass
-        process.communicate(timeout=180)
+    finally:
+        process.terminate()
+    with suppress(OSError):  # on Linux, when the last process has ended
+        while os.read(ours, 1000):
+            pass
+    process.communicate(timeout=180)
     os.close(ours)
     [folder] = tmp_path.iterdir()
     checkpoint = Checkpoint.load(folder / "agent.pt")
     assert checkpoint.updates >= 1
     assert len(checkpoint.env_states) == 4
-
-
-@contextmanager
-def long_run(runs: Path, checkpoint_interval: int, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """Starts a run of two ranks, two environments each, that nobody would wait for, and ends it."""
-    arguments = ["--env-id", GAME, *SMALL, "--num-envs", "4", "--runs-path", str(runs)]
-    command = [*TORCHRUN, str(SCRIPT), *arguments, "--checkpoint-interval", str(checkpoint_interval)]
-    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    with process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()

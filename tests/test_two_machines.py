@@ -245,22 +245,6 @@ def test_restarted_ranks_go_on_from_the_checkpoint_of_rank_0(machines: Machines)
     assert_saved_and_gone(machines)
 
 
-# hpc4cmb/toast#721: if a parallel run has a wrong option, each of its processes prints the complete usage message.
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--num-envs", "3", "--num-steps", "20"], "--num-envs, 3, can't be shared equally by 2 processes"),
-        pytest.param(["--num-envs", "three"], "For full helptext", marks=pytest.mark.slow),
-    ],
-)
-def test_a_mistake_of_all_ranks_is_reported_once(options: list[str], message: str, machines: Machines) -> None:
-    for machine in machines:
-        machine.train(*options)
-    first, second = (machine.finish(MINUTE).stderr for machine in machines)
-    assert first.count(message) == 1, first
-    assert message not in second
-
-
 @pytest.mark.slow
 def test_a_mistake_of_one_rank_is_reported_by_both_machines(machines: Machines) -> None:
     for machine, game in zip(machines, (GAME, "Nothing-Snes"), strict=True):
