@@ -391,18 +391,16 @@ def test_scripted_drives_are_kept_and_a_damaged_one_is_driven_again(
     first, kept = make()
     assert same_drives(first, probes)
     assert len(kept) >= len([probe for probe in first.all if probe.cycles])
-    second, unchanged = make()
-    assert same_drives(first, second)
-    assert kept == unchanged
     damaged = [path for path in kept if path.stem == "hop-on-the-spot"]  # also of other tests' data.json
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-100])
-    third, repaired = make()
-    assert same_drives(first, third)
+    second, repaired = make()
+    assert same_drives(first, second)
     assert [repaired[path][0] == kept[path][0] for path in damaged].count(True) == 1
     assert all(repaired[path] == kept[path] for path in kept if path not in damaged)
 
 
+@pytest.mark.slow  # drives all of them again
 def test_lint_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probes: Probes) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made below a file

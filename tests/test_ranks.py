@@ -11,7 +11,6 @@ import os
 import pty
 import re
 import shutil
-import signal
 import socket
 import struct
 import subprocess
