@@ -14,7 +14,7 @@ from kart_rewards.imports import import_source
 from kart_rewards.integrations import find_game
 from kart_rewards.ram import RamLayout, load_json
 from kart_rewards.scenario import load_scoring
-from kart_rewards.testing import load_trace, score
+from kart_rewards.testing import load_trace, score, score_episode
 
 GAMES = ("HomebrewKart-Snes", "HomebrewKartPlus-Snes")
 PAID_FOR_A_CHECKPOINT = 300
@@ -80,6 +80,14 @@ def test_a_start_in_the_middle_of_a_race_pays_nothing_at_once() -> None:
 def test_frames_after_the_finish_pay_nothing() -> None:
     race = list(load_trace("race"))
     assert rises([race[-2], race[-1], race[-1]])[1:] == [0, 0]
+
+
+def test_the_end_of_the_race_is_a_truncation() -> None:
+    race = list(load_trace("race"))
+    module = import_source(folder(GAMES[0]) / "course_progress.py")
+    assert score_episode(race, [module.race_over])[1] == (len(race) - 1, "race_over")
+    [rule] = [each for each in load_scoring(folder(GAMES[0]) / "course_progress.json").done if each.name == "race_over"]
+    assert rule.truncates
 
 
 @pytest.mark.parametrize("game", GAMES)

@@ -1,13 +1,19 @@
-"""Pays progress along the middle of the road on every frame. The scenario ``course_progress`` uses it.
+"""Pays progress along the middle of the road on every frame, up to an end of the race that is a truncation.
+
+The scenario ``course_progress`` uses both.
 
 The reference term ``checkpoint`` pays at lines across the road that the agent can't see. Therefore two equal pictures
 can have returns that differ by a payment, which is more than a better line earns in a second. This term pays the same
-sum, 1 for each checkpoint, in small parts. ``docs/training.md`` compares the two.
+sum, 1 for each checkpoint, in small parts.
+
+Nor can the agent see how many laps are left. If the reward ends with the race, the return depends on that: on the same
+place of the course, it is almost 0 in the last lap and the reward of seconds in all others. A truncation counts as if
+the race went on, so that the return depends on what the agent sees. ``docs/training.md`` compares all of this.
 """
 
 from pathlib import Path
 
-from kart_rewards import reward_term
+from kart_rewards import done_rule, reward_term
 from kart_rewards.drivers import centrelines
 from kart_rewards.race import finished, progress
 
@@ -51,3 +57,9 @@ class CourseProgress:
         before = now if self.best is None else self.best
         self.best = max(now, before)
         return self.best - before
+
+
+@done_rule(truncates=True)
+def race_over(ram):
+    """All five laps are done."""
+    return finished(ram)
