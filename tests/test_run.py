@@ -51,7 +51,15 @@ from kart_rewards.scenario import load_scoring
 from kart_rewards.training.checkpoints import Checkpoint, Resumption
 from kart_rewards.training.log import Evaluation
 from kart_rewards.training.ranks import Ranks
-from kart_rewards.training.run import DivergedError, EndedEpisode, Run, RunOptions, make_run_folder, stop_on_signals
+from kart_rewards.training.run import (
+    DivergedError,
+    EndedEpisode,
+    Run,
+    RunOptions,
+    held,
+    make_run_folder,
+    stop_on_signals,
+)
 from kart_rewards.training.sources import RunRewards, kept_sources
 
 PER_UPDATE = 20
@@ -811,13 +819,17 @@ def test_a_second_ctrl_c_ends_a_run_that_is_stuck(tmp_path: Path) -> None:
     wait_until(lambda: not any(map(alive, workers)), 30)
 
 
-def test_killing_the_trainer_leaves_no_process_behind(
+def test_killing_the_trainer_leaves_neither_a_process_nor_a_lock_behind(
     running: tuple[subprocess.Popen[str], list[int]], tmp_path: Path
 ) -> None:
     process, workers = running
+    folder = only_run(tmp_path)
+    with pytest.raises(KartRewardsError, match=f"^{folder}: another training writes to this folder"), held(folder):
+        pass
     process.kill()
     wait_until(lambda: not any(map(alive, workers)), 30)
-    assert Checkpoint.load(only_run(tmp_path) / "agent.pt").updates >= 1
+    with held(folder):
+        assert Checkpoint.load(folder / "agent.pt").updates >= 1
 
 
 def test_killing_an_environment_ends_the_run_with_a_checkpoint(

@@ -3,12 +3,14 @@
 * ``RunOptions`` - where a run goes, how it is logged and saved
 * ``Run`` - the run at work, around the loop of an algorithm
 * ``make_run_folder`` - a folder for a new run
+* ``held`` - keeps other trainings out of a run's folder
 * ``stop_on_signals`` - Ctrl-C and SIGTERM end the run after the current update
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import shlex
@@ -17,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
@@ -256,24 +258,25 @@ class Run:
             self.folder = (self.resumption and self.resumption.folder) or make_run_folder(
                 self.options.runs_path, self.settings["env"]["env_id"], self.options.exp_name, self.options.seed
             )
-        print(f"{title}, logging to {self.folder}\n{self.rewards.scoring.table()}\n")
-        for text in self._notices():
-            print(f"{text}\n")
-        failure: Exception | None = None
-        copies_before = copies_in_use()
-        try:
-            self._start(rank_states)
-            yield observations
-        except KeyboardInterrupt:
-            self._end_at_once()
-            raise
-        except (OSError, UnwritableError) as error:
-            failure = _unwritable(self.folder, error)
-        except Exception as error:  # an internal error must not lose what was learned either
-            failure = error
-        finally:
-            use_copies(copies_before)
-        self._end(failure)
+        with held(self.folder) if self.ranks.rank == 0 else nullcontext():
+            print(f"{title}, logging to {self.folder}\n{self.rewards.scoring.table()}\n")
+            for text in self._notices():
+                print(f"{text}\n")
+            failure: Exception | None = None
+            copies_before = copies_in_use()
+            try:
+                self._start(rank_states)
+                yield observations
+            except KeyboardInterrupt:
+                self._end_at_once()
+                raise
+            except (OSError, UnwritableError) as error:
+                failure = _unwritable(self.folder, error)
+            except Exception as error:  # an internal error must not lose what was learned either
+                failure = error
+            finally:
+                use_copies(copies_before)
+            self._end(failure)
 
     def _take_over(self) -> None:
         """Loads the checkpoint, if there is one, and seeds the random numbers of the rollouts."""
@@ -535,6 +538,28 @@ def make_run_folder(runs_path: Path, game: str, exp_name: str, seed: int) -> Pat
     except OSError as error:
         raise _unwritable(runs_path, error) from None
     raise AssertionError("numbers do not end")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other trainings out of the folder of a run. The lock ends with the process, however that ends.
+
+    Raises:
+        KartRewardsError: Another training has the folder.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise KartRewardsError(
+                f"{folder}: another training writes to this folder: wait until it ends, or stop it with Ctrl-C"
+            ) from None
+        except OSError:  # this file system has no locks
+            pass
+        yield
+    finally:
+        os.close(lock)
 
 
 def _unwritable(folder: Path, error: OSError | UnwritableError) -> KartRewardsError:
