@@ -303,6 +303,7 @@ def test_an_evaluation_that_fails_costs_no_training_and_ctrl_c_ends_one(tmp_path
         finished = finish(process)
     assert finished.returncode == 0, finished.stderr
     checkpoint = Checkpoint.load(only_run(tmp_path) / "agent.pt")
-    assert f"after {checkpoint.updates} update" in finished.stdout
+    assert "after 2 updates" in finished.stdout
+    assert checkpoint.updates == 2, "no further update"
     assert len(checkpoint.env_states) == 2
     assert not psutil.wait_procs(second, timeout=30)[1]

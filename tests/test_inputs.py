@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stable_retro
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kart_rewards.errors import KartRewardsError
@@ -65,6 +65,7 @@ def test_an_unreadable_file_is_reported(tmp_path: Path, name: str, content: byte
     assert str(raised.value).startswith(f"{tmp_path / name}: {message}")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other processes may use the processor
 @given(st.lists(st.frozensets(st.sampled_from([name for name in SNES if name]))))
 def test_formatted_inputs_are_parsed_to_the_same_inputs(frames: list[frozenset[str]]) -> None:
     assert [held for count, held in parse_inputs(format_inputs(frames), SNES) for _ in range(count)] == frames

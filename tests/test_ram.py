@@ -27,7 +27,9 @@ def layout_of(*variables: tuple[Any, ...]) -> RamLayout:
     return RamLayout([Variable(*variable) for variable in variables])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(raw=st.binary(min_size=8, max_size=8), mask=st.none() | st.integers(0, 2**63 - 1))
 def test_each_type_is_decoded_as_in_the_core(tiny_emulator: Any, raw: bytes, mask: int | None) -> None:
     memory = tiny_emulator[1].memory
