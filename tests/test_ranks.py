@@ -1,7 +1,7 @@
 """Training on several processes: gloo on this machine's CPU, two local ranks.
 
-torchrun starts the run that it stops. The other tests start the ranks with the environment variables that torchrun sets,
-because torchrun and each rank that it starts import PyTorch.
+torchrun starts the run that it stops. The other tests start the ranks with the environment variables that torchrun
+sets, because torchrun and each rank that it starts import PyTorch.
 """
 
 from __future__ import annotations
