@@ -254,7 +254,7 @@ class Agent(nn.Module):
         self.action_space = action_space
         if isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
             outputs = action_space.shape[0]
-            self.actor_log_std = nn.Parameter(torch.full((1, outputs), -0.5))
+            self.actor_log_std = nn.Parameter(torch.zeros(1, outputs))
         elif isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0:
             outputs = int(action_space.n)
         elif isinstance(action_space, gym.spaces.MultiDiscrete) and not action_space.start.any():

@@ -149,8 +149,8 @@ def print_table(runs: list[Run], steps: int) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
-def plot(runs: list[Run], picture: Path) -> None:
-    """Draws the finish rate and the lap time over agent steps."""
+def plot(runs: list[Run], steps: int, picture: Path) -> None:
+    """Draws the finish rate and the lap time over agent steps, up to a number of steps."""
     import matplotlib.pyplot as plt
 
     figure, (rates, laps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -163,14 +163,14 @@ def plot(runs: list[Run], picture: Path) -> None:
             for points in by_seed:
                 known = [(at, value) for at, value in points.items() if value is not None]
                 axes.plot(*zip(*known, strict=True), color=color, linewidth=0.8, alpha=0.6)
-            steps = [at for at in by_seed[0] if all(points.get(at) is not None for points in by_seed)]
-            means = [interquartile_mean_interval(np.array([[points[at]] for points in by_seed])) for at in steps]
+            common = [at for at in by_seed[0] if all(points.get(at) is not None for points in by_seed)]
+            means = [interquartile_mean_interval(np.array([[points[at]] for points in by_seed])) for at in common]
             mean = "mean" if len(group) < 4 else "interquartile mean"
             label = f"{mean} of {counted(len(group), 'seed')}" + (f", {experiment}" if len(experiments) > 1 else "")
-            axes.plot(steps, [mean.value for mean in means], color=color, linewidth=2, label=label)
+            axes.plot(common, [mean.value for mean in means], color=color, linewidth=2, label=label)
             if len(group) > 1:
                 low, high = [mean.low for mean in means], [mean.high for mean in means]
-                axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+                axes.fill_between(common, low, high, color=color, alpha=0.15, linewidth=0)
     reference = REFERENCE_LAPS / f"{runs[0].course}.json"
     if reference.is_file():
         best = json.loads(reference.read_text())["lap_time_seconds"]
@@ -183,7 +183,7 @@ def plot(runs: list[Run], picture: Path) -> None:
     laps.minorticks_off()
     for axes in (rates, laps):
         axes.grid(alpha=0.3)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.02 * steps)
     laps.legend(fontsize="small")
     figure.savefig(picture, dpi=100)
 
@@ -192,7 +192,9 @@ def main() -> None:
     """Prints the table, and draws the picture with ``--plot``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or files of --save")
-    parser.add_argument("--steps", type=int, default=61_440, help="steps at which lap times are compared")
+    parser.add_argument(
+        "--steps", type=int, default=61_440, help="steps at which lap times are compared, and the picture ends"
+    )
     parser.add_argument("--plot", type=Path, help="picture file to write")
     parser.add_argument("--save", type=Path, help="file to write the evaluations to, for another call")
     args = parser.parse_args()
@@ -203,7 +205,7 @@ def main() -> None:
         args.save.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     print_table(runs, args.steps)
     if args.plot:
-        plot(runs, args.plot)
+        plot(runs, args.steps, args.plot)
 
 
 if __name__ == "__main__":

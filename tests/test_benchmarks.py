@@ -1,4 +1,4 @@
-"""benchmarks/speed.py and side_by_side.py: they run, they report missed goals, and what they predict adds up."""
+"""Programs in benchmarks/: they run, they report missed goals, and what they print is in the documentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from conftest import load_module
 from training_runs import run_here
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
 
 speed = load_module(BENCHMARKS / "speed.py")
 
@@ -68,3 +69,10 @@ def test_a_prediction_grows_with_the_cores_until_one_thread_limits_it() -> None:
     _, rollouts, updates, _ = speed.predict(1000, **measured)
     assert rollouts == pytest.approx(1 / (1e-5 + 1 / 5000))
     assert updates == pytest.approx(16 * 2000 / speed.EPOCHS)
+
+
+def test_the_learning_curves_of_the_documentation_are_those_of_the_committed_evaluations(tmp_path: Path) -> None:
+    picture = tmp_path / "curves.png"
+    finished = run_here(BENCHMARKS / "learning.py", BENCHMARKS / "learning_curves.json", "--plot", picture)
+    assert [line for line in finished.stdout.splitlines() if line not in (ROOT / "docs/training.md").read_text()] == []
+    assert picture.read_bytes().startswith(b"\x89PNG")

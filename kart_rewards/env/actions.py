@@ -66,8 +66,8 @@ class Actions(Protocol):
 
 COAST_BELOW, BRAKE_BELOW, HOP_ABOVE = -0.5, -0.9, 0.75
 """Where the pedal lets go of the throttle, where it brakes, and above which number the kart hops. An untrained agent of
-``ppo_continuous_single_file.py`` draws from a normal distribution with a mean of 0 and a standard deviation of 0.6: it
-holds the throttle on four steps of five, brakes on one of 14, and hops on one of nine."""
+``ppo_continuous_single_file.py`` draws from a normal distribution with a mean of 0 and a standard deviation of 1: it
+holds the throttle on two steps of three, brakes on one of five, and hops on one of four."""
 
 
 class ContinuousDriving:
