@@ -1,4 +1,4 @@
-"""Programs in benchmarks/: they run, they report missed goals, and what they print is in the documentation."""
+"""speed.py, side_by_side.py and learning.py in benchmarks/: they run, and what they report is right."""
 
 from __future__ import annotations
 

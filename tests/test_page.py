@@ -303,7 +303,8 @@ def test_an_error_is_shown_and_goes_away(page: Page, folder: Path) -> None:
 
 
 def test_lint_runs_after_each_save_and_its_findings_lead_to_their_drives(page: Page, folder: Path) -> None:
-    edited(folder / "mine.py", MINE.replace("ram.speed - previous.speed", "ram.speed // (ram.laps - 128)"))
+    failing = MINE.replace("ram.speed - previous.speed", "ram.speed // (ram.laps - 128)")
+    edited(folder / "mine.py", failing)
     page.wait("document.querySelector('#findings .failed')")
     assert "ZeroDivisionError" in page.text("#findings")
 
@@ -323,7 +324,9 @@ def test_lint_runs_after_each_save_and_its_findings_lead_to_their_drives(page: P
     page.wait("document.getElementById('findings-status').textContent === 'linting…'")
     page.wait("lab.tracks()[0].score.terms.get('gas').sum === 0")
     assert page.js("lab.state().lint.busy"), "the numbers do not wait for lint"
-    edited(folder / "mine.py", MINE)  # what is being linted is outdated
+    edited(folder / "mine.py", failing)  # what is being linted is outdated
+    page.wait("document.querySelector('#findings .failed')")
+    edited(folder / "mine.py", MINE)
     page.wait("lab.tracks()[0].score.terms.get('gas').sum > 0")
     page.js("document.querySelector('[data-drive=\"turning\"] button').click()")  # the list is drawn again now and then
 
