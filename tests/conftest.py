@@ -38,10 +38,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# The user's own games must not change the results, and what tests leave in the cache must not be the user's.
+# The user's own games must not change the results, and what tests leave in the cache, or as logs of Stable-Baselines3,
+# must not be the user's.
 os.environ["KART_REWARDS_INTEGRATIONS"] = os.devnull
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the processes of a run share one cache
-    os.environ["XDG_CACHE_HOME"] = _cache = tempfile.mkdtemp()
+    os.environ["XDG_CACHE_HOME"] = os.environ["SB3_LOGDIR"] = _cache = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
 # The background jobs of a shell ignore Ctrl-C, and so do their child processes. Some tests send Ctrl-C to a process.

@@ -264,7 +264,12 @@ def test_a_resumed_environment_begins_a_new_episode(games: Path) -> None:
             env.unwrapped.set_state(state["env"])  # type: ignore[attr-defined]
 
 
-def test_a_run_trains_with_lua_and_says_what_its_checkpoints_lack(games: Path, tmp_path: Path) -> None:
+def test_a_run_trains_with_lua_and_says_what_its_checkpoints_lack(
+    games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     options = [*SMALL, "--total-timesteps", 32, "--runs-path", tmp_path / "runs"]
     out = train_here("--env-id", NAME, "--integrations-path", games, *options).stdout
     assert "the Lua function reference_reward" in out
@@ -272,6 +277,7 @@ def test_a_run_trains_with_lua_and_says_what_its_checkpoints_lack(games: Path, t
     assert out.count("saved ") == 1
     [folder] = (tmp_path / "runs").iterdir()
     assert (folder / "sources" / "0" / "script.lua").is_file()
+    assert [*temporary.glob("kart_rewards-*")] == [], "processes that are killed leave no files behind"
 
 
 @pytest.fixture

@@ -21,8 +21,10 @@ import io
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections import deque
@@ -144,6 +146,8 @@ but the first start fast. Windows has only ``spawn``."""
 class Children:
     """Child processes and the connections to them. The children ignore signals from their start.
 
+    Their temporary files are in one folder, which is deleted with the last of them.
+
     Args:
         start_method: A start method of multiprocessing, such as ``CLEAN``; None is the platform's default.
 
@@ -154,6 +158,7 @@ class Children:
     def __init__(self, start_method: str | None = None) -> None:
         self.context: Any = multiprocessing.get_context(start_method)
         self.processes: dict[Connection, Any] = {}
+        self._folder: str | None = None
 
     def start(self, target: Callable[..., None], *args: Any) -> Connection:
         """Starts a process that calls ``target(connection, *args)``.
@@ -167,12 +172,12 @@ class Children:
         if not self.processes:
             atexit.register(self.close)  # otherwise multiprocessing would wait for the children at exit
         try:
+            self._folder = self._folder or tempfile.mkdtemp(prefix="kart_rewards-")
             here, there = self.context.Pipe()
-            args = (there, *args)
             if self.context.get_start_method() == "forkserver":
                 self.context.set_forkserver_preload(_modules_in_use())
-                target, args = _with_environment, (dict(os.environ), target, *args)
-            process = self.context.Process(target=target, args=args, daemon=True)
+            args = (self._folder, dict(os.environ), target, there, *args)
+            process = self.context.Process(target=_call_as_child, args=args, daemon=True)
             with _signals_deferred(), _objects_frozen():
                 process.start()
                 self.processes[here] = process
@@ -208,6 +213,9 @@ class Children:
             process.join()
             connection.close()
         self.processes.clear()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
         atexit.unregister(self.close)
 
 
@@ -288,8 +296,16 @@ def _modules_in_use() -> list[str]:
     return [name for name in sys.modules if name == "torch" or name.partition(".")[0] == __package__.partition(".")[0]]
 
 
-def _with_environment(variables: dict[str, str], target: Callable[..., None], *args: Any) -> None:
-    """Calls a function with the parent's environment variables of now, which may differ from the fork server's."""
+def _call_as_child(folder: str, variables: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    """Runs in a child process.
+
+    Args:
+        folder: Where it makes temporary files. The parent deletes them, because the child will be killed.
+        variables: The parent's environment variables of now, which may differ from the fork server's.
+        target: The function to call.
+        args: Its arguments.
+    """
+    tempfile.tempdir = folder
     os.environ.clear()
     os.environ.update(variables)
     target(*args)
