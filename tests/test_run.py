@@ -558,16 +558,26 @@ def test_a_resumed_run_may_have_a_folder_of_its_own(first_half: Training, tmp_pa
     assert Checkpoint.load(first_half.run.folder / "agent.pt").steps == 40
 
 
-@pytest.mark.parametrize(("best_score", "replaced"), [([2.0], False), ([0.5], True), ([], True)])
+@pytest.mark.parametrize(
+    ("best_score", "agents"), [([2.0], ["best.pt"]), ([0.5], ["best.pt"]), ([], ["best-40.pt", "best.pt"])]
+)
 def test_a_resumed_run_replaces_the_best_agent_only_by_a_better_one(
-    first_half: Training, tmp_path: Path, best_score: list[float], replaced: bool
+    first_half: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str], best_score: list[float], agents: list[str]
 ) -> None:
+    """If the evaluations before do not compare with those of now, their best agent is kept beside the new one."""
+    folder = first_half.run.folder
+    before = b"the best agent so far"
+    (folder / "best.pt").write_bytes(before)
     training = resumed(tmp_path, first_half.checkpoint(), best_score=best_score)
     training.run.evaluate = Evaluations([[1.0]])
     with training.start():
         training.run.stop.set()
         training.update()
-    assert (training.run.folder / "best.pt").exists() == replaced
+    assert [path.name for path in sorted(folder.glob("best*"))] == agents
+    assert ((folder / "best.pt").read_bytes() == before) == (best_score == [2.0])
+    if not best_score:
+        assert (folder / "best-40.pt").read_bytes() == before
+        assert f"{folder / 'best-40.pt'} is the best agent of the evaluations before" in capsys.readouterr().out
 
 
 def test_track_needs_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

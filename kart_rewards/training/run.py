@@ -400,6 +400,9 @@ class Run:
             log.progress.print(f"this evaluation is skipped: {error}")
             return
         if is_best:
+            if not self._best_score and self.resumption and (best := self.folder / "best.pt").exists():
+                kept = best.rename(self.folder / f"best-{self.resumption.checkpoint.steps}.pt")
+                log.progress.print(f"{kept} is the best agent of the evaluations before, which had other options")
             self._best_score = evaluation.score
             agent, scoring = self._agent_content(), self.rewards.scoring
             save_atomically(agent, self.folder / "best.pt")
