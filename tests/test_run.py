@@ -559,15 +559,15 @@ def test_a_resumed_run_may_have_a_folder_of_its_own(first_half: Training, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("best_score", "agents"), [([2.0], ["best.pt"]), ([0.5], ["best.pt"]), ([], ["best-40.pt", "best.pt"])]
+    ("best_score", "agents"), [([2.0], ["best.pt"]), ([0.5], ["best.pt"]), ([], ["best-20.pt", "best.pt"])]
 )
 def test_a_resumed_run_replaces_the_best_agent_only_by_a_better_one(
     first_half: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str], best_score: list[float], agents: list[str]
 ) -> None:
     """If the evaluations before do not compare with those of now, their best agent is kept beside the new one."""
     folder = first_half.run.folder
-    before = b"the best agent so far"
-    (folder / "best.pt").write_bytes(before)
+    torch.save(torch.load(folder / "agent.pt", weights_only=True) | {"steps": 20}, folder / "best.pt")
+    before = (folder / "best.pt").read_bytes()
     training = resumed(tmp_path, first_half.checkpoint(), best_score=best_score)
     training.run.evaluate = Evaluations([[1.0]])
     with training.start():
@@ -576,8 +576,8 @@ def test_a_resumed_run_replaces_the_best_agent_only_by_a_better_one(
     assert [path.name for path in sorted(folder.glob("best*"))] == agents
     assert ((folder / "best.pt").read_bytes() == before) == (best_score == [2.0])
     if not best_score:
-        assert (folder / "best-40.pt").read_bytes() == before
-        assert f"{folder / 'best-40.pt'} is the best agent of the evaluations before" in capsys.readouterr().out
+        assert (folder / "best-20.pt").read_bytes() == before
+        assert f"{folder / 'best-20.pt'} is the best agent of the evaluations before" in capsys.readouterr().out
 
 
 def test_track_needs_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 * ``Checkpoint`` - one file's content, checked
 * ``find_checkpoint``, ``newest_checkpoint`` - the one to resume; the latest complete one of a run
 * ``Resumption`` - what a run takes over from a checkpoint; every question of whether one fits is decided here
-* ``save_checkpoint``, ``save_atomically`` - writing
+* ``save_checkpoint``, ``save_atomically``, ``steps_of`` - writing; how far a file's agent was trained
 * ``load_weights`` - an agent's weights
 
 A file holds tensors and plain values alone, and is read without unpickling anything else. ``best.pt`` holds an agent;
@@ -198,7 +198,7 @@ class Resumption:
         folder: Path | None = checkpoint.path.parent
         if then["env"]["env_id"] != options["env"]["env_id"]:
             folder = None
-        elif _steps_of(newest := checkpoint.path.parent / "agent.pt") > checkpoint.steps:
+        elif steps_of(newest := checkpoint.path.parent / "agent.pt") > checkpoint.steps:
             notices.append(f"{newest} is ahead of {checkpoint.path}: this run gets a folder of its own.")
             folder = None
 
@@ -315,10 +315,11 @@ def _kinds(changes: str) -> str:
     return "other " + " and ".join(filter(None, [", ".join(found[:-1]), found[-1]]))
 
 
-def _steps_of(path: Path) -> int:
+def steps_of(path: Path) -> int:
+    """Returns the agent steps of a file's agent; 0 if there is no such file, or if it is damaged."""
     try:
         return Checkpoint.load(path).steps
-    except KartRewardsError:  # there is no checkpoint, or it is damaged
+    except KartRewardsError:
         return 0
 
 

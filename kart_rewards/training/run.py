@@ -33,7 +33,7 @@ from kart_rewards.drives import DRIVES_FOLDER
 from kart_rewards.errors import KartRewardsError, counted
 from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.imports import source_files
-from kart_rewards.training.checkpoints import Resumption, load_policy, save_atomically, save_checkpoint
+from kart_rewards.training.checkpoints import Resumption, load_policy, save_atomically, save_checkpoint, steps_of
 from kart_rewards.training.log import Evaluation, Log, check_wandb
 from kart_rewards.training.ranks import Ranks
 from kart_rewards.training.sources import RunRewards, keep_sources, kept_sources
@@ -400,12 +400,15 @@ class Run:
             log.progress.print(f"this evaluation is skipped: {error}")
             return
         if is_best:
-            if not self._best_score and self.resumption and (best := self.folder / "best.pt").exists():
-                kept = best.rename(self.folder / f"best-{self.resumption.checkpoint.steps}.pt")
-                log.progress.print(f"{kept} is the best agent of the evaluations before, which had other options")
+            best = self.folder / "best.pt"
+            if not self._best_score and best.exists():
+                kept = best.rename(self.folder / f"best-{steps_of(best)}.pt")
+                log.progress.print(
+                    f"{kept} is the best agent of the evaluations before, which do not compare with these"
+                )
             self._best_score = evaluation.score
             agent, scoring = self._agent_content(), self.rewards.scoring
-            save_atomically(agent, self.folder / "best.pt")
+            save_atomically(agent, best)
             meanings = {script.name: script.summary for script in (*scoring.terms, *scoring.done)}
             command = [*_this_command(self.ranks), *sys.argv[1:]]
             self.evaluate.write_card(self.folder, agent, evaluation, meanings, command)
