@@ -695,7 +695,13 @@ def make_env(
     if max_episode_steps is not None and not (isinstance(steps, (int, np.integer)) and steps >= 1):
         raise KartRewardsError(f"max_episode_steps must be an integer, 1 or more, not {steps!r}")
     try:
-        spec = EnvSpec(game, "kart_rewards.env:KartEnv", max_episode_steps=steps, kwargs={"game": game})
+        spec = EnvSpec(
+            game,
+            "kart_rewards.env:KartEnv",
+            max_episode_steps=steps,
+            disable_env_checker=True,
+            kwargs={"game": game},
+        )
     except (gym.error.Error, TypeError):
         raise KartRewardsError(f"{game!r} can't be a game's name: Gymnasium allows letters, digits, _ and -") from None
     return gym.make(spec, integrations=integrations, frame_skip=frame_skip, **options)
