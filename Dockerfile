@@ -1,4 +1,4 @@
-# For machines for which stable-retro has no wheel; docs/integrating.md explains how to use it.
+# For machines for which stable-retro has no wheel; docs/installing.md explains how to use it.
 #   docker build --platform linux/amd64 -t kart_rewards .
 FROM python:3.11-slim-bookworm
 
