@@ -386,7 +386,7 @@ def _check_view(content: Mapping[str, Any], path: Path) -> None:
         raise KartRewardsError(f'{path}: "crop" must be [x, y, width, height] in pixels, not {shown(crop)}')
     if content.get("crops"):
         raise KartRewardsError(f'{path}: "crops" does not work in stable-retro: write "crop": [x, y, width, height]')
-    well_formed = _has_lists(actions) and all(map(_has_lists, actions))
+    well_formed = _has_lists(actions) and all(map(_has_lists, actions)) and all(actions)
     if not (well_formed and all(isinstance(each, str) for group in actions for buttons in group for each in buttons)):
         raise KartRewardsError(
             f'{path}: "actions" must be a list of groups of combinations of buttons, such as [[[], ["LEFT"]], [["B"]]]'

@@ -19,13 +19,20 @@ import copyreg
 import functools
 import hashlib
 import inspect
+import io
+import logging
+import random
 import sys
 import textwrap
 import tokenize
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
+
+import numpy as np
 
 from kart_rewards.imports import LIBRARIES, is_loaded, neighbours_in
 
@@ -78,8 +85,10 @@ class _Collector:
 
     def __init__(self, parts: list[str], package: str) -> None:
         self._parts = parts
+        self._package = package
         self._own_packages = {package, "kart_rewards"} - {"builtins"}
         self._seen: set[int] = set()
+        self._inside: set[int] = set()  # the lists and dicts whose items are being added
         self._kept: list[Any] = []  # so that no id is used again
 
     def add(self, value: Any, name: str = "") -> None:
@@ -89,86 +98,112 @@ class _Collector:
             value: The value.
             name: How the code calls it.
         """
-        if id(value) in self._seen:
+        pending: list[_Used] = [(value, name)]
+        while pending:  # a recursive call would fail on long chains of objects
+            value, name = pending.pop()
+            if isinstance(value, _EndOf):
+                self._inside.discard(value.container)
+            else:
+                pending += reversed([*self._add(value, name)])
+
+    def _add(self, value: Any, name: str) -> Iterable[_Used]:
+        """Adds a value. Returns what it uses, which must be added next."""
+        if id(value) in self._seen or id(value) in self._inside:
             self._parts.append(f"{name}: see above")
-            return
-        if isinstance(value, (FunctionType, type, ModuleType, functools.partial, MethodType)) or hasattr(
+            return []
+        if isinstance(value, (FunctionType, type, ModuleType, functools.partial, MethodType)) or _has(
             value, "__dict__"
         ):
             self._seen.add(id(value))
             self._kept.append(value)
         match value:
             case functools.partial():
-                for part in (value.func, value.args, value.keywords):
-                    self.add(part, f"{name} partial")
+                return [(part, f"{name} partial") for part in (value.func, value.args, value.keywords)]
             case MethodType():
-                self.add(value.__func__, name)
-                self.add(value.__self__, f"{name} self")
+                return [(value.__func__, name), (value.__self__, f"{name} self")]
             case FunctionType():
-                self._add_function(value, name)
+                return self._add_function(value, name)
             case type():
-                self._add_class(value, name)
+                return self._add_class(value, name)
             case ModuleType():
                 spec = value.__spec__  # a rewards file's neighbour has a private __name__
                 self._parts.append(f"{name}: module {spec.name if spec else value.__name__}")
+            case _ if isinstance(value, _BY_TYPE):
+                self._parts.append(f"{name}: {type(value).__module__}.{type(value).__qualname__}")
             case list() | tuple():
                 self._parts.append(f"{name}: {type(value).__name__} of {len(value)}")
-                for i, item in enumerate(value):
-                    self.add(item, f"{name}[{i}]")
+                return self._items(value, [(item, f"{name}[{i}]") for i, item in enumerate(value)])
             case dict() | MappingProxyType():
                 self._parts.append(f"{name}: dict of {len(value)}")
-                for key, item in value.items():
-                    self.add(item, f"{name}[{key!r}]")
+                return self._items(value, [(item, f"{name}[{self._key(key)}]") for key, item in value.items()])
             case set() | frozenset():
-                self._parts.append(f"{name}: set {sorted(map(repr, value))}")
+                self._parts.append(f"{name}: set {sorted(map(self._key, value))}")
             case None | bool() | int() | float() | complex() | str() | bytes() | Path():
                 self._parts.append(f"{name}: {value!r}")
             case _ if inspect.isbuiltin(value):
                 self._parts.append(f"{name}: {value.__module__}.{value.__qualname__}")
-            case _ if hasattr(value, "tobytes"):  # an array
+            case _ if _has(value, "tobytes") and not getattr(getattr(value, "dtype", None), "hasobject", False):
                 form = f"{getattr(value, 'dtype', '')} {getattr(value, 'shape', '')}"
                 self._parts.append(f"{name}: {form} {hashlib.sha256(value.tobytes()).hexdigest()}")
-            case _ if callable(value) and hasattr(value, "__wrapped__"):  # such as a function with functools.cache
-                self.add(value.__wrapped__, name)
+            case _ if _has(value, "tolist"):  # a tensor, or an array of objects
+                self._parts.append(f"{name}: {getattr(value, 'dtype', '')}")
+                return [(value.tolist(), name)]
+            case _ if callable(value) and _has(value, "__wrapped__"):  # such as a function with functools.cache
+                return [(value.__wrapped__, name)]
             case _:
-                self.add(type(value), f"{name} of")
-                self.add(attributes_of(value) or _content_of(value), f"{name} with")
+                return [(type(value), f"{name} of"), (attributes_of(value) or _content_of(value), f"{name} with")]
+        return []
 
-    def _add_function(self, function: FunctionType, name: str) -> None:
+    def _items(self, container: Any, items: list[_Used]) -> list[_Used]:
+        """Returns the items of a container, and a mark of their end: it may hold itself."""
+        self._inside.add(id(container))
+        self._kept.append(container)
+        return [*items, (_EndOf(id(container)), "")]
+
+    def _key(self, value: Any) -> str:
+        """Returns a text of a dict's key or a set's item that is the same in each process."""
+        text = repr(value)
+        if " at 0x" not in text and "{" not in text:  # no address, and no set, whose order differs
+            return text
+        parts: list[str] = []
+        _Collector(parts, self._package).add(value)
+        return "\n".join(parts)
+
+    def _add_function(self, function: FunctionType, name: str) -> Iterator[_Used]:
         if is_library(function, self._own_packages):
             self._parts.append(f"{name}: {function.__module__}.{function.__qualname__}")
             return
         tree = _tree(function.__code__)
         self._parts.append(f"{name}: {_text(tree) if tree else _bytecode(function.__code__)}")
-        self.add(function.__defaults__, "defaults")
-        self.add(function.__kwdefaults__, "keyword defaults")
+        yield function.__defaults__, "defaults"
+        yield function.__kwdefaults__, "keyword defaults"
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             try:
-                self.add(cell.cell_contents, variable)
+                yield cell.cell_contents, variable
             except ValueError:  # it has no value yet
                 self._parts.append(f"{variable}: unset")
         used = {name: function.__globals__[name] for name in names_in(function.__code__) & {*function.__globals__}}
         used |= neighbours_in(tree, function.__globals__) if tree else {}
         for variable, value in sorted(used.items()):
-            self.add(value, variable)
+            yield value, variable
             for path in sorted(_paths(tree, variable)) if tree else ():
-                self._add_of_module(value, variable, path)
+                yield from self._of_module(value, variable, path)
 
-    def _add_of_module(self, value: Any, name: str, path: tuple[str, ...]) -> None:
-        """Adds what code reads from one of the user's modules: ``helper.LIMIT``, ``package.module.function``."""
+    def _of_module(self, value: Any, name: str, path: tuple[str, ...]) -> Iterator[_Used]:
+        """Yields what code reads from one of the user's modules: ``helper.LIMIT``, ``package.module.function``."""
         for attribute in path:
             if not isinstance(value, ModuleType) or is_library(value, self._own_packages):
                 return
             value, name = getattr(value, attribute, None), f"{name}.{attribute}"
-        self.add(value, name)
+        yield value, name
 
-    def _add_class(self, cls: type, name: str) -> None:
+    def _add_class(self, cls: type, name: str) -> Iterator[_Used]:
         if is_library(cls, self._own_packages):
             self._parts.append(f"{name}: {cls.__module__}.{cls.__qualname__}")
             return
         self._parts.append(f"{name}: class {cls.__qualname__}")
         for base in cls.__bases__:
-            self.add(base, "base")
+            yield base, "base"
         for attribute, value in sorted(vars(cls).items()):
             if attribute in _OF_EVERY_CLASS:
                 continue
@@ -176,7 +211,32 @@ class _Collector:
                 value = value.__func__
             if isinstance(value, (property, functools.cached_property)):
                 value = value.fget if isinstance(value, property) else value.func
-            self.add(value, attribute)
+            yield value, attribute
+
+
+_Used = tuple[Any, str]  # a value, and how the code calls it
+
+_BY_TYPE = (logging.Logger, logging.LoggerAdapter, io.IOBase, random.Random, np.random.Generator, np.random.RandomState)
+"""What holds more than the code that uses it: other loggers, a position, a state that is not that of the start."""
+
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class _EndOf:
+    """Follows the items of a container.
+
+    Args:
+        container: Its ``id``.
+    """
+
+    container: int
+
+
+def _has(value: Any, name: str) -> bool:
+    """Whether a value or its class has an attribute. ``hasattr`` would call a ``__getattr__`` of the user's own."""
+    return inspect.getattr_static(value, name, _MISSING) is not _MISSING
 
 
 def _content_of(value: Any) -> Any:
@@ -200,8 +260,12 @@ _OF_EVERY_CLASS = {
 def attributes_of(instance: Any) -> dict[str, Any]:
     """Returns name -> value of an instance's own attributes, those in slots included, without the mark of a script."""
     slots = [name for cls in type(instance).__mro__ for name in _slots(cls)]
-    attributes = {name: getattr(instance, name) for name in slots if hasattr(instance, name)}
-    attributes |= getattr(instance, "__dict__", {})
+    attributes = {}
+    for name in slots:
+        with suppress(AttributeError):  # without a value
+            attributes[name] = object.__getattribute__(instance, name)
+    if _has(instance, "__dict__"):
+        attributes |= object.__getattribute__(instance, "__dict__")
     return {name: value for name, value in attributes.items() if name not in _OF_EVERY_CLASS}
 
 

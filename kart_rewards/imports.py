@@ -19,6 +19,7 @@ import builtins
 import hashlib
 import importlib
 import importlib.util
+import io
 import linecache
 import os
 import sys
@@ -350,7 +351,7 @@ def _is_needed(path: Path, name: str) -> bool:
 def _execute(path: Path, text: bytes, module: ModuleType) -> None:
     try:
         code = compile(text, path, "exec", dont_inherit=True)
-        lines = importlib.util.decode_source(text).splitlines(keepends=True)
+        lines = io.StringIO(importlib.util.decode_source(text)).readlines()  # splitlines would also split at ^L
     except SyntaxError as error:
         error.filename = error.filename or str(path)
         raise

@@ -79,7 +79,7 @@ class _Outside:
     @property
     def is_mutable(self) -> bool:
         """Whether its methods can change it: a list, set, dict, deque, array, queue or the like."""
-        return isinstance(self.value, _CHANGEABLE) or hasattr(self.value, "__array_interface__")
+        return isinstance(self.value, _CHANGEABLE) or hasattr(type(self.value), "__array_interface__")
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class _FunctionSearch:
                 return base and replace(base, value=_attribute(base.value, node.attr))
             case ast.Subscript():
                 base = self._resolve(node.value)
-                if isinstance(node.slice, ast.Slice) and not hasattr(base and base.value, "__array_interface__"):
+                if isinstance(node.slice, ast.Slice) and not hasattr(type(base and base.value), "__array_interface__"):
                     return None  # a copy
                 return base and replace(base, value=_item(base.value, node.slice))
             case ast.Call(func=ast.Name(id="type"), args=[ast.Name(id=name)]) if (

@@ -257,6 +257,11 @@ class RamSnapshot:
         raise AttributeError(unknown_variable(name, self._fields), name=name, obj=self)
 
 
+def readable_names(snapshot: Any) -> set[str]:
+    """Returns the attributes of a snapshot, or of its class, that a term may read: its variables, and ``_asdict``."""
+    return {*snapshot._fields, *(name for name in dir(snapshot) if name.startswith("_"))}
+
+
 def unknown_variable(name: str, known: Iterable[str]) -> str:
     """Returns the message for a variable name that is not one of the ``known`` names."""
     known = tuple(known)
@@ -269,8 +274,14 @@ def snapshot_class(names: tuple[str, ...]) -> Any:
 
     Its constructor takes one value per variable: ``cls(*values)`` or ``cls(**values)``.
     """
-    namespace = {"__slots__": (), "__reduce__": lambda self: (_rebuild_snapshot, (names, tuple(self)))}
+    namespace: dict[str, Any] = {"__slots__": (), "__reduce__": lambda self: (_rebuild_snapshot, (names, tuple(self)))}
+    namespace |= {name: property(_not_a_variable) for name in ("count", "index") if name not in names}
     return type("RamSnapshot", (namedtuple("RamSnapshot", names), RamSnapshot), namespace)
+
+
+def _not_a_variable(self: Any) -> Any:
+    """Hides a method of tuples: ``ram.count`` must be a variable, or be reported."""
+    raise AttributeError
 
 
 def _rebuild_snapshot(names: tuple[str, ...], values: tuple[int, ...]) -> RamSnapshot:
@@ -341,8 +352,11 @@ class RamLayout:
                 f'{path}: holds no variables: expected {{"info": {{"NAME": {{"address": …, "type": …}}}}}}'
             )
         variables = []
+        names: dict[str, str] = {}
         for name, entry in info.items():
             where = f"{path}: variable {shown(name)}"
+            if is_comment(name) and not isinstance(entry, dict):
+                continue
             if isinstance(entry, dict):
                 check_keys(entry, _ENTRY_KEYS, where)
             if not isinstance(entry, dict) or not {"address", "type"} <= entry.keys():
@@ -354,12 +368,19 @@ class RamLayout:
                         f"{where}: address and mask must be integers, 0 to 2**64 - 1; a mask may be negative, "
                         f"-2**63 or more.{_decimal(number)}"
                     )
+            attribute = attribute_name(name)
+            if attribute in names:
+                raise KartRewardsError(
+                    f"{path}: the variables {shown(names[attribute])} and {shown(name)} have one attribute name, "
+                    f"{attribute!r}: rename one of them"
+                )
+            names[attribute] = name
             pointer = entry.get("pointer")
             if not (pointer is None or isinstance(pointer, str)):
                 raise KartRewardsError(f'{where}: "pointer" must be the name of a variable, not {shown(pointer)}')
             try:
                 variable = Variable(
-                    attribute_name(name),
+                    attribute,
                     entry["address"],
                     str(entry["type"]),
                     entry.get("mask"),

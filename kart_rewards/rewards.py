@@ -59,6 +59,7 @@ class RewardTerm(Script):
             raise KartRewardsError(
                 f"{self.where}: the weight of {self.name!r} must be a finite number, not {shown(self.weight)}"
             )
+        object.__setattr__(self, "weight", float(self.weight))
 
     def with_weight(self, weight: float) -> RewardTerm:
         """Returns a copy with another weight. It keeps ``where`` and ``fingerprint``: the file may have changed."""
@@ -176,6 +177,11 @@ def with_weights(terms: Iterable[RewardTerm], weights: Mapping[str, float | None
         KartRewardsError: A name is not the name of a term, or a weight is not a finite number.
     """
     terms = list(terms)
+    for name in weights:
+        if not isinstance(name, str):
+            raise KartRewardsError(
+                f'{source}: weights are by the names of terms, such as {{"wall": -50}}: not by {name!r}'
+            )
     unknown = sorted(set(weights) - {term.name for term in terms})
     if unknown:
         known = ", ".join(term.name for term in terms)
@@ -271,10 +277,10 @@ class EpisodeRewards:
         paid = []
         plain = size = 0.0
         try:
-            if not math.hypot(*values):  # all are 0, as on most frames; raises if one is not a number
+            if not math.hypot(*values):  # all are 0, as on most frames; raises if one is not a real number
                 return self._no_reward
             for (name, weight), value in zip(self._weights.items(), values):  # noqa: B905 - equally many
-                weighted = float(weight * value)  # raises if it is not a real number
+                weighted = weight * float(value)
                 if value:
                     if getattr(value, "ndim", 0):  # older versions of NumPy take an array of one value for a number
                         raise TypeError
@@ -310,12 +316,14 @@ class EpisodeRewards:
         """
         for i, (weight, value) in enumerate(zip(self._weights.values(), values, strict=True)):
             try:
-                finite = math.isfinite(float(weight * value)) and not getattr(value, "ndim", 0)
+                finite = math.isfinite(math.hypot(value)) and not getattr(value, "ndim", 0)
             except (TypeError, ValueError, OverflowError):
                 finite = False
             if not finite:
                 hint = ": does each path return a value?" if value is None else pair_hint(value)
                 return self.calls.failure(i, ram, f"returned {value!r}, not a finite number{hint}")
+            if not math.isfinite(weight * float(value)):
+                return self.calls.failure(i, ram, f"returned {value!r}, which times its weight {weight:g} is too large")
         return KartRewardsError(f"the reward terms' sum overflows on {ram!r}")
 
     def get_state(self) -> dict[str, Any]:
@@ -412,10 +420,12 @@ def make_transform(kind: str, scale: float = 1.0) -> Callable[[float], float]:
         scale: The factor of the kind ``scale``.
 
     Raises:
-        KartRewardsError: The kind is unknown, or the scale is not a finite number.
+        KartRewardsError: The kind is unknown, or the scale is 0 or not a finite number.
     """
     if not _is_finite_number(scale):
         raise KartRewardsError(f"the reward scale must be a finite number, not {shown(scale)}")
+    if kind == "scale" and not scale:
+        raise KartRewardsError("a reward scale of 0 pays the agent nothing, whatever it does")
     if kind == "sign":
         return lambda reward: float((reward > 0) - (reward < 0))
     if kind == "scale":

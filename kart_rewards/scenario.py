@@ -169,6 +169,11 @@ def load_scoring(
     """
     if not isinstance(weights or {}, Mapping):
         raise KartRewardsError(f'the reward weights must be a dict such as {{"wall": -50}}, not {weights!r}')
+    if isinstance(extra, Mapping):
+        raise KartRewardsError(
+            "rewards must be a list of terms and rules, not a dict: give weights by the names of terms, such as "
+            'reward_weights={"wall": -50}'
+        )
     content = load_json(path) if path else {}
     own = _own_part(content, path) if path else {"rewards": {}, "done": []}
     modules, chosen_terms, chosen_rules = own.get("modules", []), own.get("rewards"), own.get("done")

@@ -49,7 +49,7 @@ from kart_rewards.errors import KartRewardsError, did_you_mean
 from kart_rewards.fingerprint import NO_SOURCE, attributes_of, code_text, file_fingerprint, hash_of
 from kart_rewards.imports import describe, import_source
 from kart_rewards.memory import find_shared_memory
-from kart_rewards.ram import RamLayout, RamSnapshot, shown, snapshot_class
+from kart_rewards.ram import RamLayout, RamSnapshot, readable_names, shown, snapshot_class
 
 __all__ = [
     *("Script", "ScriptCalls", "SomeScript", "as_script", "from_plain", "import_source", "mark", "marked_scripts"),
@@ -179,7 +179,7 @@ class Script:
         Raises:
             KartRewardsError: The game's ``data.json`` does not define one of them.
         """
-        for name in sorted(self.reads() - set(dir(layout.snapshot_class))):
+        for name in sorted(self.reads() - readable_names(layout.snapshot_class)):
             raise KartRewardsError(
                 f"{self.name!r} ({self.where}) reads {name!r}, which {layout.source} does not define; "
                 f"it defines {', '.join(layout.names)}.{did_you_mean(name, layout.names)} Add the variable to that "
@@ -371,17 +371,21 @@ def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: s
     except NO_SOURCE:
         return set()
     seen.add(function)
-    read = set()
+    replaced = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    arguments = [name for name in arguments if name not in replaced]  # such as ram = SimpleNamespace(...)
+    read, asked_for = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in arguments:
             read.add(node.attr)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "hasattr":
+                asked_for |= {each.value for each in node.args[1:] if isinstance(each, ast.Constant)}
             helper = getattr(function, "__globals__", {}).get(node.func.id)
             if inspect.isfunction(helper) and helper not in seen:
                 passed = zip(inspect.signature(helper).parameters, node.args, strict=False)
                 snapshots = [name for name, value in passed if isinstance(value, ast.Name) and value.id in arguments]
                 read |= _attributes_read(helper, snapshots, seen)
-    return read
+    return read - asked_for  # a term for several games
 
 
 class ScriptCalls:
@@ -778,7 +782,10 @@ def _check_without_name(module: ModuleType, target: Any, script: Script) -> None
         raise KartRewardsError(
             f"{script.where}: {script.name!r} is a method of a class. Mark the class, and name the method __call__"
         )
-    if "." not in path and vars(module).get(path) is not inspect.unwrap(target):
+    held, target = vars(module).get(path), inspect.unwrap(target)
+    code = getattr(target, "__code__", None)
+    in_loop = held is not None and code is not None and getattr(inspect.unwrap(held), "__code__", None) is code
+    if "." not in path and held is not target and not in_loop:
         raise KartRewardsError(
             f"{script.where}: {script.name!r} has a mark, but at the end of the file {path!r} is something else: "
             "rename one of the two definitions. If another decorator stands above the mark, write the mark above it"

@@ -298,6 +298,7 @@ def test_a_type_that_stable_retro_does_not_know_is_signed_here(tmp_path: Path) -
         ({"crops": [[0, 0, 9, 9]]}, '"crops" does not work in stable-retro: write "crop"'),
         ({"actions": [["B"]]}, r"\"actions\" must be a list of groups of combinations of buttons, .* not \[\['B'\]\]"),
         ({"actions": {"B": []}}, '"actions" must be a list of groups of combinations of buttons'),
+        ({"actions": [[], [["B"]]]}, '"actions" must be a list of groups of combinations of buttons'),
         ({"actions": [[[1]]]}, '"actions" must be a list of groups of combinations of buttons'),
     ],
 )

@@ -544,6 +544,11 @@ def test_files_that_do_not_fit_are_refused(make: Any, own_game: Path) -> None:
         ({"frame_skip": 0}, "frame_skip must be an integer, 1 or more, not 0"),
         ({"reward_weights": {"wal": 1}}, "there is no reward term 'wal'"),
         ({"frame_skip": 2.5}, "frame_skip must be an integer"),
+        ({"frame_skip": "4"}, "frame_skip must be an integer, 1 or more, not '4'"),
+        ({"frame_skip": None}, "frame_skip must be an integer, 1 or more, not None"),
+        ({"rewards": {"wall": -50}}, "rewards must be a list of terms and rules, not a dict"),
+        ({"reward_scale": 0}, "a reward scale of 0 pays the agent nothing"),
+        ({"observation": ObservationConfig(stack=10**12)}, "stack 1000000000000 do not fit into memory"),
         ({"reward_scale": float("nan")}, "the reward scale must be a finite number"),
         ({"rewards": [3]}, "3 is not a reward term"),
         ({"rewards": 3}, "3 is not a reward term"),
@@ -587,6 +592,15 @@ def test_a_misspelt_option_of_a_reset_is_refused(make: Any) -> None:
         env.reset(options={"start": "Level5"})
     with pytest.raises(KartRewardsError, match="random_start_frames must be an integer, 0 or more, not -1"):
         env.reset(options={"random_start_frames": -1})
+    with pytest.raises(KartRewardsError, match=r"reset: options must be a dict .* not 'Level1'"):
+        env.reset(options="Level1")
+    with pytest.raises(KartRewardsError, match=r"reset: state must be the name or path of one start state, not \["):
+        env.reset(options={"state": ["Level1", "Level2"]})
+    assert env.reset(options={"state": INTEGRATIONS / GAME / "Level5.state"})[1]["state"].endswith("Level5.state")
+
+
+def test_numbers_of_numpy_are_numbers(make: Any) -> None:
+    assert make(frame_skip=np.int64(2)).unwrapped.frame_skip == 2
 
 
 def test_one_term_needs_no_list(make: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kart_rewards.fingerprint import file_fingerprint, fingerprint
 from kart_rewards.scripting import import_source
@@ -195,15 +196,102 @@ def test_recursive_functions_end() -> None:
     assert len(fingerprint(fall)) == 16
 
 
-def test_fingerprints_are_the_same_in_every_process() -> None:
-    code = "from kart_rewards.fingerprint import *; from kart_rewards.rewards import *; print(fingerprint(Checkpoint))"
+SAME_EVERYWHERE = """
+import functools, io, logging, random, sys
+import numpy as np
+import torch
+
+logging.getLogger(sys.argv[1])  # another one in each process
+LOG = logging.getLogger(__name__)
+RANDOM = [random.Random(), np.random.default_rng(), np.random.RandomState()]
+FILE = io.StringIO()
+TENSORS = [torch.ones(3), torch.nn.Parameter(torch.ones(2)), np.array([None, "a"], dtype=object)]
+
+
+def helper(value):
+    return value
+
+
+SETS = {helper, frozenset({"a", "b", "c"}), 1}
+TABLE = {helper: 1, frozenset({"a", "b", "c"}): 2}
+
+
+def term(ram):
+    LOG.info("called")
+    return helper(RANDOM, FILE, TENSORS, SETS, TABLE)
+"""
+
+
+def test_fingerprints_are_the_same_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "terms.py").write_text(SAME_EVERYWHERE)
+    code = (
+        "from kart_rewards.fingerprint import *; from kart_rewards.rewards import *\n"
+        "from kart_rewards.imports import import_source\n"
+        "print(fingerprint(Checkpoint), fingerprint(import_source('terms.py').term))"
+    )
     seen = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, name],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
         ).stdout
-        for seed in ("1", "2")
+        for seed, name in (("1", "first"), ("2", "second"))
     }
     assert len(seen) == 1
+
+
+def test_tensors_and_arrays_of_objects_count() -> None:
+    def term_with(constant: Any) -> Any:
+        return lambda ram: constant
+
+    for one, other in ((torch.ones(2), torch.zeros(2)), (np.array([None, "a"]), np.array([None, "b"]))):
+        assert fingerprint(term_with(one)) != fingerprint(term_with(other))
+
+
+def test_data_may_hold_itself_or_be_a_long_chain() -> None:
+    first: dict[str, Any] = {"id": 0}
+    first["next"] = {"id": 1, "next": first}
+    ring: list[Any] = [1]
+    ring.append(ring)
+    chain = last = SimpleNamespace(x=0, next=None)
+    for x in range(5000):
+        last.next = SimpleNamespace(x=x, next=None)
+        last = last.next
+    before = fingerprint(lambda ram: (first, ring, chain))
+    last.x = -1
+    assert fingerprint(lambda ram: (first, ring, chain)) != before
+
+
+def test_the_getattr_of_a_settings_object_is_not_called() -> None:
+    class Settings:
+        def __init__(self, values: dict[str, Any]) -> None:
+            self._values = values
+
+        def __getattr__(self, name: str) -> Any:
+            return self._values[name]
+
+    class Loose(Settings):
+        __slots__ = ("unset",)
+
+        def __getattr__(self, name: str) -> Any:
+            return None
+
+    for kind in (Settings, Loose):
+        one, other = kind({"limit": 1}), kind({"limit": 2})
+        assert fingerprint(lambda ram, of=one: of.limit) != fingerprint(lambda ram, of=other: of.limit)
+
+
+@pytest.mark.parametrize("odd", ["\f", "# \x1c", "# \x85", "# \u2028"])
+def test_characters_at_which_text_is_split_but_not_code_move_no_line(odd: str, tmp_path: Path) -> None:
+    def fingerprint_of(result: str) -> str:
+        text = f"def other(ram):\n    return 0\n{odd}\ndef term(ram):\n    x = ram.speed\n    return {result}\n"
+        (tmp_path / "terms.py").write_text(text, encoding="utf-8")
+        return fingerprint(import_source(tmp_path / "terms.py").term)
+
+    assert fingerprint_of("x") != fingerprint_of("-x")
 
 
 def test_the_fingerprint_of_a_file_is_that_of_its_text(tmp_path: Path) -> None:

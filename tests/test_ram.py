@@ -184,7 +184,10 @@ POINTED = {
         ),
         ({"info": {"fuel": POINTED["fuel"] | {"pointer": "fuel"}}}, "'fuel' is not the name of a variable further up"),
         ({"info": {"": {"address": 1, "type": "<u2"}}}, "'' can't be a variable's name"),
-        ({"info": {"a": {"address": 1, "type": "|u1"}, " a": {"address": 2, "type": "|u1"}}}, "have the same name"),
+        (
+            {"info": {"a": {"address": 1, "type": "|u1"}, " a": {"address": 2, "type": "|u1"}}},
+            "variables 'a' and ' a' have one",
+        ),
     ],
 )
 def test_bad_data_files_name_the_file_and_the_fault(tmp_path: Path, content: Any, message: str) -> None:
@@ -217,7 +220,7 @@ def test_each_name_in_a_data_file_has_an_attribute(tmp_path: Path, name: str, at
 
 def test_entries_may_have_comments(tmp_path: Path) -> None:
     entry = {"address": 1, "type": "<u2", "_unit": "pixels", "comment": "the kart's", "//": "read from 0x1"}
-    path = write(tmp_path / "data.json", {"_source": "a forum", "info": {"speed": entry}})
+    path = write(tmp_path / "data.json", {"_source": "a forum", "info": {"_why": "found by search", "speed": entry}})
     assert RamLayout.from_file(path).variables == (Variable("speed", 1, "<u2"),)
 
 

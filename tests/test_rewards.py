@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -240,6 +242,34 @@ def test_transformed_sums_add_up_to_the_return() -> None:
     assert sum(summary["transformed"].values()) == pytest.approx(0.0)
     assert sum(map(abs, summary["share"].values())) == pytest.approx(1.0)
     assert summary["share"]["checkpoint"] > 0 > summary["share"]["wall"]
+
+
+@pytest.mark.parametrize("value", [Decimal("0.5"), Fraction(1, 2), np.float16(0.5), np.int8(5), True])
+def test_every_real_number_is_a_value(value: Any) -> None:
+    def odd(ram: Any) -> Any:
+        return value
+
+    rewards = EpisodeRewards([RewardTerm("odd", odd, 300.0)])
+    assert rewards(snapshot()) == 300.0 * float(value)
+
+
+def test_a_value_that_is_too_large_with_its_weight_is_reported() -> None:
+    def large(ram: Any) -> float:
+        return 9.0
+
+    with pytest.raises(KartRewardsError, match=r"'large' .* returned 9.0, which times its weight 1e\+308 is too large"):
+        EpisodeRewards([RewardTerm("large", large, 1e308)])(snapshot())
+
+
+def test_weights_are_by_name() -> None:
+    with pytest.raises(KartRewardsError, match="weights are by the names of terms"):
+        with_weights([as_term(wall)], {wall: 5.0}, "reward weights")  # type: ignore[dict-item]
+    assert repr(RewardTerm("wall", wall, np.float64(1)).weight) == repr(RewardTerm("wall", wall, 1).weight) == "1.0"
+
+
+def test_a_scale_of_0_is_refused() -> None:
+    with pytest.raises(KartRewardsError, match="a reward scale of 0 pays the agent nothing"):
+        make_transform("scale", 0.0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,31 @@ def test_the_variables_that_a_script_reads_include_those_of_its_helpers() -> Non
         return ram.speed + previous.checkpoint + other.nothing + helper(ram, 3)  # type: ignore[attr-defined]
 
     assert Script("term", term).reads() == {"speed", "checkpoint", "surface", "laps"}
+
+
+def test_a_replaced_snapshot_and_variables_that_are_asked_for_need_no_definition() -> None:
+    def replaced(ram: Any) -> float:
+        ram = SimpleNamespace(**ram._asdict())
+        return ram.derived
+
+    def asks(ram: Any) -> float:
+        return ram.fuel + ram.laps if hasattr(ram, "fuel") else 0
+
+    assert Script("term", replaced).reads() == set()
+    assert Script("term", asks).reads() == {"laps"}
+
+
+def test_methods_of_tuples_are_no_variables() -> None:
+    def term(ram: Any) -> float:
+        return ram.count + ram.index
+
+    layout = RamLayout([Variable("laps", 1, "|u1")])
+    with pytest.raises(KartRewardsError, match="reads 'count', which data"):
+        Script("term", term).check_reads(layout)
+    with pytest.raises(AttributeError, match="no RAM variable 'index'"):
+        print(layout.snapshot(laps=1).index)
+    counted = RamLayout([Variable("count", 1, "|u1")])
+    assert counted.snapshot(count=7).count == 7
 
 
 @pytest.mark.parametrize(
@@ -435,12 +461,15 @@ def test_definitions_that_are_marked_in_loops_lists_and_functions_are_found(tmp_
         "    reward_term(2, f'twice_{limit}')(lambda ram, limit=limit: over(ram, limit))\n"
         "    done_rule(f'stop_{limit}')(lambda ram, limit=limit: ram.speed > limit)\n"
         "    mark(limit)\n"
+        "    @reward_term(weight=2, name=f'decorated_{limit}')\n"
+        "    def decorated(ram, limit=limit):\n        return over(ram, limit)\n"
         "TERMS = {'a': [reward_term(name='a')(lambda ram: 1.0)]}\n"
         "class Group:\n    @reward_term\n    class Inner:\n        def __call__(self, ram):\n            return 1.0\n"
     )
     terms = marked_scripts(tmp_path / "terms.py", RewardTerm)
     assert score(GAIN, terms) == {
         **{"over_5": 2.0, "over_6": 2.0, "twice_5": 4.0, "twice_6": 4.0, "marked_5": 2.0, "marked_6": 2.0},
+        **{"decorated_5": 4.0, "decorated_6": 4.0},
         **{"a": 2.0, "inner": 2.0},
     }
     assert [rule.name for rule in marked_scripts(tmp_path / "terms.py", DoneRule)] == ["stop_5", "stop_6"]

@@ -48,7 +48,7 @@ from kart_rewards.files import copy_of
 from kart_rewards.integrations import find_game
 from kart_rewards.notices import notice
 from kart_rewards.race import RaceMetrics, is_kart_race
-from kart_rewards.ram import RamLayout, load_json
+from kart_rewards.ram import RamLayout, load_json, shown
 from kart_rewards.rewards import make_transform
 from kart_rewards.scenario import load_scoring
 from kart_rewards.scripting import from_plain, plain_action, to_plain
@@ -344,10 +344,15 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         super().reset(seed=seed)
         self._emulator.take(self)
         options = options or {}
+        if not isinstance(options, Mapping):
+            raise KartRewardsError(f'reset: options must be a dict such as {{"state": "Level1"}}, not {shown(options)}')
         for key in options.keys() - {*_RESET_OPTIONS, "states"}:  # states: see kart_rewards.training.episodes
             hint = did_you_mean(key, _RESET_OPTIONS)
             raise KartRewardsError(f"reset: unknown option {key!r}.{hint} The options are {', '.join(_RESET_OPTIONS)}")
         state = options.get("state") or self.states[self.np_random.integers(len(self.states))]
+        if not isinstance(state, (str, Path)):
+            raise KartRewardsError(f"reset: state must be the name or path of one start state, not {shown(state)}")
+        state = str(state)
         if state not in self._loaded_states:
             self._loaded_states[state] = self.game.load_state(state)
             self._try_state(state)
@@ -691,6 +696,9 @@ def make_env(
     known = {**inspect.signature(make_env).parameters, **inspect.signature(KartEnv).parameters}
     for unknown in options.keys() - known.keys():
         raise KartRewardsError(f"make_env has no argument {unknown!r}.{did_you_mean(unknown, known)}")
+    if not (isinstance(frame_skip, (int, np.integer)) and frame_skip >= 1):
+        raise KartRewardsError(f"frame_skip must be an integer, 1 or more, not {frame_skip!r}")
+    frame_skip = int(frame_skip)  # Gymnasium would not copy a number of NumPy
     steps = default_max_episode_steps(frame_skip) if max_episode_steps is None else max_episode_steps
     if max_episode_steps is not None and not (isinstance(steps, (int, np.integer)) and steps >= 1):
         raise KartRewardsError(f"max_episode_steps must be an integer, 1 or more, not {steps!r}")

@@ -107,7 +107,12 @@ class ScreenObserver:
         self._screen_shape = tuple(screen_shape)
         self._rows, self._columns = slice(top, bottom), slice(left, right)
         shape = (stack, rows, columns) if config.grey else (stack, rows, columns, 3)
-        self.frames = np.zeros(shape, np.uint8)
+        try:
+            self.frames = np.zeros(shape, np.uint8)
+        except (MemoryError, ValueError):
+            raise KartRewardsError(
+                f"observations of size {config.size} and stack {stack} do not fit into memory"
+            ) from None
         self._unstacked = stack == 1 and not config.grey
         self.space = gym.spaces.Box(0, 255, shape[1:] if self._unstacked else shape, np.uint8)
 

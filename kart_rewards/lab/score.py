@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -48,7 +49,7 @@ from kart_rewards.errors import KartRewardsError, counted, did_you_mean
 from kart_rewards.integrations import Game, find_game
 from kart_rewards.notices import notice
 from kart_rewards.race import LAPS_AT_FIRST_CROSSING, progress
-from kart_rewards.ram import RamLayout
+from kart_rewards.ram import RamLayout, readable_names
 from kart_rewards.rewards import ROUNDING, make_transform, parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
 from kart_rewards.training.options import GamesFolder, Names
@@ -125,7 +126,7 @@ class RewardSet:
         """
         loaded = self._load(drive.info.game, tuple(drive.columns))
         for script in (*loaded.scoring.terms, *loaded.scoring.done):
-            for name in sorted(script.reads() - set(dir(drive[0]))):
+            for name in sorted(script.reads() - readable_names(drive[0])):
                 raise KartRewardsError(
                     f"{script.name!r} ({script.where}) reads {name!r}, which {drive.info.label or 'a drive'} of "
                     f"{drive.info.game} does not have; it has {', '.join(drive.columns)}."
@@ -289,9 +290,13 @@ def score_drive(drive: Drive, loaded: Loaded) -> DriveScore:
 def _weighted(rows: Sequence[Sequence[Any]], weights: Sequence[float]) -> np.ndarray | None:
     """Returns the weighted values, shape (frames, terms); None if one is not a finite number."""
     try:
-        values = np.array(rows, np.float64)
-        if values.ndim > 2:  # of arrays of one value
+        values = np.array(rows)
+        if values.ndim > 2 or values.dtype.kind not in "biufO":  # arrays of one value, or text
             return None
+        if values.dtype.kind == "O":  # such as Decimal
+            for value in values.flat:
+                math.hypot(value)  # raises if it is not a real number
+        values = values.astype(np.float64)
         values = values.reshape(len(rows), len(weights)) * np.array(weights, np.float64)
     except (TypeError, ValueError, OverflowError):
         return None

@@ -243,8 +243,8 @@ def command(
             ppo_continuous_single_file.py.
         state: The course, by its start state. By default the first course of the agent's training.
         output: Video file to write instead of opening a window: .mp4, or a smaller .gif with 10 pictures per second.
-        seconds: Length of an episode at most. By default the limit of the agent's evaluations. Its last picture then stays for 1.5
-            seconds, also in a video.
+        seconds: Length of an episode at most. By default the limit of the agent's evaluations. Its last picture then
+            stays for 1.5 seconds, also in a video.
         sampled: Sample the actions, as in training, instead of taking the most probable one.
         seed: Seed of the first episode. Each further episode has the next seed.
         random_start_frames: Drive 0 to this many emulated frames at random before each episode.

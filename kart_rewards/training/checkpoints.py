@@ -171,6 +171,11 @@ class Resumption:
         if changed and not allow_changed_rewards:
             copies = changed_sources(checkpoint.path.parent)
             old = "".join(f"\n  {file}: the run's own text of it is {copy}" for file, copy in copies.items())
+            if not copies and re.search(r"code \w+ -> .*code ", changed):
+                old = (
+                    ". No file of the run has changed: if a term or rule reads a constant that differs in each "
+                    "process, such as time.time() or a random number, compute it when the term is called"
+                )
             raise KartRewardsError(
                 f"{checkpoint.path}: was trained with {_kinds(changed)}:\n{changed}\nResume with the old ones, or add "
                 f"--allow-changed-rewards{old}"
@@ -299,8 +304,12 @@ def _same(options: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
     return all(options[name] == value for name, value in saved.items())
 
 
+_WHOLE_WEIGHT = re.compile(r"^(weight -?\d+)(?=,)")  # as version 0.1 saved some weights: 1 beside 1.0
+
+
 def _changes(saved: Mapping[str, str], current: Mapping[str, str]) -> str:
     """The terms and rules that differ, a line each."""
+    saved = {name: _WHOLE_WEIGHT.sub(r"\1.0", text) for name, text in saved.items()}
     return "\n".join(
         f"  {name}: {saved.get(name, 'was not there')} -> {current.get(name, 'is not there')}"
         for name in {**saved, **current}

@@ -298,6 +298,10 @@ class Run:
         if self.envs.drawing:
             yield self.envs.drawing
         yield from self.rewards.scoring.notices()
+        env = self.settings["env"]
+        if env["reward_transform"] != "scale" and env["reward_scale"] != _SCORING_OPTIONS["reward_scale"]:
+            transform = env["reward_transform"]
+            yield f"--reward-scale {env['reward_scale']:g} has no effect with --reward-transform {transform}."
         if self._last_step < self.total_steps:
             yield (
                 f"Training ends after {self._last_step:,} steps, not {self.total_steps:,}: each rollout is complete, "
@@ -307,7 +311,10 @@ class Run:
     def _first_frames(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Resets the environments. Returns their observations, and the state of each rank."""
         if any(each != self.rewards.scoring.fingerprints() for each in self.envs.call("fingerprints")):
-            raise KartRewardsError("a file of reward terms has changed while the run started: start the run again")
+            raise KartRewardsError(
+                "a file of reward terms has changed while the run started: start the run again. Or a term or rule "
+                "reads a constant that differs in each process, such as time.time(): compute it when the term is called"
+            )
         if self.options.record_drives and self.ranks.rank == 0:
             self.envs.call("record_drives", self.options.record_drives)
         states = self.resumption.env_states if self.resumption else None

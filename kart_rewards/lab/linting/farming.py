@@ -172,7 +172,7 @@ def _pays_for_being(term: RewardTerm, drive: Drive, values: np.ndarray, first: i
         calls = ScriptCalls([term])
         for given in frames_of(drive)[: paid + 1]:
             calls.values(*given)
-        frozen = [calls.values(*given)[0] * term.weight for _ in range(_FROZEN_FRAMES)]
+        frozen = [float(calls.values(*given)[0]) * term.weight for _ in range(_FROZEN_FRAMES)]
         if sum(frozen[1:]) > 0:
             return True
     return False
