@@ -111,9 +111,7 @@ class _Collector:
         if id(value) in self._seen or id(value) in self._inside:
             self._parts.append(f"{name}: see above")
             return []
-        if isinstance(value, (FunctionType, type, ModuleType, functools.partial, MethodType)) or _has(
-            value, "__dict__"
-        ):
+        if type(value) not in _PLAIN and (isinstance(value, MethodType) or _has(value, "__dict__")):
             self._seen.add(id(value))
             self._kept.append(value)
         match value:
@@ -215,6 +213,8 @@ class _Collector:
 
 
 _Used = tuple[Any, str]  # a value, and how the code calls it
+
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset}
 
 _BY_TYPE = (logging.Logger, logging.LoggerAdapter, io.IOBase, random.Random, np.random.Generator, np.random.RandomState)
 """What holds more than the code that uses it: other loggers, a position, a state that is not that of the start."""
