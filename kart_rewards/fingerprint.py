@@ -88,7 +88,7 @@ class _Collector:
         self._package = package
         self._own_packages = {package, "kart_rewards"} - {"builtins"}
         self._seen: set[int] = set()
-        self._inside: set[int] = set()  # the lists and dicts whose items are being added
+        self._inside: set[int] = set()  # what the values that are being added lie in
         self._kept: list[Any] = []  # so that no id is used again
 
     def add(self, value: Any, name: str = "") -> None:
@@ -149,11 +149,12 @@ class _Collector:
             case _ if callable(value) and _has(value, "__wrapped__"):  # such as a function with functools.cache
                 return [(value.__wrapped__, name)]
             case _:
-                return [(type(value), f"{name} of"), (attributes_of(value) or _content_of(value), f"{name} with")]
+                held = attributes_of(value) or _content_of(value)
+                return self._items(value, [(type(value), f"{name} of"), (held, f"{name} with")])
         return []
 
     def _items(self, container: Any, items: list[_Used]) -> list[_Used]:
-        """Returns the items of a container, and a mark of their end: it may hold itself."""
+        """Returns the items of a list, a dict or an object, and a mark of their end: it may hold itself."""
         self._inside.add(id(container))
         self._kept.append(container)
         return [*items, (_EndOf(id(container)), "")]
@@ -214,11 +215,10 @@ class _Collector:
 
 _Used = tuple[Any, str]  # a value, and how the code calls it
 
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset}
-
 _BY_TYPE = (logging.Logger, logging.LoggerAdapter, io.IOBase, random.Random, np.random.Generator, np.random.RandomState)
 """What holds more than the code that uses it: other loggers, a position, a state that is not that of the start."""
 
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset}
 
 _MISSING = object()
 
@@ -228,7 +228,7 @@ class _EndOf:
     """Follows the items of a container.
 
     Args:
-        container: Its ``id``.
+        container: The ``id`` of the container.
     """
 
     container: int

@@ -251,6 +251,14 @@ def test_tensors_and_arrays_of_objects_count() -> None:
         assert fingerprint(term_with(one)) != fingerprint(term_with(other))
 
 
+class Corner:
+    __slots__ = ("next", "x")
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+        self.next: Any = None
+
+
 def test_data_may_hold_itself_or_be_a_long_chain() -> None:
     first: dict[str, Any] = {"id": 0}
     first["next"] = {"id": 1, "next": first}
@@ -260,9 +268,13 @@ def test_data_may_hold_itself_or_be_a_long_chain() -> None:
     for x in range(5000):
         last.next = SimpleNamespace(x=x, next=None)
         last = last.next
-    before = fingerprint(lambda ram: (first, ring, chain))
+    corner, line = Corner(1), deque([1])
+    corner.next = Corner(2)
+    corner.next.next = corner
+    line.append(line)  # type: ignore[arg-type]
+    before = fingerprint(lambda ram: (first, ring, chain, corner, line))
     last.x = -1
-    assert fingerprint(lambda ram: (first, ring, chain)) != before
+    assert fingerprint(lambda ram: (first, ring, chain, corner, line)) != before
 
 
 def test_the_getattr_of_a_settings_object_is_not_called() -> None:
