@@ -23,9 +23,11 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kart_rewards.done import EpisodeDone, as_rule, episode_calls
 from kart_rewards.drivers import (  # noqa: F401 - public here, too
@@ -188,7 +190,13 @@ def _frames(trace: Any, buttons: Any, actions: Any, scripts: Iterable[Script]) -
     if hasattr(trace, "_fields") or not isinstance(trace, Iterable):  # a snapshot is a tuple of numbers
         what = "a single snapshot" if hasattr(trace, "_fields") else shown(trace)
         raise KartRewardsError(f"a trace must be a sequence of snapshots, such as [snapshot()], not {what}")
+    if isinstance(trace, str):
+        raise KartRewardsError(f"a trace must be a sequence of snapshots, not {shown(trace)}: did you mean load_trace?")
     frames = list(trace)
+    odd = [frame for frame in frames if isinstance(frame, (str, bytes, int, float, list, dict, type(None)))]
+    if odd or not frames:
+        what = shown(odd[0]) if odd else "an empty one"
+        raise KartRewardsError(f"a trace must be a sequence of snapshots, such as [snapshot()], not {what}")
     if isinstance(trace, Drive) and trace.info.buttons:
         buttons = trace.buttons if buttons is None else buttons
         actions = trace.frame_actions if actions is None else actions
@@ -199,8 +207,16 @@ def _frames(trace: Any, buttons: Any, actions: Any, scripts: Iterable[Script]) -
                     f"{script.name!r} ({script.where}) asks for {name!r}, which this trace does not have: pass "
                     f"{argument}=[…] with one element per frame, or a drive"
                 )
+        if values is not None and not isinstance(values, (Sequence, np.ndarray)):
+            raise KartRewardsError(f"{argument} must be a list with one element per frame, not {shown(values)}")
         if values is not None and len(values) != len(frames):
             raise KartRewardsError(f"there are {len(values)} {argument} for {len(frames)} frames: pass one per frame")
+    for each in () if buttons is None else buttons:
+        if isinstance(each, str) or not isinstance(each, Iterable):
+            raise KartRewardsError(
+                f'buttons must be a list of sets of names, such as [{{"B", "LEFT"}}], with one set per frame: not of '
+                f"{shown(each)}"
+            )
     held = [frozenset()] * len(frames) if buttons is None else list(map(frozenset, buttons))
     chosen = [None] * len(frames) if actions is None else list(map(plain_action, actions))
     yield from zip(frames, held, chosen, strict=True)

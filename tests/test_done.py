@@ -83,7 +83,13 @@ def test_a_rule_that_returns_neither_a_bool_nor_an_integer_is_named(value: Any) 
 
 def test_numpy_bools_and_integers_are_valid_values_of_a_rule() -> None:
     numpy = pytest.importorskip("numpy")
-    for value, ends in ((numpy.bool_(True), True), (numpy.bool_(False), False), (1, True), (0, False)):
+    for value, ends in (
+        (numpy.bool_(True), True),
+        (numpy.bool_(False), False),
+        (numpy.int64(1), True),
+        (1, True),
+        (0, False),
+    ):
 
         def rule(ram: Any, value: Any = value) -> Any:
             return value

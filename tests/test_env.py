@@ -599,6 +599,15 @@ def test_a_misspelt_option_of_a_reset_is_refused(make: Any) -> None:
     assert env.reset(options={"state": INTEGRATIONS / GAME / "Level5.state"})[1]["state"].endswith("Level5.state")
 
 
+def test_a_closed_environment_says_so(make: Any) -> None:
+    env = make()
+    env.reset(seed=1)
+    env.close()
+    for use in (env.reset, lambda: env.step(env.action_space.sample()), env.unwrapped.get_state):
+        with pytest.raises(gym.error.ClosedEnvironmentError, match="the environment is closed: make a new one"):
+            use()
+
+
 def test_numbers_of_numpy_are_numbers(make: Any) -> None:
     assert make(frame_skip=np.int64(2)).unwrapped.frame_skip == 2
 

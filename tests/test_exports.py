@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,18 @@ def test_the_command_lists_checks_and_converts(tmp_path: Path) -> None:
         (["a.bk2", "--game", GAME, "--output", "x"], "a.bk2: no such file"),
         (["a.drive"], "a.drive: no such drive."),
         (["damaged.drive"], "damaged.drive: is not a drive: File is not a zip file"),
+        (["kept/a.bk2", "--game", GAME, "--output", "kept"], "kept/a.drive: exists already: choose another folder"),
+        (["kept", "--bk2", "x"], "have the same name, and both would be written to x/a.bk2"),
+        (["reverse", "--bk2", "damaged.drive"], "damaged.drive/reverse.bk2: can't be written: Not a directory"),
         pytest.param(["race", "walls", "--minari", "no name!"], "no name!: ", marks=needs_minari),
     ],
 )
 def test_mistakes_end_with_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "damaged.drive").write_text("x")
+    for name in ("kept/a.drive", "kept/b/a.drive"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(SHIPPED / "reverse.drive", tmp_path / name)
+    (tmp_path / "kept/a.bk2").touch()
     done = run("drives", *arguments, folder=tmp_path, environment={"MINARI_DATASETS_PATH": str(tmp_path)})
     assert done.returncode == 2
     assert message in done.stderr

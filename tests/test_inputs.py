@@ -20,7 +20,7 @@ SNES = stable_retro.get_system_info("Snes")["buttons"]
 
 def test_a_script_has_frames_and_the_buttons_held(tmp_path: Path) -> None:
     path = tmp_path / "boot.txt"
-    path.write_text("# boot\n\n60\n2 START   # the menu\n 30\tb + Left\r\n", encoding="utf-8")
+    path.write_text("\ufeff# boot\n\n60\n2 START   # the menu\n 30\tb + Left\r\n", encoding="utf-8")
     assert read_inputs(path, SNES) == [
         (60, frozenset()),
         (2, frozenset({"START"})),

@@ -281,6 +281,19 @@ def test_what_is_no_environment_is_refused() -> None:
         ScriptRewards("Airstriker")  # type: ignore[arg-type]
 
 
+def test_one_inside_another_is_refused() -> None:
+    env = ScriptRewards(make())
+    with pytest.raises(KartRewardsError, match="a ScriptRewards inside another one has no effect: pass all terms"):
+        ScriptRewards(gym.wrappers.TimeLimit(env, 100))
+    env.reset(seed=1)
+    env.close()
+    for use in (env.reset, lambda: env.step(np.zeros(12, np.int8))):
+        with pytest.raises(
+            (gym.error.ClosedEnvironmentError, gym.error.ResetNeeded), match=r"the environment is closed|Call reset"
+        ):
+            use()
+
+
 def test_step_needs_a_reset() -> None:
     env = ScriptRewards(make())
     with pytest.raises(gym.error.ResetNeeded):

@@ -88,6 +88,11 @@ def test_a_trace_is_a_sequence_of_snapshots(function: Any) -> None:
         function(snapshot(), [])
     with pytest.raises(KartRewardsError, match=r"^a trace must be a sequence of snapshots.* not 3$"):
         function(3, [])
+    with pytest.raises(KartRewardsError, match="not 'race': did you mean load_trace"):
+        function("race", [])
+    for trace, what in (([], "an empty one"), ([1, 2], "1"), ([snapshot(), None], "None")):
+        with pytest.raises(KartRewardsError, match=rf"^a trace must be a sequence of snapshots.* not {what}$"):
+            function(trace, [])
 
 
 def test_an_episode_of_a_trace_ends_with_its_rule_as_in_the_environment() -> None:
@@ -141,6 +146,11 @@ def test_terms_that_ask_for_buttons_and_actions_are_tested(tmp_path: Path) -> No
             missing()
     with pytest.raises(KartRewardsError, match="there are 1 actions for 4 frames: pass one per frame"):
         score(trace, Steady, actions=[1])
+    for wrong in (["START"] * 4, "BBBB", [None, {"L"}, None, None]):
+        with pytest.raises(KartRewardsError, match="buttons must be a list of sets of names"):
+            score(trace, hop, buttons=wrong)
+    with pytest.raises(KartRewardsError, match="buttons must be a list with one element per frame"):
+        score(trace, hop, buttons=({"L"} for _ in trace))
 
 
 def test_a_drive_has_buttons_and_actions() -> None:

@@ -326,6 +326,16 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         screen: tuple[int, ...] = self.em.get_screen().shape
         return screen
 
+    def _take(self) -> None:
+        """Loads this environment's state into the emulator, if another one uses it.
+
+        Raises:
+            ClosedEnvironmentError: The environment is closed.
+        """
+        if self._emulator is None:
+            raise gym.error.ClosedEnvironmentError("the environment is closed: make a new one")
+        self._emulator.take(self)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -342,7 +352,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
             KartRewardsError: The start state is not valid, or a term or rule failed.
         """
         super().reset(seed=seed)
-        self._emulator.take(self)
+        self._take()
         options = options or {}
         if not isinstance(options, Mapping):
             raise KartRewardsError(f'reset: options must be a dict such as {{"state": "Level1"}}, not {shown(options)}')
@@ -401,7 +411,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         given = plain_action(action)
         measured = self._slow_scripts.begin_step(score.rewards.calls, score.done.calls)
         began = perf_counter()
-        self._emulator.take(self)
+        self._take()
         masks = self._actions.frames(action, self.frame_skip)
         if self.sticky_actions:
             masks = self._delayed(masks)
@@ -526,7 +536,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         Raises:
             KartRewardsError: The memory of a term or rule can't be saved. See ``ScriptCalls.get_state``.
         """
-        self._emulator.take(self)
+        self._take()
         assert self.score, "reset comes first"
         return {
             "emulator": zlib.compress(self.em.get_state(), level=1),
@@ -550,7 +560,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         if self.lua:
             raise KartRewardsError(f"{self.game.name}: the memory of Lua scripts is not saved: begin a new episode")
         held = np.frombuffer(state.get("held", bytes(len(self.buttons))), np.uint8)  # older versions did not save it
-        self._emulator.take(self)
+        self._take()
         if self.recorder:
             self.recorder.forget()
         if not self._load(zlib.decompress(state["emulator"]), held.reshape(len(self.buttons))):
@@ -612,7 +622,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
 
     def _compare_turns(self) -> str:
         """Returns the result of ``sharing_fault`` by playing frames."""
-        self._emulator.take(self)
+        self._take()
         alone, in_turns = self._sample_frames(False), self._sample_frames(True)
         for number, (one, other) in enumerate(zip(alone, in_turns, strict=True), start=1):
             for what, of_one, of_other in zip(("RAM", "screen"), one, other, strict=True):

@@ -28,6 +28,7 @@ def save_movie(drive: Drive, path: Path, em: Any) -> None:
         UnwritableError: The file can't be written.
     """
     with atomic_write(path) as file:
+        file.touch()  # stable-retro crashes if it can't write the file
         movie = stable_retro.Movie(str(file), True, 1)
         movie.configure(drive.info.game, em)
         movie.set_state(drive.start)

@@ -149,6 +149,8 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode. The terms and rules are called with its first frame, but it is not paid."""
+        if not hasattr(self.unwrapped, "em"):
+            raise gym.error.ClosedEnvironmentError("the environment is closed: make a new one")
         with self._lua_errors():
             observation, info = self.env.reset(seed=seed, options=options)
         self._bind()
@@ -191,11 +193,17 @@ class ScriptRewards(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, EzPi
 
     def close(self) -> None:
         """Closes the environment."""
+        self.score = None
         vars(self.unwrapped).pop("step", None)
         super().close()
 
 
 def _check_is_of_stable_retro(env: Any) -> None:
+    inner = env
+    while isinstance(inner, gym.Wrapper):
+        if isinstance(inner, ScriptRewards):
+            raise KartRewardsError("a ScriptRewards inside another one has no effect: pass all terms and rules to one")
+        inner = inner.env
     core = env.unwrapped if isinstance(env, gym.Env) else env
     if isinstance(core, stable_retro.RetroEnv):
         if not hasattr(core, "em"):

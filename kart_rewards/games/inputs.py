@@ -54,7 +54,7 @@ def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
     if str(path).endswith(SUFFIX):
         return list(_run_lengths(load_drive(path).all_buttons))
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise KartRewardsError(f"{path}: no such file") from None
     except OSError as error:

@@ -74,7 +74,7 @@ def command(
     if state is None and found.states():
         state = found.default_state()
     try:
-        lines = script.read_text(encoding="utf-8").splitlines() if script else None
+        lines = script.read_text(encoding="utf-8-sig").splitlines() if script else None
     except (OSError, UnicodeDecodeError) as error:
         raise KartRewardsError(f"{script}: can't be read: {error}") from None
     prompt = SearchPrompt(found, state, name)

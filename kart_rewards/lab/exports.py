@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from gzip import compress
 from pathlib import Path
@@ -186,29 +186,50 @@ def command(
     )
     if movies and not (game and output):
         raise KartRewardsError(f"{movies[0]}: is a movie: name its game, --game, and a folder for its drive, --output")
-    for movie in movies:
-        assert game and output
-        path = output / f"{movie.name.removesuffix('.bk2')}{SUFFIX}"
+    drives_of = {movie: (output or movie.parent) / f"{movie.name.removesuffix('.bk2')}{SUFFIX}" for movie in movies}
+    paths += drives_of.values()
+    movies_of = {path: bk2 / f"{path.name.removesuffix(SUFFIX)}.bk2" for path in paths} if bk2 else {}
+    _check_targets(drives_of)
+    _check_targets(movies_of)
+    for movie, path in drives_of.items():
+        assert game
+        if path.exists():
+            raise KartRewardsError(f"{path}: exists already: choose another folder, --output")
         drive_of_movie(movie, game, integrations_path).save(path)
         print(f"wrote {path}")
-        paths.append(path)
     loaded = list(map(load_drive, paths))
     _print_table(loaded)
     for drive, path in zip(loaded, paths, strict=True):
         if replay:
             frames = sum(1 for _ in _replay(drive, integrations_path))
             print(f"{drive.info.label}: {counted(frames, 'frame')}, equal")
-        if bk2:
+        if target := movies_of.get(path):
             console = Console(find_game(drive.info.game, integrations_path).rom())
-            save_movie(drive, bk2 / f"{path.name.removesuffix(SUFFIX)}.bk2", console.em)
+            save_movie(drive, target, console.em)
             del console
-            print(f"wrote {bk2 / path.name.removesuffix(SUFFIX)}.bk2")
+            print(f"wrote {target}")
     if minari:
         dataset = minari_dataset(loaded, minari, integrations=integrations_path)
         print(f"wrote the Minari dataset {minari}: {counted(dataset.total_episodes, 'episode')}")
 
 
 _replay = replay
+
+
+def _check_targets(targets: Mapping[Path, Path]) -> None:
+    """Checks that no two files would be written over each other.
+
+    Args:
+        targets: File that is read -> file that is written.
+    """
+    sources: dict[Path, Path] = {}
+    for source, target in targets.items():
+        if target in sources:
+            raise KartRewardsError(
+                f"{sources[target]} and {source} have the same name, and both would be written to {target}: convert "
+                "one at a time, into other folders"
+            )
+        sources[target] = source
 
 
 def _print_table(drives: Iterable[Drive]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -167,7 +167,10 @@ def examine(
         if sum(map(len, recorded)) + len(drive) > _MOST_FRAMES:
             left_out += 1
             continue
-        paths.setdefault(drive.info.label, path)
+        label = drive.info.label
+        if label in paths:  # a finding names a drive by its label
+            drive = replace(drive, info=replace(drive.info, label=f"{label} ({path.parent})"))
+        paths[drive.info.label] = path
         recorded.append(drive)
     evidence = gather(folder, rewards, recorded, action_mode)
     found = findings(evidence)
