@@ -298,7 +298,7 @@ class Run:
         if self.envs.drawing:
             yield self.envs.drawing
         yield from self.rewards.scoring.notices()
-        env = _SCORING_OPTIONS | self.settings["env"]
+        env = {**_SCORING_OPTIONS, **self.settings["env"]}
         if env["reward_transform"] != "scale" and env["reward_scale"] != _SCORING_OPTIONS["reward_scale"]:
             transform = env["reward_transform"]
             yield f"--reward-scale {env['reward_scale']:g} has no effect with --reward-transform {transform}."
