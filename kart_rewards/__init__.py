@@ -55,7 +55,7 @@ for _name in list_games():
                 _name,
                 "kart_rewards.env:KartEnv",
                 max_episode_steps=default_max_episode_steps(DEFAULT_FRAME_SKIP),
-                disable_env_checker=True,  # it checks each step; it is for authors of environments, as in the tests
+                disable_env_checker=True,  # it would check each step, which the tests do
                 kwargs={"game": _name},
                 vector_entry_point="kart_rewards.training.vector_env:KartVectorEnv",
             )

@@ -33,9 +33,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, overload
-
-import numpy as np
 
 from kart_rewards.errors import KartRewardsError
 from kart_rewards.race import finished
@@ -175,7 +174,7 @@ class EpisodeDone:
             if stop is False:
                 continue
             if stop is not True and not (
-                isinstance(stop, (int, np.integer)) or (str(getattr(stop, "dtype", "")) == "bool" and stop.ndim == 0)
+                isinstance(stop, Integral) or (str(getattr(stop, "dtype", "")) == "bool" and stop.ndim == 0)
             ):
                 raise self.calls.failure(i, ram, f"returned {stop!r}, neither True nor False{pair_hint(stop)}")
             if stop:

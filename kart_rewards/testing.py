@@ -23,11 +23,9 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kart_rewards.done import EpisodeDone, as_rule, episode_calls
 from kart_rewards.drivers import (  # noqa: F401 - public here, too
@@ -207,7 +205,7 @@ def _frames(trace: Any, buttons: Any, actions: Any, scripts: Iterable[Script]) -
                     f"{script.name!r} ({script.where}) asks for {name!r}, which this trace does not have: pass "
                     f"{argument}=[…] with one element per frame, or a drive"
                 )
-        if values is not None and not isinstance(values, (Sequence, np.ndarray)):
+        if values is not None and not hasattr(values, "__len__"):
             raise KartRewardsError(f"{argument} must be a list with one element per frame, not {shown(values)}")
         if values is not None and len(values) != len(frames):
             raise KartRewardsError(f"there are {len(values)} {argument} for {len(frames)} frames: pass one per frame")

@@ -186,7 +186,7 @@ def command(
     )
     if movies and not (game and output):
         raise KartRewardsError(f"{movies[0]}: is a movie: name its game, --game, and a folder for its drive, --output")
-    drives_of = {movie: (output or movie.parent) / f"{movie.name.removesuffix('.bk2')}{SUFFIX}" for movie in movies}
+    drives_of = {movie: output / f"{movie.name.removesuffix('.bk2')}{SUFFIX}" for movie in movies} if output else {}
     paths += drives_of.values()
     movies_of = {path: bk2 / f"{path.name.removesuffix(SUFFIX)}.bk2" for path in paths} if bk2 else {}
     _check_targets(drives_of)

@@ -304,7 +304,7 @@ def _same(options: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
     return all(options[name] == value for name, value in saved.items())
 
 
-_WHOLE_WEIGHT = re.compile(r"^(weight -?\d+)(?=,)")  # as version 0.1 saved some weights: 1 beside 1.0
+_WHOLE_WEIGHT = re.compile(r"^(weight -?\d+)(?=,)")  # as older versions saved some weights: 1 beside 1.0
 
 
 def _changes(saved: Mapping[str, str], current: Mapping[str, str]) -> str:
