@@ -290,6 +290,8 @@ def load_drive(path: str | Path) -> Drive:
         KartRewardsError: The file does not exist, or it is not a drive.
     """
     path = Path(path)
+    if path.is_fifo():
+        raise KartRewardsError(f"{path}: is a pipe: a drive is read from a file")
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, path.name.removesuffix(SUFFIX))

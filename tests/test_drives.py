@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,12 @@ def test_files_that_are_no_drives_are_reported(tmp_path: Path) -> None:
         load_drive(tmp_path / "b.drive")
     with pytest.raises(KartRewardsError, match=r"can't be read: Is a directory"):
         load_drive(tmp_path)
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.drive")
+    with pytest.raises(KartRewardsError, match=r"a\.drive: is a pipe: a drive is read from a file"):
+        load_drive(tmp_path / "a.drive")
 
 
 def test_a_file_that_unpacks_to_gigabytes_is_refused(

@@ -53,6 +53,8 @@ def test_an_unknown_button_is_reported_with_the_known_ones(line: str, button: st
     [
         ("none.txt", None, "no such file"),
         ("none.bk2", None, "no such file"),
+        ("empty.txt", b"", "has no inputs: each line is a number of frames"),
+        ("comment.txt", b"# one second\n", "has no inputs: each line is a number of frames"),
         ("binary.txt", b"\xff\xfe\x00", "is not a text script of buttons. A movie's name must end in .bk2"),
         ("damaged.bk2", b"PK\x03\x04 and no more", "stable-retro can't read this movie: it is damaged"),
     ],

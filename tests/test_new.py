@@ -296,6 +296,7 @@ def test_a_new_game_does_not_hide_a_game_in_another_folder(mine: Path, rom: Path
         (b"Rar!\x1a\x07\x00", "a RAR archive"),
         (lzma.compress(b"a ROM"), "an xz file"),
         (b"PK\x03\x04\x00", "a zip file"),
+        (b"PK\x05\x06" + bytes(18), "a zip file without content"),
         (b"\x7fELF\x02\x00", "a program"),
     ],
 )

@@ -47,7 +47,8 @@ def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
         buttons: The console's buttons, in the core's order.
 
     Raises:
-        KartRewardsError: The file can't be read, a line is wrong, or the console does not have a button.
+        KartRewardsError: The file can't be read, a line is wrong, a script is empty, or the console does not have a
+            button.
     """
     if str(path).endswith(".bk2"):
         return list(_read_movie(path, buttons))
@@ -63,7 +64,10 @@ def read_inputs(path: str | Path, buttons: Sequence[str | None]) -> list[Held]:
         raise KartRewardsError(
             f"{path}: is not a text script of buttons. A movie's name must end in .bk2, a drive's in {SUFFIX}"
         ) from None
-    return parse_inputs(text, buttons, str(path))
+    inputs = parse_inputs(text, buttons, str(path))
+    if not inputs:
+        raise KartRewardsError(f"{path}: has no inputs: each line is a number of frames and the buttons, '30 B+LEFT'")
+    return inputs
 
 
 def parse_inputs(text: str, buttons: Sequence[str | None], source: str = "script") -> list[Held]:

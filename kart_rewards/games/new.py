@@ -44,6 +44,7 @@ _OTHER_FILES = {
     b"GIF8": "a picture",
     b"\x1f\x8b": "a gzip file, such as a save state",
     b"PK\x03\x04": "a zip file",
+    b"PK\x05\x06": "a zip file without content",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a RAR archive",
     b"BZh91AY&SY": "a bzip2 file",

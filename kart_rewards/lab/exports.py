@@ -11,6 +11,7 @@ import inspect
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from gzip import compress
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,9 +51,9 @@ def drive_of_movie(path: Path, game: str, integrations: Path | None = None) -> D
     Raises:
         KartRewardsError: The movie can't be read, it is of another game, or it has no frame after the first.
     """
-    snapshot = movie_start(path)
+    snapshot, label = movie_start(path), path.name.removesuffix(".bk2")
     with tempfile.TemporaryDirectory(prefix="kart_rewards-") as folder:
-        state = Path(folder) / f"{path.name.removesuffix('.bk2')}.state"
+        state = Path(folder) / f"{label}.state"
         state.write_bytes(compress(snapshot))
         with closing(
             KartEnv(game, integrations=integrations, state=str(state), action_mode="all", frame_skip=1)
@@ -66,7 +67,8 @@ def drive_of_movie(path: Path, game: str, integrations: Path | None = None) -> D
                     break
             if not recorder.has_drive:
                 raise KartRewardsError(f"{path}: has no frame after that of the reset")
-            return recorder.drive(env)
+            drive = recorder.drive(env)
+    return replace(drive, info=replace(drive.info, state=label))  # the state's file was temporary
 
 
 def minari_dataset(
