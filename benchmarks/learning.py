@@ -5,11 +5,11 @@
 
 The evaluations of runs are a small file, which ``--save`` writes. It is read like the runs themselves.
 
-A row of the table is one experiment (``--exp-name`` of training) over its seeds. The lap of an evaluation is its median
-lap with deterministic actions. Laps vary between evaluations, so the lap of a run is the mean of its last three
-evaluations. The column "best" is its best evaluation. The picture shows each seed, and the interquartile mean of an
-experiment's seeds (the mean, if they are fewer than four) with its 95 % interval, a bootstrap over seeds, for the
-evaluations that all of them have.
+A row of the table is one experiment (``--exp-name`` of training) on one course, over its seeds. The lap of an
+evaluation is its median lap with deterministic actions. Laps vary between evaluations, so the lap of a run is the
+mean of its last three evaluations. The column "best" is its best evaluation. The picture shows each seed, and the
+interquartile mean of an experiment's seeds (the mean, if they are fewer than four) with its 95 % interval, a
+bootstrap over seeds, for the evaluations that all of them have.
 """
 
 from __future__ import annotations
@@ -66,60 +66,60 @@ class Run:
         return [lap for at, lap in zip(self.steps, self.lap_times_seconds, strict=True) if at <= steps and lap]
 
 
-def read_run(folder: Path) -> Run | None:
-    """Returns the evaluations of a run on its first course; None if it has no evaluations."""
+def read_run(folder: Path) -> list[Run]:
+    """Returns the evaluations of a run, by course; an empty list if it has none."""
     log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     log.Reload()
     tags = log.Tags()["scalars"]
     courses = sorted(match[1] for tag in tags if (match := re.fullmatch("eval/(.*)/finish_rate", tag)))
-    if not courses:
-        return None
-    course = courses[0]
-    finished = log.Scalars(f"eval/{course}/finish_rate")
-    tag = f"eval/{course}/median_lap_time_seconds"
-    laps = {event.step: event.value for event in log.Scalars(tag)} if tag in tags else {}
-    rates = log.Scalars("charts/SPS")
-    rest, seed, _ = folder.name.rsplit("__", 2)
-    experiment = rest.partition("__")[2]
-    began = rates[0].wall_time - rates[0].step / rates[0].value
-    return Run(
-        experiment=experiment,
-        seed=int(seed),
-        course=course,
-        steps=[event.step for event in finished],
-        minutes=[(event.wall_time - began) / 60 for event in finished],
-        finish_rates=[event.value for event in finished],
-        lap_times_seconds=[laps.get(event.step) for event in finished],
-        steps_per_second=rates[-1].value,
-    )
+    runs = []
+    for course in courses:
+        finished = log.Scalars(f"eval/{course}/finish_rate")
+        tag = f"eval/{course}/median_lap_time_seconds"
+        laps = {event.step: event.value for event in log.Scalars(tag)} if tag in tags else {}
+        rates = log.Scalars("charts/SPS")
+        rest, seed, _ = folder.name.rsplit("__", 2)
+        began = rates[0].wall_time - rates[0].step / rates[0].value
+        run = Run(
+            experiment=rest.partition("__")[2],
+            seed=int(seed),
+            course=course,
+            steps=[event.step for event in finished],
+            minutes=[(event.wall_time - began) / 60 for event in finished],
+            finish_rates=[event.value for event in finished],
+            lap_times_seconds=[laps.get(event.step) for event in finished],
+            steps_per_second=rates[-1].value,
+        )
+        runs.append(run)
+    return runs
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Returns the runs of folders, and of files that ``--save`` wrote, by experiment and seed.
+    """Returns the runs of folders, and of files that ``--save`` wrote, by experiment, course and seed.
 
     Raises:
         SystemExit: A path does not exist, or two runs have the same experiment and seed.
     """
-    runs = []
+    runs: list[Run] = []
     for path in paths:
         if not path.exists():
             raise SystemExit(f"error: {path}: no such folder or file")
         if path.suffix == ".json":
             runs += [Run(**run) for run in json.loads(path.read_text())]
-        elif run := read_run(path):
-            runs.append(run)
-    names = Counter((run.experiment, run.seed) for run in runs)
-    for (experiment, seed), count in names.items():
+        else:
+            runs += read_run(path)
+    names = Counter((run.experiment, run.course, run.seed) for run in runs)
+    for (experiment, _, seed), count in names.items():
         if count > 1:
             raise SystemExit(f"error: {count} of these runs are {experiment} with seed {seed}: name one of them")
-    return sorted(runs, key=lambda run: (run.experiment, run.seed))
+    return sorted(runs, key=lambda run: (run.experiment, run.course, run.seed))
 
 
 def print_table(runs: list[Run], steps: int) -> None:
-    """Prints a Markdown table with one row per experiment."""
-    by_experiment: dict[str, list[Run]] = defaultdict(list)
+    """Prints a Markdown table with one row per experiment and course."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        by_experiment[run.experiment].append(run)
+        groups[run.experiment, run.course].append(run)
 
     def spread(values: Sequence[float | None], form: str) -> str:
         """Returns the median, the minimum and the maximum as text."""
@@ -132,13 +132,14 @@ def print_table(runs: list[Run], steps: int) -> None:
         return text + (f", {len(values) - len(known)} never" if len(known) < len(values) else "")
 
     lap = f"lap at {steps:,} steps, s"
-    print(f"| experiment | seeds | steps/s | all races finished after, steps | minutes | {lap} | best |")
-    print("|---|---|---|---|---|---|---|")
-    for experiment, group in by_experiment.items():
+    print(f"| experiment | course | seeds | steps/s | all races finished after, steps | minutes | {lap} | best |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (experiment, course), group in groups.items():
         first = [run.first_finish for run in group]
         laps = [run.laps_until(steps) for run in group]
         cells = [
             experiment,
+            course,
             ", ".join(str(run.seed) for run in sorted(group, key=lambda run: run.seed)),
             spread([run.steps_per_second for run in group], ",.0f"),
             spread([run.steps[i] if i is not None else None for run, i in zip(group, first, strict=True)], ",.0f"),
@@ -150,7 +151,14 @@ def print_table(runs: list[Run], steps: int) -> None:
 
 
 def plot(runs: list[Run], steps: int, picture: Path) -> None:
-    """Draws the finish rate and the lap time over agent steps, up to a number of steps."""
+    """Draws the finish rate and the lap time on one course over agent steps, up to a number of steps.
+
+    Raises:
+        SystemExit: The runs have evaluations on several courses.
+    """
+    courses = sorted({run.course for run in runs})
+    if len(courses) > 1:
+        raise SystemExit(f"error: a picture shows one course, and these runs have {', '.join(courses)}: add --course")
     import matplotlib.pyplot as plt
 
     figure, (rates, laps) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -195,12 +203,13 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=61_440, help="steps at which lap times are compared, and the picture ends"
     )
+    parser.add_argument("--course", help="only the evaluations on this course")
     parser.add_argument("--plot", type=Path, help="picture file to write")
     parser.add_argument("--save", type=Path, help="file to write the evaluations to, for another call")
     args = parser.parse_args()
-    runs = read_runs(args.runs)
+    runs = [run for run in read_runs(args.runs) if args.course in (None, run.course)]
     if not runs:
-        raise SystemExit("error: none of these folders is a run with evaluations")
+        raise SystemExit(f"error: none of these runs has evaluations{f' on {args.course}' if args.course else ''}")
     if args.save:
         args.save.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     print_table(runs, args.steps)

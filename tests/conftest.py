@@ -52,26 +52,25 @@ if threading.current_thread() is threading.main_thread():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Lets three processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
+    """Lets four processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
     options, tests = config.option, Path(__file__).parent
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
         return
     named = options.keyword or any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
     interactive = options.usepdb or options.trace or options.capture == "no"
     if options.numprocesses is None and not (named or interactive):
-        options.numprocesses = 3  # for two cores: some tests wait for seconds
+        options.numprocesses = 4  # for two cores: many tests wait for seconds
     if options.numprocesses and options.dist == "no":
         options.dist = "loadfile"  # a process can hold one emulator
         options.loadscopereorder = False  # else the files with the most tests start first, not the longest ones
 
 
 LONGEST = (
-    "page", "homebrew", "wheel", "lint", "two_machines", "audit", "evaluator", "log", "ranks", "damaged_checkpoints",
-    "integrating", "consoles", "docs", "ablate", "agents_command", "sb3", "ppo", "env", "reference_laps", "watch",
-    "reference", "doctor", "search", "run", "walk_through", "score", "agents", "sources", "in_training", "play",
-    "drawing", "declared", "conftest", "exploits", "vector", "cost", "server", "benchmarks", "processes", "new",
-    "checkpoints", "drives", "ram_search", "port", "states", "lua", "exports", "interrupt", "state_window", "devices",
-    "parity", "script_rewards", "generate",
+    "lint", "page", "docs", "wheel", "homebrew", "consoles", "audit", "agents_command", "damaged_checkpoints",
+    "evaluator", "log", "ppo", "reference", "two_machines", "reference_laps", "env", "ranks", "sb3", "ablate",
+    "walk_through", "integrating", "doctor", "watch", "declared", "run", "drawing", "score", "server", "search",
+    "sources", "agents", "play", "lua", "cost", "generate", "fingerprint", "port", "in_training", "exploits",
+    "drives", "ram_search", "checkpoints", "ram", "script_rewards", "study_report", "states",
 )  # fmt: skip
 """The test files that take longest, without ``test_``. A file that started last would leave a process without work."""
 
