@@ -46,8 +46,9 @@ def test_an_agent_finishes_the_races_that_its_card_claims(claims: dict[str, Any]
         assert episode.race_time_seconds < 1.2 * same["race_time_seconds"], episode
 
 
-def test_the_card_has_the_numbers_of_the_report() -> None:
+def test_the_documents_have_the_numbers_of_the_report() -> None:
     card = (AGENTS / "README.md").read_text(encoding="utf-8")
+    page = (AGENTS.parent / "docs" / "evaluating.md").read_text(encoding="utf-8")
     for claims in REPORT["agents"]:
         assert Path(claims["file"]).name in card
         assert f"{claims['steps']:,} steps" in card
@@ -56,4 +57,6 @@ def test_the_card_has_the_numbers_of_the_report() -> None:
             metrics = policies["agent, deterministic"]
             finished = f"{round(metrics['finish_rate'] * metrics['episodes'])}/{metrics['episodes']}"
             lap = metrics["median_lap_time_seconds"]
-            assert f"| {course} | {finished} | {'-' if lap is None else format(lap, '.2f')} |" in card, course
+            row = f"| {course} | {finished} | {'-' if lap is None else format(lap, '.2f')} |"
+            assert row in card, course
+            assert row in page, course
