@@ -530,8 +530,7 @@ def train(args: Args, run: Run) -> None:
     if args.run.compile == "on":
         compile_encoder(agent, rollout.next_observation)
 
-    title = f"{args.env.env_id} on {device} in {args.run.precision}"
-    with run.started(agent, optimizer, title) as observations:
+    with run.started(agent, optimizer, f"{args.env.env_id} on {device} in {args.run.precision}") as observations:
         rollout.next_observation = torch.as_tensor(observations, device=device)
         while not run.over:
             if ppo.anneal_lr:
@@ -581,9 +580,10 @@ def saved_args(checkpoint: Checkpoint, trust: bool = False, resuming: bool = Fal
         KartRewardsError: The checkpoint is damaged; or, if ``resuming``, it names code that must be trusted first.
     """
     args = Args(**checkpoint.restore_options(get_type_hints(Args)))
+    if not resuming:  # --max-episode-steps then is the length of the episodes that are evaluated
+        args.env.max_episode_steps = args.eval.eval_max_episode_steps or args.env.max_episode_steps
     args.run, args.eval = args.run.of_next_start(), args.eval.of_next_start(resuming)
-    if not trust:
-        args.env = replace(args.env, **without_foreign_code(checkpoint, vars(args.env), resuming))
+    args.env = replace(args.env, **({} if trust else without_foreign_code(checkpoint, vars(args.env), resuming)))
     return args
 
 

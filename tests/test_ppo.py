@@ -547,8 +547,27 @@ def test_an_evaluation_takes_over_only_the_seed_and_the_length_of_an_episode(tra
     checkpoint = Checkpoint.load(trained.folder / "agent.pt")
     checkpoint.options["eval"] |= {"eval_states": ("Level1",), "eval_episodes": 2, "capture_video": True}
     checkpoint.options["eval"] |= {"eval_seed": 7, "eval_max_episode_steps": 30}
-    assert ppo.saved_args(checkpoint).eval == ppo.EvalOptions(eval_seed=7, eval_max_episode_steps=30)
-    assert ppo.saved_args(checkpoint, resuming=True).eval.eval_episodes == 2
+    args = ppo.saved_args(checkpoint)
+    assert (args.eval, args.env.max_episode_steps) == (ppo.EvalOptions(eval_seed=7), 30)
+    args = ppo.saved_args(checkpoint, resuming=True)
+    assert (args.eval.eval_episodes, args.eval.eval_max_episode_steps, args.env.max_episode_steps) == (2, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("options", "frames"),
+    [
+        ([], 12_000),
+        (["--max-episode-steps", 5], 20),
+        (["--eval-max-episode-steps", 7], 28),
+        (["--max-episode-steps", 5, "--eval-max-episode-steps", 7], 28),
+    ],
+)
+def test_both_options_limit_the_episodes_of_evaluate(options: list[object], frames: int) -> None:
+    """Also for an agent whose evaluations in training had a limit of their own, as those of the project's had."""
+    agent = ROOT / "agents" / "HomebrewKart.pt"
+    assert Checkpoint.load(agent).options["eval"]["eval_max_episode_steps"] == 3000
+    args, _ = ppo.parse_args(["--evaluate", str(agent), *map(str, options)])
+    assert args.eval.max_episode_frames(args.env.episode_limit, args.env.frame_skip) == frames
 
 
 def test_an_agent_is_loaded_with_its_environment(trained: TrainedRun) -> None:

@@ -88,10 +88,8 @@ class EvalOptions:
 
     def of_next_start(self, resuming: bool) -> EvalOptions:
         """Returns the options of a checkpoint that the next start takes over: all but ``evaluate`` to resume; to
-        evaluate, only the seed and the length of an episode."""
-        if resuming:
-            return replace(self, evaluate=())
-        return EvalOptions(eval_seed=self.eval_seed, eval_max_episode_steps=self.eval_max_episode_steps)
+        evaluate, only the seed."""
+        return replace(self, evaluate=()) if resuming else EvalOptions(eval_seed=self.eval_seed)
 
     def max_episode_frames(self, training_steps: int, frame_skip: int) -> int:
         """Returns the emulated frames after which an episode of an evaluation is truncated."""
