@@ -52,14 +52,14 @@ if threading.current_thread() is threading.main_thread():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Lets four processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
+    """Lets three processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
     options, tests = config.option, Path(__file__).parent
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
         return
     named = options.keyword or any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
     interactive = options.usepdb or options.trace or options.capture == "no"
     if options.numprocesses is None and not (named or interactive):
-        options.numprocesses = 4  # for two cores: many tests wait for seconds
+        options.numprocesses = 3  # for two cores: some tests wait for seconds
     if options.numprocesses and options.dist == "no":
         options.dist = "loadfile"  # a process can hold one emulator
         options.loadscopereorder = False  # else the files with the most tests start first, not the longest ones
