@@ -72,14 +72,16 @@ def read_run(folder: Path) -> list[Run]:
     log.Reload()
     tags = log.Tags()["scalars"]
     courses = sorted(match[1] for tag in tags if (match := re.fullmatch("eval/(.*)/finish_rate", tag)))
+    if not courses:
+        return []
+    rest, seed, _ = folder.name.rsplit("__", 2)
+    rates = log.Scalars("charts/SPS")
+    began = rates[0].wall_time - rates[0].step / rates[0].value
     runs = []
     for course in courses:
         finished = log.Scalars(f"eval/{course}/finish_rate")
         tag = f"eval/{course}/median_lap_time_seconds"
         laps = {event.step: event.value for event in log.Scalars(tag)} if tag in tags else {}
-        rates = log.Scalars("charts/SPS")
-        rest, seed, _ = folder.name.rsplit("__", 2)
-        began = rates[0].wall_time - rates[0].step / rates[0].value
         run = Run(
             experiment=rest.partition("__")[2],
             seed=int(seed),
