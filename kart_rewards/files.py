@@ -1,12 +1,14 @@
 """Atomic writes: a file has its old content or its new content, never a part of it.
 
 * ``use_copies``, ``copy_of``, ``copies_in_use`` - reading files from copies, so that a run keeps the text it began with
+* ``read_file`` - reads a file or its copy, and no pipe
 * ``atomic_write`` - writes a temporary file, and renames it when it is complete
 * ``UnwritableError`` - the error of a file that can't be written
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -84,6 +86,18 @@ def use_copies(copies: Mapping[Path, Path]) -> None:
 def copy_of(path: Path) -> Path:
     """Returns the copy from which a file is to be read, or the file itself if there is none."""
     return _copies.get(path) or _copies.get(path.absolute(), path)
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file, or of the copy from which it is to be read.
+
+    Raises:
+        OSError: The file can't be read. A pipe is refused: to read one is to wait for whoever writes to it.
+    """
+    path = copy_of(path)
+    if path.is_fifo():
+        raise OSError(errno.ESPIPE, "it is a pipe, not a file")
+    return path.read_bytes()
 
 
 def copies_in_use() -> dict[Path, Path]:

@@ -33,7 +33,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from kart_rewards.errors import KartRewardsError, did_you_mean
-from kart_rewards.files import copies_in_use, copy_of
+from kart_rewards.files import copies_in_use, copy_of, read_file
 
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 """The folders of the standard library and of installed packages."""
@@ -223,7 +223,7 @@ def _copied_module(name: str) -> Path | None:
 
 
 def _read(path: Path) -> bytes:
-    return copy_of(path).read_bytes()
+    return read_file(path)
 
 
 def _is_file(path: Path) -> bool:

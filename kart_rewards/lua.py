@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kart_rewards.errors import KartRewardsError
-from kart_rewards.files import copy_of
+from kart_rewards.files import read_file
 from kart_rewards.ram import attribute_name, shown
 
 _OPAQUE = re.compile(
@@ -157,7 +157,7 @@ def lua_scripts(
     for name in scripts:
         path = scenario.parent / name
         try:
-            files.append(LuaFile(path, copy_of(path).read_bytes()))
+            files.append(LuaFile(path, read_file(path)))
         except OSError as error:
             raise KartRewardsError(
                 f'{path}: can\'t be read: {error.strerror}. "scripts" in {scenario} names it'

@@ -60,7 +60,7 @@ from pathlib import Path
 from typing import Any
 
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
-from kart_rewards.files import copy_of
+from kart_rewards.files import read_file
 from kart_rewards.notices import notice
 
 SNES_WORK_RAM = 0x7E0000
@@ -627,7 +627,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
         return content
 
     try:
-        text = copy_of(Path(path)).read_text(encoding="utf-8")
+        text = read_file(Path(path)).decode()
         content = json.loads(
             text, parse_int=number, parse_float=number, parse_constant=constant, object_pairs_hook=pairs
         )

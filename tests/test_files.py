@@ -3,13 +3,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import needs_setpriv, ordinary
 
+from kart_rewards.errors import KartRewardsError
 from kart_rewards.files import UnwritableError, atomic_write
+from kart_rewards.imports import import_source
+from kart_rewards.ram import load_json
 
 
 def files_in(folder: Path) -> list[str]:
@@ -112,3 +115,11 @@ def test_a_path_that_can_not_be_a_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnwritableError, match="folder: can't be written: Is a directory"):
         write(tmp_path / "folder")
     assert files_in(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(("name", "read"), [("mine.py", import_source), ("data.json", load_json)])
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(KartRewardsError, match=f"{name}: can't be read: it is a pipe, not a file"):
+        read(tmp_path / name)

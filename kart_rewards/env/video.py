@@ -78,7 +78,7 @@ class VideoWriter:
 
     def _start_encoder(self) -> subprocess.Popen[bytes]:
         form = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "{}x{}".format(*self._size)]
-        coding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "25"]
+        coding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-crf", "23"]
         rate = f"{self._frames_per_second:.5f}"
         try:
             return subprocess.Popen(  # noqa: S603 - the encoder of imageio-ffmpeg

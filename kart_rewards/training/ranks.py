@@ -336,6 +336,9 @@ def joined(ranks: Ranks, device: torch.device, stop: threading.Event | None = No
     yield
     ranks.gather(None)  # no rank closes its connections before the others are here
     ended.set()
+    # gloo's threads need the GIL to release the tensors of the last exchange. Before PyTorch 2.8, the next call keeps
+    # the GIL while it waits for these threads (https://github.com/pytorch/pytorch/pull/154976).
+    time.sleep(0.1)
     torch.distributed.destroy_process_group()  # after an error this could wait for ranks that wait for this one
 
 
