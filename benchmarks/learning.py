@@ -61,6 +61,10 @@ class Run:
         """The index of the first evaluation in which all races were finished, or None."""
         return next((i for i, rate in enumerate(self.finish_rates) if rate == 1.0), None)
 
+    def finishes_at(self, steps: int) -> bool:
+        """Whether all races of the last evaluation until then were finished."""
+        return [rate for step, rate in zip(self.steps, self.finish_rates, strict=True) if step <= steps][-1:] == [1]
+
     def laps_until(self, steps: int) -> list[float]:
         """Returns the median laps of the evaluations until a number of steps."""
         return [lap for at, lap in zip(self.steps, self.lap_times_seconds, strict=True) if at <= steps and lap]
@@ -133,9 +137,9 @@ def print_table(runs: list[Run], steps: int) -> None:
             text += f" ({min(known):{form}}–{max(known):{form}})"
         return text + (f", {len(values) - len(known)} never" if len(known) < len(values) else "")
 
-    lap = f"lap at {steps:,} steps, s"
-    print(f"| experiment | course | seeds | steps/s | all races finished after, steps | minutes | {lap} | best |")
-    print("|---|---|---|---|---|---|---|---|")
+    lap, last = f"lap at {steps:,} steps, s", f"all finished at {steps:,} steps"
+    print(f"| experiment | course | seeds | steps/s | all races finished after, steps | minutes | {last} | {lap} | best |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for (experiment, course), group in groups.items():
         first = [run.first_finish for run in group]
         laps = [run.laps_until(steps) for run in group]
@@ -146,6 +150,7 @@ def print_table(runs: list[Run], steps: int) -> None:
             spread([run.steps_per_second for run in group], ",.0f"),
             spread([run.steps[i] if i is not None else None for run, i in zip(group, first, strict=True)], ",.0f"),
             spread([run.minutes[i] if i is not None else None for run, i in zip(group, first, strict=True)], ".1f"),
+            f"{sum(run.finishes_at(steps) for run in group)} of {len(group)}",
             spread([statistics.mean(run_laps[-3:]) if run_laps else None for run_laps in laps], ".2f"),
             spread([min(run_laps, default=None) for run_laps in laps], ".2f"),
         ]

@@ -76,3 +76,13 @@ def test_the_learning_curves_of_the_documentation_are_those_of_the_committed_eva
     finished = run_here(BENCHMARKS / "learning.py", BENCHMARKS / "learning_curves.json", "--plot", picture)
     assert [line for line in finished.stdout.splitlines() if line not in (ROOT / "docs/training.md").read_text()] == []
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_comparison_of_controls_is_that_of_the_committed_evaluations() -> None:
+    finished = run_here(BENCHMARKS / "learning.py", BENCHMARKS / "controls.json", "--steps", 102_400)
+    rows = [[cell.strip() for cell in line.split("|")] for line in finished.stdout.splitlines()[2:]]
+    page = (ROOT / "docs/training.md").read_text()
+    assert len(rows) == 6
+    for _, mode, course, seeds, _, finish, _, *laps in rows:
+        assert seeds == "1, 2, 3"
+        assert " | ".join((f"| `{mode}`", course, finish, *laps)).strip() in page
