@@ -137,9 +137,11 @@ def print_table(runs: list[Run], steps: int) -> None:
             text += f" ({min(known):{form}}–{max(known):{form}})"
         return text + (f", {len(values) - len(known)} never" if len(known) < len(values) else "")
 
-    lap, last = f"lap at {steps:,} steps, s", f"all finished at {steps:,} steps"
-    print(f"| experiment | course | seeds | steps/s | all races finished after, steps | minutes | {last} | {lap} | best |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    at = f"at {steps:,} steps"
+    columns = ["experiment", "course", "seeds", "steps/s", "all races finished after, steps", "minutes"]
+    columns += [f"all finished {at}", f"lap {at}, s", "best"]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     for (experiment, course), group in groups.items():
         first = [run.first_finish for run in group]
         laps = [run.laps_until(steps) for run in group]

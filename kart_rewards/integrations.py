@@ -120,6 +120,8 @@ def find_game(name: str, integrations: str | Path | None = None) -> Game:
             f"{incomplete.how_to_complete()}"
         )
     hint = _elsewhere(name, integrations) or did_you_mean(name, list_games(integrations))
+    if name.endswith(".py"):
+        hint = f" It looks like a rewards file: write --rewards {name} after the game."
     raise KartRewardsError(
         f"unknown game {name!r}.{hint} Known games: {some_games(integrations)}. "
         f"Looked in: {', '.join(map(str, folders))}"

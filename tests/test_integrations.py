@@ -60,6 +60,8 @@ def test_the_projects_own_games() -> None:
 def test_unknown_games_are_reported(tmp_path: Path) -> None:
     with pytest.raises(KartRewardsError, match=r"unknown game 'MarioKart'\. Did you mean 'MarioKart-Snes'\?"):
         find_game("MarioKart")
+    with pytest.raises(KartRewardsError, match=r"'mine\.py'\. It looks like a rewards file: write --rewards"):
+        find_game("mine.py")
     with pytest.raises(KartRewardsError, match="no such folder of integrations"):
         find_game("MarioKart-Snes", tmp_path / "nowhere")
     (tmp_path / "Empty-Snes").mkdir()

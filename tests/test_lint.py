@@ -354,6 +354,17 @@ def test_a_mistake_that_needs_many_drives_is_found(tmp_path: Path, probes: Probe
     assert "7 of 10 drives that come forward lose rewards all the time" in found.text
 
 
+@pytest.mark.parametrize(("value", "words"), [("-(ram.collision != 0)", "pays"), ("ram.collision != 0", "charges")])
+def test_a_negative_weight_of_negative_values_is_explained(
+    value: str, words: str, tmp_path: Path, probes: Probes
+) -> None:
+    found = findings(examined(term(value, -5), tmp_path, probes))
+    [ranking] = [each for each in found if each.check == "ranking"]
+    assert f"It {words} at most" in ranking.text
+    explained = ["Its weight is negative, and so are its values" in each.text for each in found]
+    assert explained == [words == "pays"] * len(found)
+
+
 def test_a_cycle_pays_on_its_saved_drive(tmp_path: Path, probes: Probes) -> None:
     code = term("max(ram.speed - previous.speed, 0) / 100", 0.1, "ram, previous")
     [found] = findings(examined(code, tmp_path, probes))

@@ -131,8 +131,8 @@ def test_an_episode_that_ends_early_is_scored_up_to_its_end(tmp_path: Path) -> N
         ("def bad(ram):\n    return float('nan')", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned nan, not a finite"),
         ("def bad(ram):\n    return None", r"race, frame 0: 'bad' \(.*bad\.py:2\) returned None, not a finite number"),
         ("def bad(ram):\n    return f'{ram.speed:.2f}'", r"race, frame 0: 'bad' \(.*\) returned '0.00', not a finite"),
-        ("def bad(ram):\n    return float(ram.count != 0)", r"'bad' \(.*bad\.py:2\) reads 'count', which race of"),
-        ("def bad(ram):\n    return ram.speeed", r"'bad' \(.*bad\.py:2\) reads 'speeed', which race of Homebrew"),
+        ("def bad(ram):\n    return float(ram.count != 0)", r"'bad' \(.*:2\) reads 'count', which the drive 'race' of"),
+        ("def bad(ram):\n    return ram.speeed", r"'bad' \(.*:2\) reads 'speeed', which the drive 'race' of"),
     ],
 )  # fmt: skip
 def test_faults_of_terms_are_reported_with_file_and_frame(text: str, message: str, tmp_path: Path) -> None:
@@ -240,13 +240,13 @@ def test_drives_of_other_games_are_left_out_of_folders(tmp_path: Path) -> None:
     drive.save(folder / "b.drive")
     done = run("score", "runs", "--rewards", "mine.py", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    note = "1 drive of Airstriker-Genesis-v0 is left out: 'gas' (mine.py:4) reads 'speed', which a of Airstriker"
+    note = "1 drive of Airstriker-Genesis-v0 is left out: 'gas' (mine.py:4) reads 'speed', which the drive 'a' of Air"
     assert note in done.stdout.replace(str(tmp_path) + "/", "")
     assert re.search(r"^  b ", done.stdout, re.M)
     assert not re.search(r"^  a ", done.stdout, re.M)
     done = run("score", folder / "a.drive", folder / "b.drive", "--rewards", "mine.py", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "reads 'speed', which a of Airstriker-Genesis-v0 does not have" in done.stderr
+    assert "reads 'speed', which the drive 'a' of Airstriker-Genesis-v0 does not have" in done.stderr
     (tmp_path / "mine.py").write_text(MINE.replace("ram.speed < 300", "ram.sped < 300"))
     done = run("score", "runs", "--rewards", "mine.py", folder=tmp_path)
     assert done.returncode == 2, "a mistake leaves out no drive"

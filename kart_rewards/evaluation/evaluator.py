@@ -82,7 +82,8 @@ class Evaluator:
         >>> from kart_rewards.evaluation import drivers, summarise, table
         >>> options = {"game": "HomebrewKart-Snes"}
         >>> with Evaluator(workers=1) as evaluator:
-        ...     episodes = list(evaluator.play(drivers(options)[:2], ["Level1"], episodes=1, seed=1))
+        ...     played = evaluator.play(drivers(options)[:2], ["Level1"], episodes=1, seed=1, max_episode_frames=600)
+        ...     episodes = list(played)
         >>> print(table(summarise(episodes)).splitlines()[2])
         Level1
     """

@@ -127,8 +127,9 @@ class RewardSet:
         loaded = self._load(drive.info.game, tuple(drive.columns))
         for script in (*loaded.scoring.terms, *loaded.scoring.done):
             for name in sorted(script.reads() - readable_names(drive[0])):
+                which = f"the drive {drive.info.label!r}" if drive.info.label else "the drive"
                 raise KartRewardsError(
-                    f"{script.name!r} ({script.where}) reads {name!r}, which {drive.info.label or 'a drive'} of "
+                    f"{script.name!r} ({script.where}) reads {name!r}, which {which} of "
                     f"{drive.info.game} does not have; it has {', '.join(drive.columns)}."
                     f"{did_you_mean(name, drive.columns)}"
                 )

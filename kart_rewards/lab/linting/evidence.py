@@ -150,6 +150,10 @@ class Evidence:
 
     def finding(self, check: str, script: Script, text: str, remedy: str, drive: int | str, frame: int) -> Finding:
         label = drive if isinstance(drive, str) else self.label(drive)
+        if getattr(script, "weight", 0) < 0:
+            paid = self.paid(script.name)
+            if any(each.any() for each in paid) and all((each >= 0).all() for each in paid):
+                text += ". Its weight is negative, and so are its values: their product is a payment, not a charge"
         return Finding(check, script.name, script.where, text, remedy, label, int(frame))
 
     @property

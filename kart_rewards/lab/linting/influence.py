@@ -49,7 +49,7 @@ def ranking(evidence: Evidence) -> Iterator[Finding]:
             continue
         index = next(i for i, each in enumerate(paid) if each.any())
         frame = int(np.flatnonzero(paid[index])[0]) + 1
-        remedy = "increase its weight, let it pay for something that the drivers do differently, or remove it"
+        remedy = "give it a weight further from 0, let it pay for what the drivers do differently, or remove it"
         if _is_blind(evidence, paid):
             yield evidence.finding(
                 "ranking",
@@ -66,12 +66,13 @@ def ranking(evidence: Evidence) -> Iterator[Finding]:
         if twin or not (any(orders) or _changes_drives(evidence, term.name)):
             never = "never changes the ranking of drives, nor of their parts of one and four seconds"
             same = f"pays in proportion to {twin}, on the same frames: on these drives, both are one term"
+            pays = "pays" if (everything > 0).any() else "charges"
             size = max(float(np.abs(each).sum()) for each in paid)
             most = max(float(np.abs(score.plain)) for score in evidence.scores)
             yield evidence.finding(
                 "ranking",
                 term,
-                f"{same if twin else never}. It pays at most {size:g} on a drive, where all terms pay up to {most:g}",
+                f"{same if twin else never}. It {pays} at most {size:g} on a drive, where all terms pay up to {most:g}",
                 remedy,
                 index,
                 frame,
