@@ -44,7 +44,7 @@ import numpy as np
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from kart_rewards.errors import KartRewardsError, counted, did_you_mean
-from kart_rewards.files import atomic_write
+from kart_rewards.files import atomic_write, read_file
 from kart_rewards.ram import snapshot_class
 from kart_rewards.scripting import plain_action
 
@@ -290,10 +290,8 @@ def load_drive(path: str | Path) -> Drive:
         KartRewardsError: The file does not exist, or it is not a drive.
     """
     path = Path(path)
-    if path.is_fifo():
-        raise KartRewardsError(f"{path}: is a pipe: a drive is read from a file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(read_file(path))) as archive:
             return _read(archive, path.name.removesuffix(SUFFIX))
     except FileNotFoundError:
         raise KartRewardsError(f"{path}: no such drive") from None

@@ -179,7 +179,7 @@ def _is_users(file: str) -> bool:
 def _import_file(path: Path, source: str | Path) -> ModuleType:
     """Imports a file by its absolute path. ``source`` is the user's name for it."""
     try:
-        _read(path)
+        read_file(path)
     except FileNotFoundError:
         raise _no_such_file(path, source) from None
     except OSError as error:
@@ -222,10 +222,6 @@ def _copied_module(name: str) -> Path | None:
     return next((path for path in copies_in_use() if str(path).endswith(ends)), None)
 
 
-def _read(path: Path) -> bytes:
-    return read_file(path)
-
-
 def _is_file(path: Path) -> bool:
     return copy_of(path).is_file()
 
@@ -245,7 +241,7 @@ class _Group:
     def is_stale(self) -> bool:
         """Whether the text of one of the group's files has changed, or the file is gone."""
         try:
-            return any(_read(path) != text for path, text in self.texts.items())
+            return any(read_file(path) != text for path, text in self.texts.items())
         except OSError:
             return True
 
@@ -260,7 +256,7 @@ class _Group:
         if path in self.modules:
             return self.modules[path]
         is_code = path.suffix == ".py"
-        text = _read(path) if is_code else b""
+        text = read_file(path) if is_code else b""
         if parent:
             private = f"{parent.__name__}.{name.rpartition('.')[2]}"
         else:

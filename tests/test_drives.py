@@ -176,7 +176,7 @@ def test_files_that_are_no_drives_are_reported(tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.drive")
-    with pytest.raises(KartRewardsError, match=r"a\.drive: is a pipe: a drive is read from a file"):
+    with pytest.raises(KartRewardsError, match=r"a\.drive: can't be read: it is a pipe, not a file"):
         load_drive(tmp_path / "a.drive")
 
 
