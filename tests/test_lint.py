@@ -18,6 +18,7 @@ from command_line import run
 from kart_rewards.done import DoneRule
 from kart_rewards.drives import SHIPPED, Drive, load_drive
 from kart_rewards.integrations import INTEGRATIONS, find_game
+from kart_rewards.lab.linting import cost as cost_of_scripts
 from kart_rewards.lab.linting.clock import clock
 from kart_rewards.lab.linting.columns import fault_of
 from kart_rewards.lab.linting.evidence import Evidence, gather
@@ -479,6 +480,17 @@ def test_a_term_that_is_slow_at_times_is_found_in_seconds(code: str, text: str, 
     found = findings(examined(code, tmp_path, probes))
     assert perf_counter() - began < 25
     assert text in next(each.text for each in found if each.check == "slow")
+
+
+def test_the_time_per_frame_is_reported_however_it_is_rounded(
+    tmp_path: Path, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = 1.1e-3
+    seconds = next(each for each in np.arange(1e-4, 1e-3, 1e-6) if each < each / frame * frame)
+    monkeypatch.setattr(cost_of_scripts, "cost", lambda *_: (0.0, seconds, 1))
+    evidence = examined(term("ram.speed > 900"), tmp_path, replace(probes, frame_seconds=frame))
+    found = next(cost_of_scripts.slow(evidence))
+    assert found.text.startswith(f"takes {seconds * 1e6:,.0f} µs per emulated frame")
 
 
 def test_a_rule_ends_a_good_drive_on_the_frame_that_is_named(tmp_path: Path, probes: Probes) -> None:

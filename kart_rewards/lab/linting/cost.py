@@ -42,14 +42,15 @@ def slow(evidence: Evidence, least: float = _MOST_OF_A_FRAME) -> Iterator[Findin
         began = clock()
         for drive in dict.fromkeys(drives):
             start, seconds, frame = cost(script, drive, least * frame_seconds)
-            share = max(seconds, start / _FRAMES_OF_AN_EPISODE) / frame_seconds
+            per_frame = max(seconds, start / _FRAMES_OF_AN_EPISODE)
+            share = per_frame / frame_seconds
             if share > least or clock() - began > _MOST_SECONDS_OF_A_SCRIPT:
                 break
         if share <= least:
             continue
         what = f"takes {seconds * 1e6:,.0f} µs per emulated frame, {share:.0%} of the emulator's"
         remedy = "compute constants when the file is loaded, and keep sums in self instead of lists"
-        if seconds < share * frame_seconds:
+        if seconds < per_frame:
             frames = start / frame_seconds
             what = f"takes {start * 1e3:,.0f} ms at the start of each episode, as {frames:,.0f} emulated frames of"
             remedy = "compute constants when the file is loaded, outside the class"
