@@ -13,13 +13,17 @@ import pytest
 from command_line import run
 from training_runs import clean_children, wait_until
 
-from kart_rewards.drives import load_drive
+from kart_rewards.drives import SHIPPED, load_drive
 from kart_rewards.integrations import find_game
-from kart_rewards.lab.auditing.audit import audit
+from kart_rewards.lab.auditing.audit import audit, reference_drive
 from kart_rewards.lab.auditing.verdicts import Audit, report
+from kart_rewards.lab.goals import Goal
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import RewardSet, score_drive
+from kart_rewards.notices import notice
+from kart_rewards.ram import RamLayout
 from kart_rewards.rewards import parse_weights
+from kart_rewards.scenario import load_goal
 
 GAME = "HomebrewKart-Snes"
 PLANTED = Path(__file__).parent / "planted_audits"
@@ -143,15 +147,21 @@ def stops(ram):
 """
 
 
-def test_rules_that_end_the_reference_before_its_goal_and_damaged_drives_are_named(tmp_path: Path) -> None:
+def test_rules_that_end_the_reference_before_its_goal_and_damaged_drives_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    notice.cache_clear()
     (tmp_path / "mine.py").write_text(STOPS)
     (tmp_path / "recordings").mkdir()
     (tmp_path / "recordings" / "half.drive").write_bytes(b"half")
-    done = run("audit", GAME, "--rewards", "mine.py", "--minutes", ONE_ROUND, folder=tmp_path)
-    assert done.returncode in (0, 1)
-    assert "half.drive: is not a drive" in done.stderr
-    assert "it is left out" in done.stderr
-    assert "the done rule 'stops' ends race on frame 1, and it reaches the goal on frame 3,026" in done.stderr
+    game = find_game(GAME)
+    goal = Goal(load_goal(game.json_path("scenario")), RamLayout.from_file(game.json_path("data")).names)
+    assert reference_drive(game, "Level1", goal, RewardSet(("mine.py",))) == SHIPPED / "race.drive"
+    notices = capsys.readouterr().out
+    assert "half.drive: is not a drive" in notices
+    assert "it is left out" in notices
+    assert "the done rule 'stops' ends race on frame 1, and it reaches the goal on frame 3,026" in notices
 
 
 @pytest.mark.slow

@@ -113,7 +113,13 @@ def random_actions(env: KartEnv, steps: int) -> np.ndarray:
 
 # openai/retro#114: after get_state and set_state, the RAM of some games of the Atari 2600, the Game Boy and the SNES
 # went on in another way than without. Here, on the Atari 2600, the RAM of the first of two environments stood still.
-@pytest.mark.parametrize("console", sorted({*PROGRAMS, *WITH_SATURN} - INEXACT_STATES.keys()))
+@pytest.mark.parametrize(
+    "console",
+    [  # test_declared.py plays the slowest one, too
+        pytest.param(console, marks=pytest.mark.slow if console == "N64" else ())
+        for console in sorted({*PROGRAMS, *WITH_SATURN} - INEXACT_STATES.keys())
+    ],
+)
 def test_two_environments_of_a_process_play_as_if_alone(
     console: str, make_options: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

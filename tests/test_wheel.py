@@ -45,7 +45,8 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
     pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python")]
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    options = ["-q", "--no-deps", "--no-index", "--compile"]  # no process may do it later
+    subprocess.run([*pip, "install", *options, str(wheel)], check=True, capture_output=True)
     [packages] = venv.glob("lib/*/site-packages")
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
     make_game(packages / "kart_rewards" / "integrations_data" / "Tiny-Snes")
