@@ -158,8 +158,13 @@ class Script:
         """Returns the names of the RAM variables that the source code reads, including in helper functions."""
         return set(self._reads)
 
+    def place_of(self, name: str) -> str:
+        """Returns where the source code reads a RAM variable, as the end of a message; empty if it is not known."""
+        place = self._reads.get(name)
+        return f"\n  at {place}" if place else ""
+
     @cached_property
-    def _reads(self) -> set[str]:
+    def _reads(self) -> dict[str, str]:
         return _attributes_read(_body(inspect.unwrap(_entry(self.definition))), self._signature.snapshots, set())
 
     def may_read(self, names: Iterable[str]) -> set[str]:
@@ -183,7 +188,7 @@ class Script:
             raise KartRewardsError(
                 f"{self.name!r} ({self.where}) reads {name!r}, which {layout.source} does not define; "
                 f"it defines {', '.join(layout.names)}.{did_you_mean(name, layout.names)} Add the variable to that "
-                f"file, or leave {self.name!r} out"
+                f"file, or leave {self.name!r} out{self.place_of(name)}"
             )
 
 
@@ -358,8 +363,11 @@ def name_of(definition: Any) -> str:
     return snake_case(getattr(named, "__name__", type(named).__name__))
 
 
-def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: set[Any]) -> set[str]:
+def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: set[Any]) -> dict[str, str]:
     """Returns the attributes of the arguments that a function reads, itself or in helper functions.
+
+    Returns:
+        Name -> file, number and text of a line that reads it.
 
     Args:
         function: The function.
@@ -367,16 +375,19 @@ def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: s
         seen: The functions that were searched before; this function is added.
     """
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        lines, first = inspect.getsourcelines(function)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
     except NO_SOURCE:
-        return set()
+        return {}
     seen.add(function)
+    file = inspect.getsourcefile(function)
     replaced = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     arguments = [name for name in arguments if name not in replaced]  # such as ram = SimpleNamespace(...)
-    read, asked_for = set(), set()
+    read: dict[str, str] = {}
+    asked_for = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in arguments:
-            read.add(node.attr)
+            read.setdefault(node.attr, f"{file}:{first + node.lineno - 1}: {lines[node.lineno - 1].strip()}")
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             if node.func.id == "hasattr":
                 asked_for |= {each.value for each in node.args[1:] if isinstance(each, ast.Constant)}
@@ -384,8 +395,8 @@ def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: s
             if inspect.isfunction(helper) and helper not in seen:
                 passed = zip(inspect.signature(helper).parameters, node.args, strict=False)
                 snapshots = [name for name, value in passed if isinstance(value, ast.Name) and value.id in arguments]
-                read |= _attributes_read(helper, snapshots, seen)
-    return read - asked_for  # a term for several games
+                read = _attributes_read(helper, snapshots, seen) | read
+    return {name: place for name, place in read.items() if name not in asked_for}  # a term for several games
 
 
 class ScriptCalls:

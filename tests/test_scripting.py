@@ -689,7 +689,24 @@ def test_a_class_whose_constructor_needs_arguments_is_refused(tmp_path: Path) ->
         marked_scripts(tmp_path / "terms.py", DoneRule)
 
 
-def test_a_variable_with_a_similar_name_is_suggested() -> None:
+def test_a_variable_with_a_similar_name_is_suggested_with_the_line_that_reads_the_wrong_one(tmp_path: Path) -> None:
+    (tmp_path / "terms.py").write_text(
+        "from kart_rewards import reward_term\n\n\ndef fast(kart):\n    limit = 7\n    return kart.spede > limit\n\n\n"
+        "@reward_term\ndef gas(ram):\n    if ram.laps:\n        return 0\n    return ram.sped + fast(ram)\n"
+    )
+    [term] = marked_scripts(tmp_path / "terms.py", RewardTerm)
+    variables = [Variable("speed", 0, "|u1"), Variable("laps", 1, "|u1")]
+    with pytest.raises(KartRewardsError) as raised:
+        term.check_reads(RamLayout(variables))
+    assert f"'gas' ({tmp_path}/terms.py:9) reads 'sped'" in str(raised.value)
+    assert "Did you mean 'speed'" in str(raised.value)
+    assert str(raised.value).endswith(f"\n  at {tmp_path}/terms.py:13: return ram.sped + fast(ram)")
+    for line, name in ((6, "spede"), (13, "sped")):
+        assert f"/terms.py:{line}: " in term.place_of(name)
+    assert term.place_of("surface") == ""
+
+
+def test_a_variable_with_a_similar_name_is_suggested_without_a_file() -> None:
     with pytest.raises(KartRewardsError, match="Did you mean 'speed'"):
         as_term(misspelt).check_reads(RamLayout([Variable("speed", 0, "|u1")]))
 

@@ -131,7 +131,7 @@ class RewardSet:
                 raise KartRewardsError(
                     f"{script.name!r} ({script.where}) reads {name!r}, which {which} of "
                     f"{drive.info.game} does not have; it has {', '.join(drive.columns)}."
-                    f"{did_you_mean(name, drive.columns)}"
+                    f"{did_you_mean(name, drive.columns)}{script.place_of(name)}"
                 )
             if script.inputs and not drive.info.buttons:
                 raise KartRewardsError(
