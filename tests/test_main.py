@@ -109,6 +109,7 @@ def test_the_help_of_a_command_begins_with_the_line_that_the_list_shows(
     summary = getattr(import_module(module), function).__doc__.splitlines()[0]
     assert summary == command_line._summary(COMMANDS[name])
     assert name == "train" or summary in shown  # the script has a help text of its own
+    assert "(default: )" not in shown
 
 
 def test_an_unknown_command_is_reported() -> None:

@@ -45,6 +45,7 @@ from kart_rewards.files import UnwritableError, copies_in_use, use_copies
 from kart_rewards.integrations import find_game
 from kart_rewards.notices import notice
 from kart_rewards.training.game import FREE_GAME
+from kart_rewards.training.options import Paths
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -68,7 +69,7 @@ def push(
     agent: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")],
     repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")],
     /,
-    drives: tuple[Path, ...] = (),
+    drives: Paths = (),
     private: bool = False,
     events: bool = False,
     dry_run: bool = False,

@@ -45,7 +45,7 @@ from kart_rewards.games.port import ScenarioName
 from kart_rewards.integrations import Game, find_game
 from kart_rewards.ram import RamLayout, load_json, value_text
 from kart_rewards.scenario import Scoring, load_scoring
-from kart_rewards.training.options import GamesFolder
+from kart_rewards.training.options import GamesFolder, Paths
 
 SINGLE_PRECISION = 2.0**-24
 """The largest rounding error of one operation in single precision, in which stable-retro computes, relative to the
@@ -436,7 +436,7 @@ def command(
     /,
     rewards: Path,
     scenario: ScenarioName = "scenario",
-    drives: tuple[Path, ...] = (),
+    drives: Paths = (),
     frames: int = 10_000,
     integrations_path: GamesFolder = None,
 ) -> None:

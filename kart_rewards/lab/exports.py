@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from gzip import compress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -32,7 +32,7 @@ from kart_rewards.games.inputs import button_masks, movie_start, read_inputs
 from kart_rewards.integrations import find_game
 from kart_rewards.lab.replay import replay
 from kart_rewards.lab.score import find_drives
-from kart_rewards.training.options import GamesFolder
+from kart_rewards.training.options import Drives, GamesFolder
 
 _WITHOUT_TERMINAL = 10_000  # columns
 
@@ -162,7 +162,7 @@ def _observations(drive: Drive, observer: Any, max_pool: bool, integrations: Pat
 
 
 def command(
-    drives: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DRIVE …]")] = (),
+    drives: Drives = (),
     /,
     replay: tyro.conf.FlagCreatePairsOff[bool] = False,
     bk2: Path | None = None,

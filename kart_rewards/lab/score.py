@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field, replace
 from json import dumps
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -52,7 +52,7 @@ from kart_rewards.race import LAPS_AT_FIRST_CROSSING, progress
 from kart_rewards.ram import RamLayout, readable_names
 from kart_rewards.rewards import ROUNDING, make_transform, parse_weights
 from kart_rewards.scenario import Scoring, load_scoring
-from kart_rewards.training.options import GamesFolder, Names
+from kart_rewards.training.options import Drives, GamesFolder, Names
 from kart_rewards.training.processes import Workers, processor_count
 
 RECORDINGS = Path("recordings")
@@ -553,7 +553,7 @@ def compared(rewards: Sequence[str], against: Sequence[str]) -> list[tuple[str, 
 
 
 def command(
-    drives: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DRIVE …]")] = (),
+    drives: Drives = (),
     /,
     rewards: Names = (),
     scenario: str | None = "scenario",

@@ -2,10 +2,12 @@
 
 * ``check_bounds`` - compares each option with the bounds that its annotation names
 * ``check_given_once`` - refuses an option with several values that is given twice
+* ``Drives`` - the type of the drives that follow a command's name
 * ``flow_help`` - joins the lines of help texts
 * ``GamesFolder`` - the type of the option ``--integrations-path``
 * ``INTEGERS`` - rules for tyro: integers may be written as 1e5, too
 * ``Names`` - the type of an option with one or more values
+* ``Paths`` - the type of an option with paths
 * ``to_plain_options`` - option dataclasses as plain values
 """
 
@@ -48,6 +50,12 @@ Names = Annotated[
     tyro.conf.arg(help_behavior_hint=lambda default: f"(default: {default})" if default else ""),
 ]
 """An option with one or more values. Without a value the command line refuses it."""
+
+Paths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="")]
+"""An option with paths, which is empty by default."""
+
+Drives = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DRIVE …]", help_behavior_hint="")]
+"""The drives that follow a command's name. By default there are none, and the command has its own."""
 
 GamesFolder = Annotated[
     Path | None,

@@ -757,7 +757,9 @@ def share_cores(jobs: int) -> list[list[int]]:
 
 def command(
     game: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GAME")],
-    trainer: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[-- TRAINER OPTIONS]")] = (),
+    trainer: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[-- TRAINER OPTIONS]", help_behavior_hint="")
+    ] = (),
     /,
     rewards: Names = (),
     drop: Names = (),

@@ -34,7 +34,7 @@ from kart_rewards.lab.linting.probes import DRIVER
 from kart_rewards.lab.linting.soundness import checkpoints, leaks, variables
 from kart_rewards.lab.score import RECORDINGS, RewardSet, find_drives
 from kart_rewards.rewards import parse_weights
-from kart_rewards.training.options import GamesFolder, Names
+from kart_rewards.training.options import Drives, GamesFolder, Names
 
 _OF_VALUES = {
     "never-fires",
@@ -199,7 +199,7 @@ _MOST_FRAMES = 100_000  # of recorded drives
 
 def command(
     game: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GAME")],
-    drives: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DRIVE …]")] = (),
+    drives: Drives = (),
     /,
     rewards: Names = (),
     scenario: str | None = "scenario",

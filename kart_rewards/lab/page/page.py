@@ -18,10 +18,9 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import plotly.offline
-import tyro
 from tqdm import tqdm
 
 from kart_rewards.drives import Drive, load_drive
@@ -35,7 +34,7 @@ from kart_rewards.lab.page.server import film_part, serve
 from kart_rewards.lab.score import RewardSet, compared, find_drives, other_games
 from kart_rewards.notices import notice
 from kart_rewards.rewards import parse_weights
-from kart_rewards.training.options import GamesFolder, Names
+from kart_rewards.training.options import Drives, GamesFolder, Names
 
 _ASSETS = Path(__file__).parent / "assets"
 _MOST_FILM_BYTES = 12_000_000  # of a drive in a file: with base64 and the charts, the page stays below 20 MB
@@ -175,7 +174,7 @@ def _film_of(drive: Drive, integrations: Path | None) -> bytes:
 
 
 def command(
-    drives: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DRIVE …]")] = (),
+    drives: Drives = (),
     /,
     rewards: Names = (),
     scenario: str | None = "scenario",
