@@ -4,7 +4,7 @@ Most of the processor time of a short command is spent in imports: half a second
 options, and three seconds more for PyTorch and what its first optimizer imports.
 
 * ``Fork`` - such a process; it runs a Python program with its own arguments, environment variables and pipes
-* ``run`` - runs one and returns what it printed
+* ``run`` - runs one and returns what it printed; the program's own worker processes start quickly, too
 * ``COMMANDS``, ``TRAINING`` - the modules of ``kart-rewards``'s commands, and those of training
 
 The processes share nothing but the imports. Tests of the start itself use ``subprocess``: of the imports and their
@@ -13,14 +13,17 @@ order, of options of the interpreter (``-c``, ``PYTHONHASHSEED``), of a changed 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import gc
 import hashlib
 import importlib
 import importlib.util
+import multiprocessing.util
 import os
 import pickle
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -47,11 +50,14 @@ class Fork(subprocess.Popen[str]):
     Args:
         words: ``sys.executable``, then a file or ``-m`` and a package, then the program's arguments.
         modules: What is imported before the fork.
+        with_copy: See ``_keep_a_copy``. The copy is a child process of the program.
         options: Those of ``subprocess.Popen`` that set the pipes, ``cwd`` and ``env``.
     """
 
-    def __init__(self, words: Sequence[object], modules: tuple[str, ...], **options: Any) -> None:
-        self._modules, self._status = modules, -1
+    def __init__(
+        self, words: Sequence[object], modules: tuple[str, ...], with_copy: bool = False, **options: Any
+    ) -> None:
+        self._modules, self._with_copy, self._status = modules, with_copy, -1
         super().__init__([str(word) for word in words], text=True, start_new_session=True, **options)
 
     # These methods replace those of the standard library's class that fork this process and wait for its child. Other
@@ -62,7 +68,7 @@ class Fork(subprocess.Popen[str]):
             p2cread, _, _, c2pwrite, _, errwrite = rest[3:9]
             self._status, status = os.pipe()
             environment = dict(os.environ if env is None else env)
-            request = pickle.dumps((args, str(cwd or Path.cwd()), environment))
+            request = pickle.dumps((args, str(cwd or Path.cwd()), environment, self._with_copy))
             standard = [(p2cread, 0), (c2pwrite, 1), (errwrite, 2)]
             descriptors = [inherited if given == -1 else given for given, inherited in standard]
             socket.send_fds(_server(self._modules), [request], [*descriptors, status])
@@ -99,7 +105,7 @@ def run(
         options: See ``Fork``.
     """
     options |= {"stdin": subprocess.PIPE} if input is not None else {}
-    with Fork(words, modules, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+    with Fork(words, modules, True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         try:
             stdout, stderr = process.communicate(input, timeout)
         finally:
@@ -159,7 +165,7 @@ def _serve(listener: socket.socket) -> list[str]:
                 if not links:
                     os._exit(0)
                 continue
-            words, folder, environment = pickle.loads(request)  # noqa: S301 - from this file's other half
+            words, folder, environment, with_copy = pickle.loads(request)  # noqa: S301 - from this file's other half
             *standard, status = descriptors
             if pid := os.fork():
                 running[os.pidfd_open(pid)] = pid, status
@@ -179,7 +185,56 @@ def _serve(listener: socket.socket) -> list[str]:
             os.environ.update(environment)
             if environment.get("PYTHONUNBUFFERED"):
                 sys.stdout = open(1, "w", buffering=1)  # noqa: SIM115
+            if with_copy:
+                _keep_a_copy()
             return list(words)
+
+
+def _keep_a_copy() -> None:
+    """Forks this process. The copy becomes the fork server of multiprocessing, when the program starts one.
+
+    Such a server is a new interpreter, which would import all modules again: one second, and three more for PyTorch. A
+    copy that is not needed ends with the program.
+    """
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if pid := os.fork():
+        there.close()
+        start_interpreter = multiprocessing.util.spawnv_passfds
+
+        def start(path: Any, args: Sequence[Any], descriptors: Sequence[int]) -> int:
+            if "multiprocessing.forkserver" not in str(args[-1]):
+                return start_interpreter(path, args, descriptors)
+            multiprocessing.util.spawnv_passfds = start_interpreter
+            socket.send_fds(here, [pickle.dumps((args[-1], descriptors))], descriptors)
+            here.close()
+            return pid
+
+        multiprocessing.util.spawnv_passfds = start
+        return
+    here.close()
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request, received, _, _ = socket.recv_fds(there, 2**20, 4)
+    there.close()
+    if not request:
+        os._exit(0)
+    code, wanted = pickle.loads(request)  # noqa: S301 - from the function above
+    for number, descriptor in zip(wanted, _moved(received, max(wanted) + 1), strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    sys.modules["__main__"] = main = types.ModuleType("__main__")
+    try:
+        exec(code, vars(main))  # noqa: S102
+    finally:
+        os._exit(0)
+
+
+def _moved(descriptors: Sequence[int], least: int) -> list[int]:
+    """Moves descriptors to numbers that are not below a number."""
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, least) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return moved
 
 
 def _prepare(words: list[str]) -> types.ModuleType:
