@@ -201,11 +201,11 @@ def _keep_a_copy() -> None:
         there.close()
         start_interpreter = multiprocessing.util.spawnv_passfds
 
-        def start(path: Any, args: Sequence[Any], descriptors: Sequence[int]) -> int:
+        def start(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
             if "multiprocessing.forkserver" not in str(args[-1]):
-                return start_interpreter(path, args, descriptors)
+                return start_interpreter(path, args, passfds)
             multiprocessing.util.spawnv_passfds = start_interpreter
-            socket.send_fds(here, [pickle.dumps((args[-1], descriptors))], descriptors)
+            socket.send_fds(here, [pickle.dumps((args[-1], passfds))], passfds)
             here.close()
             return pid
 
