@@ -50,14 +50,13 @@ class Fork(subprocess.Popen[str]):
     Args:
         words: ``sys.executable``, then a file or ``-m`` and a package, then the program's arguments.
         modules: What is imported before the fork.
-        with_copy: See ``_keep_a_copy``. The copy is a child process of the program.
         options: Those of ``subprocess.Popen`` that set the pipes, ``cwd`` and ``env``.
     """
 
-    def __init__(
-        self, words: Sequence[object], modules: tuple[str, ...], with_copy: bool = False, **options: Any
-    ) -> None:
-        self._modules, self._with_copy, self._status = modules, with_copy, -1
+    _has_copy = False
+
+    def __init__(self, words: Sequence[object], modules: tuple[str, ...], **options: Any) -> None:
+        self._modules, self._status = modules, -1
         super().__init__([str(word) for word in words], text=True, start_new_session=True, **options)
 
     # These methods replace those of the standard library's class that fork this process and wait for its child. Other
@@ -68,7 +67,7 @@ class Fork(subprocess.Popen[str]):
             p2cread, _, _, c2pwrite, _, errwrite = rest[3:9]
             self._status, status = os.pipe()
             environment = dict(os.environ if env is None else env)
-            request = pickle.dumps((args, str(cwd or Path.cwd()), environment, self._with_copy))
+            request = pickle.dumps((args, str(cwd or Path.cwd()), environment, self._has_copy))
             standard = [(p2cread, 0), (c2pwrite, 1), (errwrite, 2)]
             descriptors = [inherited if given == -1 else given for given, inherited in standard]
             socket.send_fds(_server(self._modules), [request], [*descriptors, status])
@@ -92,6 +91,12 @@ class Fork(subprocess.Popen[str]):
             return self.returncode
 
 
+class _ForkWithCopy(Fork):
+    """A process with a child process from its start on, see ``_keep_a_copy``."""
+
+    _has_copy = True
+
+
 def run(
     words: Sequence[object], modules: tuple[str, ...], input: str | None = None, timeout: float = 300, **options: Any
 ) -> subprocess.CompletedProcess[str]:
@@ -105,7 +110,7 @@ def run(
         options: See ``Fork``.
     """
     options |= {"stdin": subprocess.PIPE} if input is not None else {}
-    with Fork(words, modules, True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+    with _ForkWithCopy(words, modules, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         try:
             stdout, stderr = process.communicate(input, timeout)
         finally:
@@ -165,7 +170,7 @@ def _serve(listener: socket.socket) -> list[str]:
                 if not links:
                     os._exit(0)
                 continue
-            words, folder, environment, with_copy = pickle.loads(request)  # noqa: S301 - from this file's other half
+            words, folder, environment, has_copy = pickle.loads(request)  # noqa: S301 - from this file's other half
             *standard, status = descriptors
             if pid := os.fork():
                 running[os.pidfd_open(pid)] = pid, status
@@ -185,7 +190,7 @@ def _serve(listener: socket.socket) -> list[str]:
             os.environ.update(environment)
             if environment.get("PYTHONUNBUFFERED"):
                 sys.stdout = open(1, "w", buffering=1)  # noqa: SIM115
-            if with_copy:
+            if has_copy:
                 _keep_a_copy()
             return list(words)
 

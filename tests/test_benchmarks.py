@@ -78,11 +78,21 @@ def test_the_learning_curves_of_the_documentation_are_those_of_the_committed_eva
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def rows_of(evaluations: str, steps: int) -> list[list[str]]:
+    """The cells of the table of learning.py."""
+    finished = run_here(BENCHMARKS / "learning.py", BENCHMARKS / evaluations, "--steps", steps)
+    return [[cell.strip() for cell in line.split("|")] for line in finished.stdout.splitlines()[2:]]
+
+
 def test_the_comparison_of_controls_is_that_of_the_committed_evaluations() -> None:
-    finished = run_here(BENCHMARKS / "learning.py", BENCHMARKS / "controls.json", "--steps", 102_400)
-    rows = [[cell.strip() for cell in line.split("|")] for line in finished.stdout.splitlines()[2:]]
-    page = (ROOT / "docs/training.md").read_text()
+    rows, page = rows_of("controls.json", 102_400), (ROOT / "docs/training.md").read_text()
     assert len(rows) == 6
     for _, mode, course, seeds, _, finish, _, *laps in rows:
         assert seeds == "1, 2, 3"
         assert " | ".join((f"| `{mode}`", course, finish, *laps)).strip() in page
+
+
+def test_the_laps_of_agents_of_one_course_are_those_of_the_committed_evaluations() -> None:
+    [[_, name, course, seeds, _, finish, _, *laps]] = rows_of("specialist.json", 299_008)
+    assert seeds == "1, 2, 3"
+    assert " | ".join((f"| {name}", course, seeds, finish, *laps)).strip() in (ROOT / "docs/training.md").read_text()
