@@ -366,13 +366,13 @@ def name_of(definition: Any) -> str:
 def _attributes_read(function: Callable[..., Any], arguments: list[str], seen: set[Any]) -> dict[str, str]:
     """Returns the attributes of the arguments that a function reads, itself or in helper functions.
 
-    Returns:
-        Name -> file, number and text of a line that reads it.
-
     Args:
         function: The function.
         arguments: The names of those of its arguments that are snapshots.
         seen: The functions that were searched before; this function is added.
+
+    Returns:
+        Name -> file, number and text of a line that reads it.
     """
     try:
         lines, first = inspect.getsourcelines(function)

@@ -706,7 +706,7 @@ def test_a_variable_with_a_similar_name_is_suggested_with_the_line_that_reads_th
     assert term.place_of("surface") == ""
 
 
-def test_a_variable_with_a_similar_name_is_suggested_without_a_file() -> None:
+def test_a_variable_with_a_similar_name_is_suggested() -> None:
     with pytest.raises(KartRewardsError, match="Did you mean 'speed'"):
         as_term(misspelt).check_reads(RamLayout([Variable("speed", 0, "|u1")]))
 
