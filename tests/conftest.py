@@ -50,15 +50,21 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def names_tests(config: pytest.Config) -> bool:
+    """Whether files, tests or marks are chosen on the command line: not the complete suite."""
+    options, tests = config.option, Path(__file__).parent
+    chosen = options.keyword or options.markexpr
+    return bool(chosen) or any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Lets three processes run the complete suite. Named tests run in this process, as -s and --pdb need it."""
-    options, tests = config.option, Path(__file__).parent
+    options = config.option
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
         return
-    named = options.keyword or any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
     interactive = options.usepdb or options.trace or options.capture == "no"
-    if options.numprocesses is None and not (named or interactive):
+    if options.numprocesses is None and not (names_tests(config) or interactive):
         options.numprocesses = 3  # for two cores: some tests wait for seconds
     if options.numprocesses and options.dist == "no":
         options.dist = "loadfile"  # a process can hold one emulator
@@ -76,16 +82,16 @@ LONGEST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option that also runs the tests with the mark ``slow``."""
-    parser.addoption("--slow", action="store_true", help="also run the tests that take longest")
+    """Adds the option that runs all tests."""
+    parser.addoption("--slow", action="store_true", help="run all tests, also those with the marks slow and hours")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Lets the longest files start first, and skips slow tests."""
-    if not config.getoption("slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes long: pytest --slow runs it, too"))
+    """Lets the longest files start first. Skips slow tests, unless their file is named."""
+    left_out = {"hours"} if names_tests(config) else {"hours", "slow"}
+    for item in items:
+        if not config.getoption("slow") and any(map(item.get_closest_marker, left_out)):
+            item.add_marker(pytest.mark.skip(reason="takes long: pytest --slow runs it"))
     rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 

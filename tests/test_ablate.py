@@ -284,6 +284,7 @@ def trainer_of(study: Any) -> int:
     return int(wait_until(lambda: psutil.Process(study.pid).children(), 60)[0].pid)
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_and_killed_twice_ends_with_the_same_numbers_and_leaves_no_trainer_behind(
     tmp_path: Path,
 ) -> None:

@@ -163,7 +163,9 @@ def test_agents_of_different_environments_are_not_compared(tmp_path: Path) -> No
         )
 
 
-@pytest.mark.parametrize("seeds", [(None, None), (3, 3), (3, 4)])
+@pytest.mark.parametrize(
+    "seeds", [(3, 3), *(pytest.param(each, marks=pytest.mark.slow) for each in ((None, None), (3, 4)))]
+)
 def test_each_of_several_agents_has_its_own_files(tmp_path: Path, seeds: tuple[int | None, int | None]) -> None:
     first, second = (straight_on.load_agent(straight_on.save_agent(tmp_path / f"{name}.json")) for name in "ab")
     agents = [replace(first, seed=seeds[0], max_episode_frames=8), replace(second, seed=seeds[1], max_episode_frames=8)]
@@ -205,6 +207,7 @@ def test_worker_processes_find_the_policies_of_a_loader_in_a_file(tmp_path: Path
     assert (tmp_path / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_all_courses_of_the_game_are_played_by_default(tmp_path: Path) -> None:
     agent = replace(straight_on.load_agent(straight_on.save_agent(tmp_path / "agent.json")), max_episode_frames=4)
     report = evaluate_agents([agent], episodes=1, workers=1)

@@ -67,6 +67,7 @@ def test_the_command_reports_an_exploit_with_its_drive_its_video_and_the_page(tm
     assert f"kart-rewards lab audits/hopping_a/exploit.drive race {words}" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_early_end_is_an_exploit_if_driving_on_costs_more(tmp_path: Path) -> None:
     path = PLANTED / "exploits" / "early_end_b.py"
     found = audit(find_game(GAME), rewards_of(path), "Level1", 1.0, 1, tmp_path).exploit
@@ -77,6 +78,7 @@ def test_an_early_end_is_an_exploit_if_driving_on_costs_more(tmp_path: Path) -> 
     assert again.transformed == pytest.approx(found.rollout.total)
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_the_reference_set(tmp_path: Path) -> None:
     done = run("audit", GAME, "--minutes", ONE_ROUND, "--json", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -164,7 +166,7 @@ def test_rules_that_end_the_reference_before_its_goal_and_damaged_drives_are_nam
     assert "the done rule 'stops' ends race on frame 1, and it reaches the goal on frame 3,026" in notices
 
 
-@pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.parametrize("path", sorted((PLANTED / "exploits").glob("*.py")), ids=lambda path: path.stem)
 def test_a_planted_exploit_is_found(path: Path, tmp_path: Path) -> None:
     found = audit(find_game(GAME), rewards_of(path), "Level1", MINUTES, 1, tmp_path)
@@ -172,7 +174,7 @@ def test_a_planted_exploit_is_found(path: Path, tmp_path: Path) -> None:
     assert found.exploit is not None, report(found)
 
 
-@pytest.mark.slow
+@pytest.mark.hours
 @pytest.mark.parametrize("path", sorted((PLANTED / "sane").glob("*.py")), ids=lambda path: path.stem)
 def test_nothing_is_found_in_a_sane_reward(path: Path, tmp_path: Path) -> None:
     found = audit(find_game(GAME), rewards_of(path), "Level1", MINUTES, 1, tmp_path)

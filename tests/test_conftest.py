@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,8 +38,12 @@ def project(tmp_path: Path) -> Path:
     for name in ("tests/test_first.py", "tests/test_second.py", "games/test_mine.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(TEST)
-    hook = inspect.getsource(conftest.pytest_cmdline_main)
-    (tmp_path / "tests" / "conftest.py").write_text(f"from pathlib import Path\n\nimport pytest\n\n\n{hook}")
+    hooks = (conftest.names_tests, conftest.pytest_cmdline_main, conftest.pytest_addoption)
+    hooks += (conftest.pytest_collection_modifyitems,)
+    code = "\n\n".join(map(inspect.getsource, hooks))
+    (tmp_path / "tests" / "conftest.py").write_text(
+        f"from pathlib import Path\n\nimport pytest\n\nLONGEST = ()\n\n\n{code}"
+    )
     return tmp_path
 
 
@@ -112,3 +117,31 @@ def test_the_longest_files_start_first(pytestconfig: pytest.Config) -> None:
     items: Any = [SimpleNamespace(path=file, get_closest_marker=lambda name: None) for file in (short, *files)]
     conftest.pytest_collection_modifyitems(pytestconfig, items)
     assert [item.path for item in items] == [*reversed(files), short]
+
+
+@pytest.mark.parametrize(
+    ("options", "ran"),
+    [
+        ([], {"quick"}),
+        (["tests/test_long.py"], {"quick", "slow"}),
+        *(
+            pytest.param(options, ran, marks=pytest.mark.slow)
+            for options, ran in (
+                (["tests"], {"quick"}),
+                (["--slow"], {"quick", "slow", "hours"}),
+                (["-k", "slow"], {"slow"}),
+                (["-m", "slow"], {"slow"}),
+                (["-m", "hours", "--slow"], {"hours"}),
+            )
+        ),
+    ],
+)
+def test_slow_tests_run_if_they_are_named(options: list[str], ran: set[str], project: Path) -> None:
+    for file in project.glob("*/test_*.py"):
+        file.unlink()
+    (project / "tests" / "test_long.py").write_text(
+        "import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_slow(): pass\n\n"
+        "@pytest.mark.hours\ndef test_hours(): pass\n"
+    )
+    output, _ = run(project, *options, "-rA")
+    assert set(re.findall(r"^PASSED .*::test_(\w+)$", output, re.M)) == ran, output

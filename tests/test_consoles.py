@@ -115,8 +115,8 @@ def random_actions(env: KartEnv, steps: int) -> np.ndarray:
 # went on in another way than without. Here, on the Atari 2600, the RAM of the first of two environments stood still.
 @pytest.mark.parametrize(
     "console",
-    [  # test_declared.py plays the slowest one, too
-        pytest.param(console, marks=pytest.mark.slow if console == "N64" else ())
+    [
+        pytest.param(console, marks=pytest.mark.slow if console in ("N64", "NintendoDs") else ())
         for console in sorted({*PROGRAMS, *WITH_SATURN} - INEXACT_STATES.keys())
     ],
 )
@@ -162,6 +162,7 @@ def test_some_consoles_do_not_start_without_a_bios(console: str, tmp_path: Path)
 
 
 @pytest.mark.skipif(bool(WITH_SATURN), reason="this process tests the Saturn")
+@pytest.mark.slow
 def test_the_saturn_with_a_bios_of_our_own(tmp_path: Path) -> None:
     """Its core looks for the BIOS in the folder of the cores, which a process chooses when it starts."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "Saturn and not bios"]

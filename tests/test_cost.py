@@ -26,6 +26,7 @@ def counts() -> dict[str, float]:
 
 
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.slow
 def test_the_instructions_are_within_a_tenth_of_the_committed_ones(part: str, counts: dict[str, float]) -> None:
     ratio, committed = ratios(counts)[part], RATIOS[PYTHON][part]
     assert abs(ratio / committed - 1) <= MARGIN, (

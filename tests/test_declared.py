@@ -41,7 +41,13 @@ def sample(console: str) -> list[Path]:
 
 
 # All games, for thousands of frames each: python tests/declared_walks.py
-@pytest.mark.parametrize("console", ["32x", "Arcade", "Atari2600", "GameBoy", "Genesis", "N64", "Nes", "Sms", "Snes"])
+@pytest.mark.parametrize(
+    "console",
+    [
+        *("32x", "Arcade", "Atari2600", "GameBoy", "Genesis", "Nes", "Sms", "Snes"),
+        pytest.param("N64", marks=pytest.mark.slow),
+    ],
+)
 def test_games_of_a_console_pay_and_end_as_in_stable_retro(console: str, tmp_path: Path) -> None:
     em = started(console, tmp_path)
     for game in sample(console):

@@ -423,6 +423,7 @@ def test_a_rom_that_no_emulator_starts(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @needs_setpriv
+@pytest.mark.slow
 def test_a_game_in_a_read_only_place(games: Path, tmp_path: Path) -> None:
     for path in (games, games / GAME):
         path.chmod(0o555)

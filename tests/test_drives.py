@@ -80,6 +80,7 @@ def test_a_replay_is_the_drive_bit_for_bit(drive: Drive) -> None:
         list(replay(replace(drive, start=b"")))
 
 
+@pytest.mark.slow
 def test_the_drives_of_the_package_are_replayed() -> None:
     drives = sorted(SHIPPED.glob("*.drive"))
     assert len(drives) == 30

@@ -121,6 +121,7 @@ def test_descriptions_obey_the_rules_and_differ() -> None:
 
 
 @needs_assembler
+@pytest.mark.slow
 def test_the_game_of_the_package_has_these_courses(made: dict[str, Any]) -> None:
     """So a course that is generated again is the same, byte for byte."""
     game = find_game(generate.GAME, ROOT / "integrations")
@@ -158,6 +159,7 @@ def test_a_course_that_cannot_be_driven_is_refused(made: dict[str, Any], probe: 
 
 
 @needs_assembler
+@pytest.mark.slow
 def test_a_course_with_short_laps_is_refused(probe: Any, no_emulator: None) -> None:
     corners = [generate.Corner(x, y, 150) for x, y in ((300, 300), (700, 300), (700, 620), (300, 620))]
     short = generate.Course("SHORT", tuple(corners), road_width=96, start=(512, 300), num_checkpoints=12)

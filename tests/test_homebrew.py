@@ -32,6 +32,7 @@ GAME = ROOT / "integrations" / "HomebrewKart-Snes"
 ROM = (GAME / "rom.sfc").read_bytes()
 COURSES = json.loads((GAME / "courses.json").read_text())["courses"]
 IDS = [course["state"] for course in COURSES]
+EACH_COURSE = [pytest.param(i, id=name, marks=pytest.mark.slow if i else ()) for i, name in enumerate(IDS)]
 BUTTONS = ["B", "Y", "SELECT", "START", "UP", "DOWN", "LEFT", "RIGHT", "A", "X", "L", "R"]
 
 BANK = 0x8000
@@ -337,6 +338,7 @@ def test_a_start_state_has_the_start_values(console: Console, course: dict[str, 
     assert console.speed > 0, "the kart can drive on the first frame"
 
 
+@pytest.mark.slow
 def test_frames_are_counted_from_power_on_to_the_end_of_a_race(console: Console) -> None:
     driver = drivers.CentrelineDriver(COURSES[1]["centreline"])
     seen: list[int] = []
@@ -375,6 +377,7 @@ def test_frames_are_counted_from_power_on_to_the_end_of_a_race(console: Console)
     assert seen == [0, MENU, COUNTDOWN, RACE, FINISH, MENU]
 
 
+@pytest.mark.slow
 def test_frames_are_counted_with_any_buttons(console: Console) -> None:
     rng = np.random.default_rng(3)
     console.step(frames=60)
@@ -471,14 +474,14 @@ def test_the_ground_turns_around_the_kart_without_jitter(console: Console) -> No
 # --- races ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("course", COURSES, ids=IDS)
-def test_the_centreline_driver_finishes_five_laps(console: Console, course: dict[str, Any]) -> None:
-    console.load(course["index"] + 1)
+@pytest.mark.parametrize("course", EACH_COURSE)
+def test_the_centreline_driver_finishes_five_laps(console: Console, course: int) -> None:
+    console.load(course + 1)
     first = 127
-    if course is not COURSES[0]:  # the last laps, as all count alike; the recorded races of the package have all laps
+    if course:  # the last laps, as all count alike; the recorded races of the package have all laps
         first = 130
         console.poke("laps", first)
-    driver = drivers.CentrelineDriver(course["centreline"])
+    driver = drivers.CentrelineDriver(COURSES[course]["centreline"])
     laps, crossings, top = [console.laps], [], 0
     frame, count, progress = 0, console.current_frame, console.progress()
     while console.laps != 133:
@@ -498,8 +501,8 @@ def test_the_centreline_driver_finishes_five_laps(console: Console, course: dict
     assert laps == [*range(first, 134)]
     lap_seconds = np.diff(crossings) / 60
     # Each lap is slower than a lap at boost speed, and faster than a lap at half the top speed.
-    assert (lap_seconds > course["lap_length"] / 4.6 / 60).all()
-    assert (lap_seconds < course["lap_length"] / 1.8 / 60).all()
+    assert (lap_seconds > COURSES[course]["lap_length"] / 4.6 / 60).all()
+    assert (lap_seconds < COURSES[course]["lap_length"] / 1.8 / 60).all()
     assert top > 900
     assert console.game_mode == FINISH
     clock = console.race_minutes * 60 + console.race_seconds + console.race_centiseconds / 100
@@ -578,11 +581,11 @@ def test_backward_follows_the_heading_on_the_finish_screen(console: Console) -> 
     assert console.backward == 0
 
 
-@pytest.mark.parametrize("course", COURSES, ids=IDS)
-def test_full_throttle_with_a_frame_skip_of_four_finishes_a_lap(console: Console, course: dict[str, Any]) -> None:
+@pytest.mark.parametrize("course", EACH_COURSE)
+def test_full_throttle_with_a_frame_skip_of_four_finishes_a_lap(console: Console, course: int) -> None:
     """An agent that always holds B, and steers on every fourth frame, can drive each course."""
-    console.load(course["index"] + 1)
-    driver = drivers.CentrelineDriver(course["centreline"], lookahead=60.0, hop=False)
+    console.load(course + 1)
+    driver = drivers.CentrelineDriver(COURSES[course]["centreline"], lookahead=60.0, hop=False)
     for _ in range(400):
         console.step({"B"} | (driver(console.snapshot()) & {"LEFT", "RIGHT"}), 4)
         if console.laps == 129:
@@ -672,6 +675,7 @@ def test_the_turn_around_driver_faces_the_wrong_way(console: Console) -> None:
     assert flags == {0, 0x10}
 
 
+@pytest.mark.slow
 def test_driving_the_wrong_way_decreases_progress(console: Console) -> None:
     console.load(1)
     x, y = console.kart_x / 4, console.kart_y / 4
@@ -906,7 +910,7 @@ def test_a_kart_placed_inside_a_wall_is_rescued(console: Console) -> None:
     assert sectors(0)[console.kart_y // 64, console.kart_x // 64] == console.checkpoint
 
 
-@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
+@pytest.mark.parametrize("course", EACH_COURSE)
 def test_a_kart_never_enters_a_wall(console: Console, course: int) -> None:
     """The kart drives against the narrowest ends of the walls from all sides: its corners may miss these."""
     wall = surfaces(course) == WALL
@@ -933,9 +937,8 @@ def test_a_kart_never_enters_a_wall(console: Console, course: int) -> None:
                     assert not wall[console.kart_y // 32, console.kart_x // 32], (x, y)
 
 
-@pytest.mark.parametrize(
-    "course", [0, *(pytest.param(course, marks=pytest.mark.slow) for course in range(1, len(COURSES)))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
 def test_no_wall_traps_a_kart(console: Console, course: int) -> None:
     """With full throttle and no steering, a kart leaves each wall that it hits, from random places and directions."""
     rng = np.random.default_rng(course)
@@ -1022,7 +1025,7 @@ def test_sectors_count_only_in_order(console: Console, course: int) -> None:
     assert visit(1) == (n // 2 + 1, 128)
 
 
-@pytest.mark.parametrize("course", range(len(COURSES)), ids=IDS)
+@pytest.mark.parametrize("course", EACH_COURSE)
 def test_a_loop_on_the_infield_counts_no_lap(console: Console, course: int) -> None:
     """A loop inside the course is near all parts of the road in their order, but it is not a lap."""
     line = beside_the_road(course, 64)

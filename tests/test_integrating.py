@@ -87,6 +87,7 @@ def shows(output: str, line: str) -> bool:
     return re.search(f"^{pattern}$", output, flags=re.M) is not None
 
 
+@pytest.mark.slow
 def test_a_game_that_stable_retro_already_knows(workspace: Path) -> None:
     text = section("A game that stable-retro already knows")
     [own] = [block["text"] for block in BLOCK.finditer(text) if block["language"] == "python"]
@@ -106,6 +107,7 @@ def test_a_game_that_stable_retro_already_knows(workspace: Path) -> None:
     assert_tensorboard_shows({"rewards/score", "rewards/ship_lost"}, tensorboard, workspace)
 
 
+@pytest.mark.slow
 def test_another_game_on_another_console(workspace: Path) -> None:
     output = ""
     for block in BLOCK.finditer(section("A game of your own")):

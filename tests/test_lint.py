@@ -293,6 +293,7 @@ def test_honest_rewards_have_no_finding(codes: list[str], tmp_path: Path, probes
     assert findings(examined("".join(codes), tmp_path, probes)) == []
 
 
+@pytest.mark.slow
 def test_the_scenario_course_progress_has_no_finding(probes: Probes) -> None:
     assert findings(gather(find_game(GAME), RewardSet(scenario="course_progress"), shipped(), probes=probes)) == []
 
@@ -571,6 +572,7 @@ def test_the_types_of_the_game_are_right(probes: Probes) -> None:
         assert fault_of(variable, columns, raw) is None, variable.name
 
 
+@pytest.mark.slow
 def test_a_changed_data_file_is_examined_in_the_emulator(own_game: Path, tmp_path: Path, probes: Probes) -> None:
     path = own_game / GAME / "data.json"
     content = json.loads(path.read_text())

@@ -319,7 +319,16 @@ def test_lint_runs_after_each_save_and_its_findings_lead_to_their_drives(page: P
     assert page.picture()[0] == frame
     assert page.js("lab.tracks()[0].score.terms.get('gas').values")[frame] > 0, "the term that the finding is about"
     assert "error" not in page.text('[data-drive="gas-and-brake"]')
+    page.js("document.querySelector('[data-drive=\"turning\"] button').click()")  # the list is drawn again now and then
+    page.wait("lab.tracks()[0].score?.terms.get('gas').values.length === 1201")
 
+
+@pytest.mark.slow
+def test_a_save_ends_the_lint_of_the_rewards_before_it(page: Page, folder: Path) -> None:
+    failing = MINE.replace("ram.speed - previous.speed", "ram.speed // (ram.laps - 128)")
+    page.wait("document.querySelector('.finding')")
+    page.click(".finding")
+    page.wait("document.querySelector('.drive.a').dataset.drive === 'gas-and-brake' && lab.tracks()[0].score")
     edited(folder / "mine.py", MINE.replace("max(ram.speed - previous.speed, 0)", "(ram.speed - previous.speed)"))
     page.wait("document.getElementById('findings-status').textContent === 'linting…'")
     page.wait("lab.tracks()[0].score.terms.get('gas').sum === 0")
@@ -338,6 +347,7 @@ def test_a_process_of_a_rewards_file_that_ends_is_an_error(page: Page, folder: P
     page.wait("document.getElementById('error').hidden")
 
 
+@pytest.mark.slow
 def test_rewards_that_are_broken_from_the_start_are_shown(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import helper\n")
     with served(tmp_path, "reverse", "--rewards", "mine.py") as (url, _):
@@ -350,6 +360,7 @@ def test_rewards_that_are_broken_from_the_start_are_shown(browser: Any, tmp_path
         browser.get("about:blank")
 
 
+@pytest.mark.slow
 def test_drives_that_are_new_are_in_the_list_after_a_reload(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     shutil.copy(SHIPPED / "reverse.drive", tmp_path / "mine" / "first.drive")
@@ -456,6 +467,7 @@ def test_a_finding_leads_to_its_drive_and_frame(browser: Any, written: Path) -> 
     assert not page.js("window.hacked")
 
 
+@pytest.mark.slow
 def test_a_page_on_disk_does_not_become_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [SHIPPED / f"{name}.drive" for name in ("standing", "reverse")]
     write_page(tmp_path / "page.html", paths, [RewardSet()], ["scenario"], most_bytes=1000)

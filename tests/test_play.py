@@ -311,6 +311,7 @@ def test_a_recorded_lap_scores_the_same_and_replays_to_the_same_ram(
     assert list(replayed(tmp_path / f"{GAME}-Level2-1.bk2", INTEGRATIONS, data)) == list(trace)
 
 
+@pytest.mark.slow
 def test_the_command_of_stable_retro_plays_a_recording_back(
     make: Callable[..., KartEnv], games: Path, display: Display, tmp_path: Path
 ) -> None:

@@ -253,6 +253,7 @@ def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
     assert Checkpoint.load(folder / "agent.pt").updates >= 1
 
 
+@pytest.mark.slow
 def test_stopping_torchrun_saves_the_environments_of_all_ranks(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()  # a terminal shows updates at once, a pipe only after ten seconds
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))

@@ -94,6 +94,7 @@ def test_python_and_lua_agree_on_each_frame_of_all_drives(game: Game) -> None:
     assert parity.silent() == [], "all terms paid, and both rules ended an episode"
 
 
+@pytest.mark.slow
 def test_with_the_retail_type_only_negative_speeds_differ(game: Game) -> None:
     """stable-retro reads the type ``<s2`` as unsigned. With an unsigned speed, Python and Lua agree on each frame."""
     differing = []

@@ -34,10 +34,7 @@ def tampered(tmp_path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, id=path.stem, marks=() if path.stem in ("Level1", "Level4") else pytest.mark.slow)
-        for path in REPLAYS
-    ],
+    [pytest.param(path, id=path.stem, marks=() if path.stem == "Level1" else pytest.mark.slow) for path in REPLAYS],
 )
 def test_a_replay_drives_the_times_that_it_contains(path: Path) -> None:
     race = laps.verify(path)
@@ -65,6 +62,7 @@ def test_the_recorded_drive_of_a_replay_has_its_inputs_and_times(path: Path) -> 
     assert laps.times(race) == {name: replay[name] for name in laps.TIMES}
 
 
+@pytest.mark.slow
 def test_the_drives_of_the_game_are_recorded_from_the_replays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +87,7 @@ def test_inputs_that_drive_another_race_are_reported(tmp_path: Path) -> None:
         laps.verify(tampered(tmp_path, inputs=[*inputs[:3], [5, "B LEFT"], *inputs[3:]]))
 
 
+@pytest.mark.slow
 def test_times_that_the_inputs_do_not_drive_are_reported(tmp_path: Path) -> None:
     with pytest.raises(KartRewardsError, match=r"its inputs drive .*, but it contains .*'lap_time_seconds': 1\.0"):
         laps.verify(tampered(tmp_path, lap_time_seconds=1.0))

@@ -142,6 +142,7 @@ def test_its_absence_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(inspect.getfile(KartVecEnv))
 
 
+@pytest.mark.slow
 def test_rl_zoo_trains_on_the_vec_env(tmp_path: Path) -> None:
     (tmp_path / "ppo.yml").write_text(
         f"{GAME}:\n  {{policy: CnnPolicy, n_timesteps: 32, n_envs: 2, n_steps: 16, batch_size: 32, n_epochs: 1}}\n"
@@ -190,6 +191,7 @@ def test_its_agent_can_be_watched(model: Path, tmp_path: Path) -> None:
     assert np.abs(frames[59][:, :256] - frames[0][:, :256]).mean() > 1, "the kart drives"
 
 
+@pytest.mark.slow
 def test_its_agent_can_be_evaluated(model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.py").write_text(
         "import dataclasses\n"

@@ -17,6 +17,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_each_step_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("kart_rewards.lab.page.page._film_of", lambda *_: b"")  # tests/test_page.py has films

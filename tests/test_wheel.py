@@ -161,7 +161,7 @@ def test_games_and_doctor(user: User) -> None:
     assert not list(user.here.iterdir())
 
 
-def test_train_resume_evaluate_and_watch(user: User) -> None:
+def test_train_and_resume(user: User) -> None:
     training = user.start(f"kart-rewards train {SHORT}")
     wait_until(
         lambda: training.poll() is not None or list(user.here.glob("runs/*/agent-[1-9]*.pt")), "the first update"
@@ -172,7 +172,13 @@ def test_train_resume_evaluate_and_watch(user: User) -> None:
     resume = printed_command(output, "kart-rewards train --resume")
     steps = max(int(path.stem.partition("-")[2]) for path in user.here.glob("runs/*/agent-*.pt"))
     user.run(f"{resume} --total-timesteps {steps + 32}")
-    [agent] = user.here.glob(f"runs/*/agent-{steps + 32}.pt")
+    assert list(user.here.glob(f"runs/*/agent-{steps + 32}.pt"))
+
+
+@pytest.mark.slow
+def test_evaluate_and_watch(user: User) -> None:
+    user.run(f"kart-rewards train {SHORT} --total-timesteps 32")
+    [agent] = user.here.glob("runs/*/agent.pt")
     tables = user.run(f"kart-rewards evaluate {agent} --eval-states Level1 --eval-episodes 1")
     assert "reference" in tables
     assert (agent.parent / "evaluation.json").exists()
@@ -192,6 +198,7 @@ def test_a_rom_is_imported_into_the_users_folder(user: User) -> None:
     assert listed["Tiny-Snes"] == ["Tiny-Snes", "right", "none", str(rom.parent)]
 
 
+@pytest.mark.slow
 def test_states_and_variables_of_a_game_in_the_package_are_kept_in_the_first_folder_that_may_be_written_to(
     user: User,
 ) -> None:
@@ -207,6 +214,7 @@ def test_states_and_variables_of_a_game_in_the_package_are_kept_in_the_first_fol
     assert "grows" in user.run(f"kart-rewards ram integrations/{KART}/waiting.state")
 
 
+@pytest.mark.slow
 def test_a_new_game_and_the_next_steps_that_are_printed(user: User, display: Display) -> None:
     (user.here / "dump.sfc").write_bytes((INTEGRATIONS / KART / "rom.sfc").read_bytes())  # a game that runs
     steps = user.run("kart-rewards new Mine-Snes dump.sfc")
