@@ -78,6 +78,7 @@ def test_the_starts_are_not_those_of_the_evaluations_that_chose_the_agent(tmp_pa
     assert seeds_of(report) == derived(8, 2) != derived(7, 2)
 
 
+@pytest.mark.slow
 def test_several_agents_are_summarised_over_their_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()

@@ -136,6 +136,7 @@ def test_the_game_of_the_package_has_these_courses(made: dict[str, Any]) -> None
 
 
 @needs_assembler
+@pytest.mark.slow
 def test_the_scripted_driver_drives_generated_courses(made: dict[str, Any]) -> None:
     for state, (track, seconds, _) in made.items():
         assert len(seconds) == 5
@@ -148,6 +149,7 @@ def test_the_scripted_driver_drives_generated_courses(made: dict[str, Any]) -> N
 
 
 @needs_assembler
+@pytest.mark.slow
 def test_a_course_that_cannot_be_driven_is_refused(made: dict[str, Any], probe: Any, no_emulator: None) -> None:
     track = made["Gen"][0]
     # A wall over the complete road, a second after the start.
@@ -168,6 +170,7 @@ def test_a_course_with_short_laps_is_refused(probe: Any, no_emulator: None) -> N
 
 
 @needs_assembler
+@pytest.mark.slow
 def test_the_menu_of_a_large_rom_reaches_its_last_course(
     made: dict[str, Any], tmp_path: Path, no_emulator: None
 ) -> None:

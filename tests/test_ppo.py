@@ -656,6 +656,7 @@ def test_resuming_does_not_mention_the_missing_rom_of_another_game(trained: Trai
     assert "has no ROM" not in finished.stdout
 
 
+@pytest.mark.slow
 def test_agents_are_evaluated_against_the_drivers(trained: TrainedRun, tmp_path: Path) -> None:
     run = trained.copy(tmp_path / "runs")
     finished = train_here(

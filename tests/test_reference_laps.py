@@ -81,6 +81,7 @@ def test_the_drives_of_the_game_are_recorded_from_the_replays(
         laps.record(("Level9",))
 
 
+@pytest.mark.slow
 def test_inputs_that_drive_another_race_are_reported(tmp_path: Path) -> None:
     inputs = json.loads(REPLAYS[0].read_text())["inputs"]
     with pytest.raises(KartRewardsError, match=r"its inputs drive .*, but it contains"):

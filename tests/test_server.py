@@ -75,7 +75,9 @@ def test_the_parts_of_a_film_have_a_letter_and_a_length() -> None:
     assert film_part(FilmFormat(4, 2, "avc1", 30))[:1] == b"J"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGKILL, signal.SIGHUP))]
+)
 def test_no_process_is_left(number: signal.Signals, tmp_path: Path) -> None:
     with served(tmp_path, "race") as (url, process):
         connection = http.client.HTTPConnection(url.split("/")[2], timeout=20)

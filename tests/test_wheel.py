@@ -186,6 +186,7 @@ def test_evaluate_and_watch(user: User) -> None:
     assert (user.here / "drive.mp4").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_rom_is_imported_into_the_users_folder(user: User) -> None:
     (user.here / "dump.smc").write_bytes(bytes(512) + tiny_rom())
     missing = finish(user.start("kart-rewards play Tiny-Snes"), code=2)
