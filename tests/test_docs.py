@@ -139,12 +139,14 @@ def test_the_first_commands_of_the_readme_are_those_that_ci_runs() -> None:
     assert re.match(r"pip install .* && pytest +#", test)
 
 
-@pytest.mark.parametrize(("name", "arms"), [("", 4), ("without_fast", 2)])
-def test_a_study_on_its_page_is_that_of_its_files(name: str, arms: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "page", "arms"), [("", "study", 4), ("without_fast", "study", 2), ("lap", "training", 3)]
+)
+def test_a_study_on_its_page_is_that_of_its_files(name: str, page: str, arms: int) -> None:
     folder = ROOT / "docs" / "study" / name
-    page, report = (ROOT / "docs" / "study.md").read_text(), (folder / "report.md").read_text()
+    text, report = (ROOT / "docs" / f"{page}.md").read_text(), (folder / "report.md").read_text()
     results = json.loads((folder / "results.json").read_text())
-    assert (ROOT / "docs" / "study" / "speed.py").read_text() in page
+    assert page != "study" or (ROOT / "docs" / "study" / "speed.py").read_text() in text
     effects = [effect for effect in results["effects"] if effect["outcome"] == "race_seconds"]
     assert len(effects) == arms
     for effect in effects:
@@ -153,7 +155,7 @@ def test_a_study_on_its_page_is_that_of_its_files(name: str, arms: int) -> None:
             f"| {value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}] | "
             f"{difference['value']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}] | "
         )
-        assert row in page
+        assert row in text
         assert row in report
     assert "/" not in "".join(results["options"]), "no path of a computer"
 

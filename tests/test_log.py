@@ -510,7 +510,6 @@ def test_weights_and_biases_is_asked_for_only_if_it_is_used(tmp_path: Path, monk
 # KempnerInstitute/KempnerForge#19: a resumed training began a new run of Weights & Biases instead of going on in its
 # own.
 @needs_wandb
-@pytest.mark.slow
 def test_a_tracked_run_and_its_resume_are_mirrored_to_weights_and_biases(tmp_path: Path) -> None:
     """Without a connection: W&B's offline mode writes to a folder what it would send."""
     offline = os.environ | {
