@@ -33,14 +33,13 @@ def test_another():
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with the settings and the hook of this one, two test files, and tests of the user's in a folder."""
+    """A project with the settings and the hooks of this one, two test files, and tests of the user's in a folder."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name in ("tests/test_first.py", "tests/test_second.py", "games/test_mine.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(TEST)
-    hooks = (conftest.names_tests, conftest.pytest_cmdline_main, conftest.pytest_addoption)
-    hooks += (conftest.pytest_collection_modifyitems,)
-    code = "\n\n".join(map(inspect.getsource, hooks))
+    names = ("names_tests", "pytest_cmdline_main", "pytest_addoption", "pytest_collection_modifyitems")
+    code = "\n\n".join(inspect.getsource(getattr(conftest, name)) for name in names)
     (tmp_path / "tests" / "conftest.py").write_text(
         f"from pathlib import Path\n\nimport pytest\n\nLONGEST = ()\n\n\n{code}"
     )
