@@ -51,10 +51,19 @@ if threading.current_thread() is threading.main_thread():
 
 
 def names_tests(config: pytest.Config) -> bool:
-    """Whether files, tests or marks are chosen on the command line: not the complete suite."""
-    options, tests = config.option, Path(__file__).parent
-    chosen = options.keyword or options.markexpr
-    return bool(chosen) or any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
+    """Whether some tests are chosen on the command line, by their files, names, marks or failures."""
+    options, tests = config.option, Path(__file__).resolve().parent
+    words = f"{options.keyword} {options.markexpr}".split()
+    if (words and "not" not in words) or getattr(options, "lf", False) or getattr(options, "stepwise", False):
+        return True
+    return any(Path(name).resolve() not in (tests, tests.parent) for name in options.file_or_dir)
+
+
+def left_out(config: pytest.Config) -> set[str]:
+    """The marks of the tests that are skipped."""
+    if config.getoption("slow"):
+        return set()
+    return {"hours"} if names_tests(config) else {"hours", "slow"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist's
@@ -88,12 +97,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Lets the longest files start first. Skips slow tests, unless their file is named."""
-    left_out = {"hours"} if names_tests(config) else {"hours", "slow"}
+    marks = left_out(config)
     for item in items:
-        if not config.getoption("slow") and any(map(item.get_closest_marker, left_out)):
+        if any(map(item.get_closest_marker, marks)):
             item.add_marker(pytest.mark.skip(reason="takes long: pytest --slow runs it"))
     rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture
+def thorough(pytestconfig: pytest.Config) -> bool:
+    """Whether slow tests run, for tests that otherwise do less."""
+    return "slow" not in left_out(pytestconfig)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -284,6 +284,22 @@ def trainer_of(study: Any) -> int:
     return int(wait_until(lambda: psutil.Process(study.pid).children(), 60)[0].pid)
 
 
+def test_a_killed_study_leaves_no_trainer_behind_and_is_finished_later(tmp_path: Path) -> None:
+    study = in_a_process_of_its_own(tmp_path)
+    reached = Study(tiny_plan(), tmp_path, [[]])
+    [run_of_it] = reached.plan.runs
+    trainer = trainer_of(study)
+    family = [trainer, *(child.pid for child in psutil.Process(trainer).children(recursive=True))]
+    wait_until(lambda: reached.steps(run_of_it) > 0, 60)
+    study.kill()
+    wait_until(lambda: not any(map(alive, family)), 10)
+    assert reached.steps(run_of_it) < STEPS
+    open_study(tmp_path, tiny_plan(), CORES, False, lambda: keep_sources(tmp_path, [])).work(threading.Event())
+    assert "resuming" in reached.log_path(run_of_it).read_text().lower()
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == [STEPS]
+    assert (tmp_path / "report.md").exists()
+
+
 @pytest.mark.slow
 def test_a_study_that_was_stopped_and_killed_twice_ends_with_the_same_numbers_and_leaves_no_trainer_behind(
     tmp_path: Path,

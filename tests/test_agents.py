@@ -15,8 +15,8 @@ REPORT = json.loads((AGENTS / "evaluation.json").read_text())
 
 
 @pytest.mark.parametrize("claims", REPORT["agents"], ids=lambda claims: Path(claims["file"]).name)
-def test_an_agent_finishes_the_races_that_its_card_claims(claims: dict[str, Any], pytestconfig: pytest.Config) -> None:
-    episodes = 2 if pytestconfig.getoption("slow") else 1  # each with another start
+def test_an_agent_finishes_the_races_that_its_card_claims(claims: dict[str, Any], thorough: bool) -> None:
+    episodes = 2 if thorough else 1  # each with another start
     file = AGENTS / Path(claims["file"]).name
     assert file.stat().st_size < 8e6
     agent = load_agent(file)
@@ -25,7 +25,7 @@ def test_an_agent_finishes_the_races_that_its_card_claims(claims: dict[str, Any]
     claimed = {course: policies["agent, deterministic"] for course, policies in claims["summary"].items()}
     finishes = [course for course, metrics in claimed.items() if metrics["finish_rate"] == 1.0]
     assert "Level1" in finishes
-    if not pytestconfig.getoption("slow"):
+    if not thorough:
         finishes = [course for course in finishes if course in ("Level1", "Level5")]  # one of training, one held out
 
     contestant = Contestant("agent", agent.make_policy(True), agent.env_options)

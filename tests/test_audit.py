@@ -90,7 +90,6 @@ def test_nothing_is_found_in_the_reference_set(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_game_without_a_goal_gets_its_best_paid_behaviours(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from kart_rewards import done_rule, reward_term\n\n\n@reward_term\ndef hits(ram, previous, buttons):\n"

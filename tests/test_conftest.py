@@ -38,7 +38,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("tests/test_first.py", "tests/test_second.py", "games/test_mine.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(TEST)
-    names = ("names_tests", "pytest_cmdline_main", "pytest_addoption", "pytest_collection_modifyitems")
+    names = ("names_tests", "left_out", "pytest_cmdline_main", "pytest_addoption", "pytest_collection_modifyitems")
     code = "\n\n".join(inspect.getsource(getattr(conftest, name)) for name in names)
     (tmp_path / "tests" / "conftest.py").write_text(
         f"from pathlib import Path\n\nimport pytest\n\nLONGEST = ()\n\n\n{code}"
@@ -130,7 +130,9 @@ def test_the_longest_files_start_first(pytestconfig: pytest.Config) -> None:
                 (["--slow"], {"quick", "slow", "hours"}),
                 (["-k", "slow"], {"slow"}),
                 (["-m", "slow"], {"slow"}),
+                (["-m", "not hours"], {"quick"}),
                 (["-m", "hours", "--slow"], {"hours"}),
+                (["-n", "2", "tests/test_long.py"], {"quick", "slow"}),
             )
         ),
     ],

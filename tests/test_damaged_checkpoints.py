@@ -129,10 +129,10 @@ def map_here(workers: Workers, function: Callable[..., Any], tasks: Sequence[tup
 # fault.
 @pytest.mark.parametrize("command", MUTATIONS)
 def test_a_checkpoint_with_one_wrong_value_is_refused_in_one_message_or_works(
-    run_folder: Path, tmp_path: Path, command: str, pytestconfig: pytest.Config
+    run_folder: Path, tmp_path: Path, command: str, thorough: bool
 ) -> None:
     content = torch.load(run_folder / "agent.pt", weights_only=True)
-    mutations, refused = MUTATIONS[command] // (1 if pytestconfig.getoption("slow") else 10), 0
+    mutations, refused = MUTATIONS[command] // (1 if thorough else 10), 0
     for seed in range(mutations):
         changed, what = mutated(content, seed)
         folder = tmp_path / str(seed)

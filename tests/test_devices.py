@@ -156,7 +156,6 @@ def test_a_compiled_encoder_trains_under_its_old_names(tmp_path: Path) -> None:
     eager.load_state_dict(weights(agent))  # the names are those of an agent that is not compiled
 
 
-@pytest.mark.slow
 def test_without_a_compiler_compile_is_ignored(tmp_path: Path) -> None:
     arguments = [*SMALL, "--total-timesteps", 32, "--compile", "auto", "--runs-path", tmp_path / "runs"]
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": str(tmp_path / "no-compiler"), "PATH": ""}

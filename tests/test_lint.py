@@ -293,7 +293,6 @@ def test_honest_rewards_have_no_finding(codes: list[str], tmp_path: Path, probes
     assert findings(examined("".join(codes), tmp_path, probes)) == []
 
 
-@pytest.mark.slow
 def test_the_scenario_course_progress_has_no_finding(probes: Probes) -> None:
     assert findings(gather(find_game(GAME), RewardSet(scenario="course_progress"), shipped(), probes=probes)) == []
 

@@ -347,7 +347,6 @@ def test_a_process_of_a_rewards_file_that_ends_is_an_error(page: Page, folder: P
     page.wait("document.getElementById('error').hidden")
 
 
-@pytest.mark.slow
 def test_rewards_that_are_broken_from_the_start_are_shown(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import helper\n")
     with served(tmp_path, "reverse", "--rewards", "mine.py") as (url, _):
@@ -467,7 +466,6 @@ def test_a_finding_leads_to_its_drive_and_frame(browser: Any, written: Path) -> 
     assert not page.js("window.hacked")
 
 
-@pytest.mark.slow
 def test_a_page_on_disk_does_not_become_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [SHIPPED / f"{name}.drive" for name in ("standing", "reverse")]
     write_page(tmp_path / "page.html", paths, [RewardSet()], ["scenario"], most_bytes=1000)

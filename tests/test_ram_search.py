@@ -14,7 +14,6 @@ from kart_rewards.games.ram_search import RamSearch, Reading
 from kart_rewards.ram import Variable
 
 
-@pytest.mark.slow
 def test_the_kept_candidates_are_those_that_our_decoder_finds(tiny_emulator: Any) -> None:
     """Random bytes in three samples. Each address is decoded again with each type, without stable-retro."""
     emulator, _ = tiny_emulator

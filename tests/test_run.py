@@ -209,6 +209,20 @@ def checkpoints(run: Run) -> list[str]:
     return sorted(path.name for path in run.folder.glob("*.pt"))
 
 
+class StoppedBeside(OneOf):
+    """One of two ranks, the other of which was told to stop."""
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item, True] if isinstance(item, bool) else super().gather(item)
+
+
+def test_a_run_ends_if_another_rank_was_told_to_stop(tmp_path: Path) -> None:
+    training = make(tmp_path, ranks=StoppedBeside(1, 2, 1, 2), total_steps=4 * PER_UPDATE)
+    with training.start():
+        training.update()
+        assert training.run.over
+
+
 def test_a_run_counts_its_updates_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = make(tmp_path)
     with training.start() as observations:

@@ -157,7 +157,6 @@ def test_homebrewkarts_variables_are_found_with_no_prior_knowledge(
     assert min(speeds) < 0 < max(speeds)
 
 
-@pytest.mark.slow
 def test_a_big_endian_console_is_searched_too(tmp_path: Path) -> None:
     """One place is left for the lives, two for the score. They share bytes with stable-retro's own entries."""
     shipped = Path(stable_retro.data.path()) / "stable" / AIRSTRIKER

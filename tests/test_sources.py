@@ -125,7 +125,6 @@ def test_a_file_that_is_edited_while_training_runs_changes_no_evaluation(gift: P
 
 # MrNeRF/LichtFeld-Studio#599: files that a saved training refers to were moved, and it could not go on, without a
 # reason.
-@pytest.mark.slow
 def test_the_copies_serve_an_agent_whose_files_are_gone(gift: Path, tmp_path: Path) -> None:
     arguments = ["--env-id", GAME, *SMALL, "--rewards", gift, "--total-timesteps", 32, "--max-episode-steps", 10]
     train_here(*arguments, "--runs-path", tmp_path / "runs")
@@ -141,7 +140,6 @@ def test_the_copies_serve_an_agent_whose_files_are_gone(gift: Path, tmp_path: Pa
     assert_refused(finished, "gift.py: no such file")
 
 
-@pytest.mark.slow
 def test_wrappers_are_kept_too(tmp_path: Path) -> None:
     wrappers = tmp_path / "mine.py"
     wrappers.write_text("from names import NAME\ndef same(env):\n    return env\n")

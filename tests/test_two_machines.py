@@ -29,7 +29,6 @@ LOST = r"error: another process of this run has ended, or the network to its mac
 MINUTE = 60
 IP = shutil.which("ip")
 _numbers = itertools.count()
-pytestmark = pytest.mark.slow
 
 
 def ip(*arguments: str) -> str:
@@ -167,6 +166,7 @@ def assert_saved_and_gone(machines: Machines) -> None:
 
 # Observed: the timeout of torch.distributed must be longer than the longest evaluation; so a peer that was only slow
 # and a peer that was gone looked the same. Here rank 0 is paused for longer than a lost machine may be silent.
+@pytest.mark.slow
 def test_two_machines_have_equal_weights_and_wait_for_each_other(machines: Machines, tmp_path: Path) -> None:
     for machine in machines:
         options = [*TRAINING, "--runs-path", machine.runs, "--total-timesteps", "640"]
@@ -190,6 +190,7 @@ def test_two_machines_have_equal_weights_and_wait_for_each_other(machines: Machi
 
 # pytorch/pytorch#41665: after one node was killed, the process of the other one waited without an end, whatever timeout
 # it had been given.
+@pytest.mark.slow
 def test_a_killed_rank_ends_both_machines(machines: Machines) -> None:
     for machine in machines:
         machine.train()
@@ -204,7 +205,7 @@ def test_a_killed_rank_ends_both_machines(machines: Machines) -> None:
 
 
 # pytorch/pytorch#37571: when nodes become unreachable, an operation over all nodes never returns.
-@pytest.mark.parametrize("during", ["training", "evaluation"])
+@pytest.mark.parametrize("during", ["training", pytest.param("evaluation", marks=pytest.mark.slow)])
 def test_a_cut_cable_ends_both_machines_in_a_minute(during: str, machines: Machines) -> None:
     for machine in machines:
         machine.train(*(EVALUATION if during == "evaluation" else []))
@@ -220,6 +221,7 @@ def test_a_cut_cable_ends_both_machines_in_a_minute(during: str, machines: Machi
     assert_saved_and_gone(machines)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_busy_for_long_ends_after_another_was_lost(machines: Machines) -> None:
     for machine in machines:
         machine.start(PROGRAM, "busy")
@@ -231,6 +233,7 @@ def test_a_rank_that_is_busy_for_long_ends_after_another_was_lost(machines: Mach
 
 # pytorch/pytorch#135712: torchrun's store outlives a restart, and restarted ranks used the addresses of ranks that had
 # ended. The number of restarts does not tell them apart, because each machine counts its own ones.
+@pytest.mark.slow
 def test_restarted_ranks_go_on_from_the_checkpoint_of_rank_0(machines: Machines) -> None:
     for machine in machines:
         machine.train("--resume", "auto", "--total-timesteps", "960", rendezvous="c10d", restarts=1)
@@ -243,6 +246,7 @@ def test_restarted_ranks_go_on_from_the_checkpoint_of_rank_0(machines: Machines)
     assert_saved_and_gone(machines)
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_rank_is_reported_by_both_machines(machines: Machines) -> None:
     for machine, game in zip(machines, (GAME, "Nothing-Snes"), strict=True):
         machine.train("--env-id", game)
