@@ -96,3 +96,10 @@ def test_the_laps_of_agents_of_one_course_are_those_of_the_committed_evaluations
     [[_, name, course, seeds, _, finish, _, *laps]] = rows_of("specialist.json", 299_008)
     assert seeds == "1, 2, 3"
     assert " | ".join((f"| {name}", course, seeds, finish, *laps)).strip() in (ROOT / "docs/training.md").read_text()
+
+
+def test_the_seeds_of_the_generalist_are_those_of_the_committed_evaluations() -> None:
+    rows, page = rows_of("generalist.json", 299_008), (ROOT / "agents" / "README.md").read_text()
+    assert len(rows) == 4
+    for _, name, course, seeds, _, finish, _, *laps in rows:
+        assert " | ".join((f"| {name}", course, seeds, finish, *laps)).strip() in page
