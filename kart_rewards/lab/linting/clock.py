@@ -17,11 +17,19 @@ def clock() -> float:
     Time in which code sleeps or waits for a file counts, but not the work of other programs. Linux counts the waiting
     time. On other systems, this is ``perf_counter``.
     """
-    waited = 0.0
     file = _schedstat(os.getpid(), threading.get_native_id())
-    if file is not None:
-        waited = int(os.pread(file, 100, 0).split()[1]) / 1e9  # after the nanoseconds on a processor
-    return perf_counter() - waited
+    if file is None:
+        return perf_counter()
+    waited = _waited(file)
+    while True:
+        now, before, waited = perf_counter(), waited, _waited(file)
+        if waited == before:  # else it waited in between, and the time would go backwards
+            return now - waited
+
+
+def _waited(file: int) -> float:
+    """Returns the seconds for which a thread waited for a processor."""
+    return int(os.pread(file, 100, 0).split()[1]) / 1e9  # after the nanoseconds on a processor
 
 
 @functools.cache
