@@ -284,15 +284,21 @@ def trainer_of(study: Any) -> int:
     return int(wait_until(lambda: psutil.Process(study.pid).children(), 60)[0].pid)
 
 
-def test_a_killed_study_leaves_no_trainer_behind_and_is_finished_later(tmp_path: Path) -> None:
-    study = in_a_process_of_its_own(tmp_path)
-    reached = Study(tiny_plan(), tmp_path, [[]])
-    [run_of_it] = reached.plan.runs
+def kill_at_work(folder: Path, steps: int) -> None:
+    """Starts a study of one run and kills it after more than so many steps. Its trainer ends with it."""
+    reached = Study(tiny_plan(), folder, [[]])
+    study = in_a_process_of_its_own(folder)
     trainer = trainer_of(study)
     family = [trainer, *(child.pid for child in psutil.Process(trainer).children(recursive=True))]
-    wait_until(lambda: reached.steps(run_of_it) > 0, 60)
+    wait_until(lambda: reached.steps(reached.plan.runs[0]) > steps, 60)
     study.kill()
     wait_until(lambda: not any(map(alive, family)), 10)
+
+
+def test_a_killed_study_leaves_no_trainer_behind_and_is_finished_later(tmp_path: Path) -> None:
+    reached = Study(tiny_plan(), tmp_path, [[]])
+    [run_of_it] = reached.plan.runs
+    kill_at_work(tmp_path, 0)
     assert reached.steps(run_of_it) < STEPS
     open_study(tmp_path, tiny_plan(), CORES, False, lambda: keep_sources(tmp_path, [])).work(threading.Event())
     assert "resuming" in reached.log_path(run_of_it).read_text().lower()
@@ -323,12 +329,7 @@ def test_a_study_that_was_stopped_and_killed_twice_ends_with_the_same_numbers_an
     assert 0 < stopped < STEPS
 
     # killed, by a signal that no program can handle
-    study = in_a_process_of_its_own(folder)
-    trainer = trainer_of(study)
-    family = [trainer, *(child.pid for child in psutil.Process(trainer).children(recursive=True))]
-    wait_until(lambda: reached.steps(run_of_it) > stopped, 60)
-    study.kill()
-    wait_until(lambda: not any(map(alive, family)), 10)
+    kill_at_work(folder, stopped)
     killed_at = reached.steps(run_of_it)
     assert stopped < killed_at < STEPS
 
