@@ -225,6 +225,33 @@ def test_a_mistake_of_all_ranks_is_reported_once(options: list[object], message:
     assert "Traceback" not in finished.stderr
 
 
+def test_a_slow_rank_still_reads_the_same_mistake_of_rank_0(tmp_path: Path) -> None:
+    """Rank 0, which serves the store here, does not end before the other has read why."""
+    program = tmp_path / "program.py"
+    program.write_text(SLOW_TO_READ)
+    finished = run_two_ranks(program)
+    assert (finished.returncode, finished.stderr) == (2, "error: the same mistake\n")
+
+
+SLOW_TO_READ = """
+import time
+from kart_rewards.errors import KartRewardsError
+from kart_rewards.training import ranks
+
+@ranks.on_every_rank
+def main(this):
+    store, pause = ranks._store(this), time.sleep
+    if this.rank == 0:
+        while not store.check(["error-1"]):
+            pause(0.01)
+    else:
+        time.sleep = lambda seconds: pause(2)  # rank 1 is that slow
+    raise KartRewardsError("the same mistake")
+
+main()
+"""
+
+
 def test_an_environment_killed_on_one_rank_ends_all(tmp_path: Path) -> None:
     """kill -9 of one environment of either rank: the run ends by itself, with what was saved before."""
     arguments = ["--env-id", GAME, *SMALL, "--num-envs", 4, "--checkpoint-interval", 1, "--runs-path", tmp_path]

@@ -139,19 +139,26 @@ class Ranks:
         """Returns a context in which rank 0 alone prints to standard error: for a parser that prints its errors."""
         return redirect_stderr(io.StringIO()) if self.rank > 0 else nullcontext()
 
-    def _store_error(self, error: str) -> None:
-        """Lets the other ranks know that this one ends."""
+    def _store_error(self, error: str, *, leave: bool = True) -> None:
+        """Lets the other ranks know that this one ends and, if it is to ``leave``, that it reads no more from them."""
         with suppress(RuntimeError, ValueError):  # the process that serves the store has ended, or is not known
             _store(self).set(f"error-{self.rank}", error)
+            if leave:
+                _store(self).set(f"left-{self.rank}", "")
 
     def _ends_like_rank_0(self, error: str) -> bool:
         """Whether rank 0 ends because of the same error, too. It waits for the other ranks, and they wait for it."""
-        others = [f"error-{rank}" for rank in (range(1, self.world_size) if self.rank == 0 else [0])]
         seconds = 3 if torch.distributed.is_initialized() else 60  # before, rank 0 may be loading its programs
-        self._store_error(error)
+        self._store_error(error, leave=False)
         with suppress(RuntimeError, ValueError):
-            _wait_until(lambda: _store(self).check(others), seconds)
-            return _read(_store(self), ["error-0"]) == [error]
+            store = _store(self)
+            if self.rank > 0:
+                _wait_until(lambda: store.check(["error-0"]), seconds)
+                same = _read(store, ["error-0"]) == [error]
+                store.set(f"left-{self.rank}", "")
+                return same
+            # The process of rank 0 may serve the store: it ends when the others have read why.
+            _wait_until(lambda: store.check([f"left-{rank}" for rank in range(1, self.world_size)]), seconds)
         return self.rank == 0
 
     def from_rank_0(self, function: Callable[..., Result], *args: Any) -> Result:
@@ -189,7 +196,7 @@ class Ranks:
         _wait_until(lambda: store.check([key]) or store.check([error]), _SECONDS_TO_START)
         if not store.check([key]):
             [reason] = _read(store, [error]) or [f"it is not ready after {_SECONDS_TO_START} s"]
-            self._store_error("")
+            self._ends_like_rank_0("")
             raise LostRankError(f"another process of this run has ended: rank {rank}: {reason}")
 
 
