@@ -204,7 +204,7 @@ class Args:
 
 # --------------------------------------------------------------------------------------------------------------- agent
 def layer_init(layer: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
-    """Orthogonal weights and a constant bias, as in PPO's reference implementation."""
+    """Orthogonal weights: detail 2 of https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/"""
     nn.init.orthogonal_(layer.weight, std)
     nn.init.constant_(layer.bias, bias)
     return layer
@@ -481,7 +481,7 @@ def update(
             clipped = -advantage * ratio.clamp(1 - ppo.clip_coef, 1 + ppo.clip_coef)
             policy_loss = torch.max(unclipped, clipped).mean()
 
-            # Value loss, clipped as in OpenAI's baselines
+            # Value loss, clipped: detail 9 of ppo-implementation-details (see layer_init)
             value_error = (value - returns[minibatch]) ** 2
             if ppo.clip_vloss:
                 old = old_values[minibatch]
@@ -525,7 +525,7 @@ def train(args: Args, run: Run) -> None:
     spaces = envs.single_observation_space, envs.single_action_space
     agent = Agent(*spaces, getattr(torch, args.run.precision)).to(device)
     agent.threads = int(args.run.threads)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=ppo.learning_rate, eps=1e-5, fused=True)  # eps: detail 3
     rollout = Rollout.empty(envs, ppo.num_steps, device)
     if args.run.compile == "on":
         compile_encoder(agent, rollout.next_observation)

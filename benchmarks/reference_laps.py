@@ -355,15 +355,26 @@ class Search:
             bumps = [size * math.exp(-((knots / width) ** 2)) for knots in away]
         return driver._replace(offsets=[old + bump for old, bump in zip(driver.offsets, bumps, strict=True)])
 
-    def propose(self, driver: LineDriver) -> Callable[[int, Kart, float], Buttons]:
-        """Returns a random change of the next frames' inputs. After these frames, the driver continues."""
-        kind, frames = self.random.random(), self.random.randint(2, 20)
-        if kind < 0.5:
-            held = frozenset(self.random.choice(("B", "B LEFT", "B LEFT", "B RIGHT", "B RIGHT", "")).split())
-            hop = frozenset({"L"}) if self.random.random() < 0.2 else frozenset()
-            return lambda t, *now: (held | hop if t == 0 else held) if t < frames else driver(*now)
-        swerve = self.random.choice((0.0, self.random.gauss(0, 20)))
-        return lambda t, *now: driver(*now, swerve) if t < 2 * frames else driver(*now)
+    def propose(self, ahead: list[Buttons], driver: LineDriver) -> Callable[[int, Kart, float], Buttons]:
+        """Returns a random change of the inputs of the next frames. After the changed inputs, the driver continues.
+
+        Args:
+            ahead: The inputs to change, one for each frame.
+            driver: The driver.
+        """
+        kind, frames, at = self.random.random(), self.random.randint(2, 20), self.random.randrange(len(ahead))
+        if kind < 0.2:
+            swerve = self.random.choice((0.0, self.random.gauss(0, 20)))
+            return lambda t, *now: driver(*now, swerve) if t < 2 * frames else driver(*now)
+        held = frozenset(self.random.choice(("B", "B LEFT", "B LEFT", "B RIGHT", "B RIGHT", "")).split())
+        hop = frozenset({"L"}) if self.random.random() < 0.2 else frozenset()
+        inputs = [held | hop] + [held] * (frames - 1)
+        if kind >= 0.8:  # what follows is done some frames earlier or later
+            some = frames // 4
+            inputs = ahead[:at] + self.random.choice((ahead[at + some :], [ahead[at]] * some + ahead[at:]))
+        elif kind >= 0.5:
+            inputs = ahead[:at] + inputs + ahead[at + frames :]
+        return lambda t, *now: inputs[t] if t < len(inputs) else driver(*now)
 
     def improve_inputs(self, driver: LineDriver, seconds: float) -> list[Buttons]:
         """Stage 2: drives the race. Before each stride, it tries random changes of the inputs ahead."""
@@ -393,7 +404,7 @@ class Search:
     def better(self, plan: Drive, driver: LineDriver) -> Drive:
         """Tries one random change of a plan. Returns the better of the two plans."""
         k = self.random.randrange(HORIZON // STRIDE // 2 + 1)  # the driver drives the last part of each plan
-        new = self.play(plan.places[k], self.propose(driver), HORIZON - k * STRIDE)
+        new = self.play(plan.places[k], self.propose(plan.inputs[k * STRIDE :], driver), HORIZON - k * STRIDE)
         if self.score(new.places[-1], driver) <= self.score(plan.places[-1], driver):
             return plan
         return Drive(plan.inputs[: k * STRIDE] + new.inputs, plan.places[:k] + new.places)

@@ -294,7 +294,7 @@ class _DeclaredScript(Script):
                 )
 
     def may_read(self, names: Iterable[str]) -> set[str]:
-        """Returns those of the names of variables that decide the script's values."""
+        """Returns the names of the variables that decide the script's values."""
         lua = isinstance(self.declaration, LuaValue)
         return self.declaration.scripts.may_read(names) if lua else {*names} & self.reads()
 

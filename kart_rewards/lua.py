@@ -116,7 +116,7 @@ class LuaScripts:
         return str(self.scenario)
 
     def may_read(self, names: Iterable[str]) -> set[str]:
-        """Returns those of the names of variables that may decide the values of the functions."""
+        """Returns the names of the variables that may decide the values of the functions."""
         texts = [file.code for file in self.files]
         if any(re.search(r"\bdata\b(?!\s*\.)", text) for text in texts):  # such as data[address]
             return {*names}

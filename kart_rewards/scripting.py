@@ -98,7 +98,7 @@ class Script:
     """
 
     place_in_pair: ClassVar[int] = 0
-    """Which value of a pair is this kind's: a term's is the first, a rule's the second."""
+    """The index of this kind's value in a pair: 0 for a term, 1 for a rule."""
 
     name: str
     definition: Callable[..., Any]
@@ -168,7 +168,7 @@ class Script:
         return _attributes_read(_body(inspect.unwrap(_entry(self.definition))), self._signature.snapshots, set())
 
     def may_read(self, names: Iterable[str]) -> set[str]:
-        """Returns those of the names of variables that may decide the script's values: they occur in its code.
+        """Returns the names of variables that may decide the script's values: they occur in its code.
 
         These are at least the variables of ``reads``, and those that methods and functions of other modules read. They
         are all variables if the code reads the complete snapshot, such as ``ram[0]`` and ``ram._asdict()``.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import nn
 from training_runs import (
     GAME,
     RESUME,
+    SCRIPT,
     SMALL,
     TrainedRun,
     assert_refused,
@@ -531,6 +534,30 @@ def test_resuming_with_other_rewards_needs_a_flag(trained: TrainedRun, tmp_path:
     assert "wall               -7" in finished.stdout
     again = [*RESUME, agent, "--total-timesteps", 160, "--reward-weights", "wall=-9"]
     assert_refused(train_here(*again, check=False), "-> weight -9.0")  # the flag was for that time only
+
+
+BEFORE_THE_ROOMS = "98997fb"  # the last commit with all of the trainer in one file
+
+
+@pytest.mark.slow
+def test_a_run_from_before_the_package_had_rooms_is_resumed(tmp_path: Path) -> None:
+    """Its terms have other docstrings, hence --allow-changed-rewards."""
+    repository, archive = Path(ppo.__file__).parent, tmp_path / "before.tar"
+    git = ["git", "-C", str(repository), "archive", "-o", str(archive), BEFORE_THE_ROOMS]
+    if subprocess.run(git, capture_output=True).returncode:
+        pytest.skip("a clone with all commits has that version")
+    shutil.unpack_archive(archive, tmp_path / "before", filter="data")
+    words = [sys.executable, tmp_path / "before" / SCRIPT.name, "--env-id", GAME, *SMALL, "--total-timesteps", 96]
+    words += ["--runs-path", tmp_path / "runs"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "before")}
+    subprocess.run([str(word) for word in words], env=environment, check=True, timeout=120)
+    agent = only_run(tmp_path / "runs") / "agent.pt"
+    before = Checkpoint.load(agent)
+    finished = train_here(*RESUME, agent, "--total-timesteps", 160, "--allow-changed-rewards")
+    assert "Resuming after 3 updates, 96 steps." in finished.stdout
+    checkpoint = Checkpoint.load(agent)
+    assert (checkpoint.updates, checkpoint.steps) == (5, 160)
+    assert not all(value.equal(before.agent[name]) for name, value in checkpoint.agent.items())
 
 
 def test_training_can_begin_with_the_policy_of_another_agent(trained: TrainedRun, tmp_path: Path) -> None:

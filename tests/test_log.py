@@ -181,7 +181,7 @@ def test_a_video_that_can_not_be_converted_is_reported_and_costs_nothing_else(
     assert scalars(tmp_path / "run")["eval/Level1/finish_rate"] == [(96, 0.5)]
     [line] = capsys.readouterr().err.splitlines()[1:]
     assert "broken.gif: can't be converted from " in line
-    assert line.endswith(" The run goes on without.")
+    assert line.endswith(" The run continues without this video.")
 
 
 def test_a_folder_that_can_not_be_written_to_is_reported(tmp_path: Path) -> None:

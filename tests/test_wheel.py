@@ -177,12 +177,12 @@ def test_train_and_resume(user: User) -> None:
 
 @pytest.mark.slow
 def test_evaluate_and_watch(user: User) -> None:
-    user.run(f"kart-rewards train {SHORT} --total-timesteps 32")
-    [agent] = user.here.glob("runs/*/agent.pt")
-    tables = user.run(f"kart-rewards evaluate {agent} --eval-states Level1 --eval-episodes 1")
+    steps = user.run(f"kart-rewards train {SHORT} --total-timesteps 32")
+    [run] = user.here.glob("runs/*")
+    tables = user.run(f"{printed_command(steps, 'kart-rewards evaluate')} --eval-states Level1 --eval-episodes 1")
     assert "reference" in tables
-    assert (agent.parent / "evaluation.json").exists()
-    user.run(f"kart-rewards watch {agent} --seconds 0.5 --scale 1 --output drive.mp4")
+    assert (run / "evaluation.json").exists()
+    user.run(f"{printed_command(steps, 'kart-rewards watch')} --seconds 0.5 --scale 1 --output drive.mp4")
     assert (user.here / "drive.mp4").stat().st_size > 1000
 
 

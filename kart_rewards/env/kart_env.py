@@ -506,7 +506,7 @@ class KartEnv(gym.Env[np.ndarray, Any], EzPickle):
         self._snapshot, self._since_snapshot = self.em.get_state(), []
 
     def _keep_snapshot(self) -> None:
-        """Sees to it that ``_draw_again`` can run the coming step again."""
+        """Makes sure that ``_draw_again`` can repeat the next step."""
         drawing = self._emulator.drawing
         if len(self._since_snapshot) >= _FRAMES_BETWEEN_SNAPSHOTS or drawing.disturbed:
             self._save()

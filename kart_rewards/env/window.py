@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 import stable_retro
 
+from kart_rewards.env.core import buttons_of
 from kart_rewards.errors import KartRewardsError
 
 PANEL_COLUMNS = 40
@@ -182,7 +183,7 @@ class Window:
         """
         down = self.held | set(self.pressed)
         by_key = {button for key, button in _bindings(system) if key in down}
-        names = stable_retro.get_system_info(system)["buttons"]
+        names = buttons_of(system)
         on_pad = zip(names, _PAD_BUTTONS, strict=False)  # a console may have fewer or more buttons than a pad
         return frozenset(by_key | {name for name, of_pad in on_pad if name and self._pad_holds(of_pad)})
 

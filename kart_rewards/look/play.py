@@ -18,11 +18,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import stable_retro
 import tyro
 
 from kart_rewards.drives import SUFFIX
 from kart_rewards.env import KartEnv
+from kart_rewards.env.core import console_of
 from kart_rewards.env.movie import save_movie
 from kart_rewards.env.panel import Panel, fitting
 from kart_rewards.env.recorder import DriveRecorder
@@ -108,7 +108,7 @@ class Recording:
 
     def __init__(self, env: KartEnv, folder: Path) -> None:
         self._env = env
-        self._system = stable_retro.get_romfile_system(str(env.game.rom()))
+        self._system = console_of(env.game.rom())
         self._recorder = env.recorder = DriveRecorder("player")
         _, self._info = env.reset()
         self._state = self._info["state"]

@@ -144,7 +144,7 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, steps: int) -> None:
-        tqdm.set_lock(threading.RLock())  # its default is shared between processes, of which one alone prints here
+        tqdm.set_lock(threading.RLock())  # its default is shared between processes, only one of which prints
         tqdm.monitor_interval = 0  # without a thread that watches the line
         self._terminal = terminal = sys.stdout.isatty()
         self._ended_at: float = steps  # tqdm's numbers may be floats
@@ -411,7 +411,7 @@ class Log:
             try:
                 to_gif(video, gif, **_TENSORBOARD_GIF)
             except KartRewardsError as error:
-                print(f"\n{error}. The run goes on without.", file=sys.stderr)
+                print(f"\n{error}. The run continues without this video.", file=sys.stderr)
                 continue
             # SummaryWriter.add_video needs an old version of moviepy
             self._image(f"eval/{video.stem}", gif.read_bytes(), steps)

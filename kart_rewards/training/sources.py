@@ -83,7 +83,7 @@ def keep_sources(run_folder: Path, files: Iterable[Path], sign: bool = True) -> 
     index: dict[str, str] = {}
     folder = run_folder / _FOLDER
     for file in files:
-        if not copy_of(file).is_file():  # an earlier import of this process, which is gone
+        if not copy_of(file).is_file():  # imported earlier in this process, and deleted
             continue
         name = next(name for i in range(len(index) + 1) if (name := f"{i}/{file.name}") not in index.values())
         with atomic_write(folder / name) as copy:

@@ -49,7 +49,8 @@ def _text(env_options: Mapping[str, Any]) -> str:
 def without_foreign_code(checkpoint: Checkpoint, env_options: Mapping[str, Any], resuming: bool) -> dict[str, Any]:
     """Returns the options to change so that a checkpoint runs no code of another user or computer.
 
-    An agent can be watched and evaluated without the code: there are race metrics then, but no rewards. Prints so.
+    An agent can be watched and evaluated without the code: there are race metrics then, but no rewards. A notice
+    says so.
 
     Args:
         checkpoint: The checkpoint.

@@ -246,7 +246,7 @@ class EnvGroups:
 
         Raises:
             ClosedEnvironmentError: The environments are closed; or the call before was interrupted, such as by Ctrl-C:
-                its answers would be taken for those of this one, so the environments are closed now.
+                the answers to it would be read as answers to this one, so the environments are closed now.
         """
         if self._is_asking:
             self.close()

@@ -159,7 +159,7 @@ def known_strategies(facts: GameFacts, rng: random.Random) -> Iterator[Behaviour
 
 
 def _standard(facts: GameFacts, begin: int) -> Iterator[Behaviour]:
-    """Behaviours that need no place of their own."""
+    """Behaviours that can begin at any frame."""
     if facts.is_kart:
         yield from _of_kart(facts, begin)
         return

@@ -46,7 +46,7 @@ _KEEP_EVERY = 300  # frames between states of the emulator that are kept
 
 
 class _DrawnError(Exception):
-    """A frame that was not drawn is perhaps not as it would have been."""
+    """A frame that was not drawn may differ from the drawn one."""
 
 
 class Player:

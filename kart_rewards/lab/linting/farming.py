@@ -101,7 +101,7 @@ def _profit(evidence: Evidence, term: RewardTerm, probe: Probe) -> Finding | Non
 
 
 def _is_cycle(evidence: Evidence, term: RewardTerm, probe: Probe) -> bool:
-    """Whether the inputs and the variables that a term may read, but clocks, are back at the end of each cycle."""
+    """Whether the inputs and the variables that a term may read, except clocks, are the same after each cycle."""
     drive, compared = probe.drive, len(term.inputs)
     begins = probe.cycles[1:]
     for name, held in (("buttons", drive.buttons), ("action", drive.frame_actions)):
@@ -140,7 +140,7 @@ def _paid_again(evidence: Evidence, term: RewardTerm, probe: Probe) -> float:
     repeated = frames[begin + 1 : end + 1]
     if clocks:
         later = [ram for ram, _, _ in frames[end + 1 :]]
-        if len(later) < len(repeated):  # nobody knows the clocks
+        if len(later) < len(repeated):  # the drive ends before the clocks are known
             return math.inf
         values = ({name: getattr(ram, name) for name in clocks} for ram in later)
         repeated = [(ram._replace(**next(values)), buttons, action) for ram, buttons, action in repeated]

@@ -128,7 +128,7 @@ def _order(values: np.ndarray, dead: float) -> np.ndarray:
 
 
 def _changes_order(evidence: Evidence, name: str, frames: int) -> bool:
-    """Whether a term changes the order of two windows, or varies in its own way by more than the others round."""
+    """Whether a term changes the order of two windows, or varies independently by more than the others' rounding."""
     every = _windows(evidence, None, frames)
     own = _windows(evidence, name, frames)
     without = every - own
@@ -140,9 +140,7 @@ def _changes_order(evidence: Evidence, name: str, frames: int) -> bool:
     return bool((centred - slope * others).std() > _LEAST_OWN * spread)
 
 
-_LEAST_OWN = (
-    1e-3  # of the spread of all terms together; a term that pays in proportion to another has nothing of its own
-)
+_LEAST_OWN = 1e-3  # of the spread of all terms together: a term that pays in proportion to another has less
 
 
 def _changes_drives(evidence: Evidence, name: str) -> bool:

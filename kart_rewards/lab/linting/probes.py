@@ -152,7 +152,7 @@ def recorded_again(game: Game, layout: RamLayout, drives: Iterable[tuple[Drive, 
 
 
 def _kept_in(game: Game, layout: RamLayout) -> Path:
-    """Returns the folder of the drives with cycles. Its name depends on all that decides how they are."""
+    """Returns the folder of the drives with cycles. Its name depends on everything that decides their content."""
     state = game.default_state()
     facts = fingerprints_of(game.rom()), game.name, state, game.load_state(state), layout.variables
     name = hashlib.sha256(repr(facts).encode() + Path(__file__).read_bytes()).hexdigest()[:32]

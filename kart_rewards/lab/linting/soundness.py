@@ -281,7 +281,7 @@ def variables(evidence: Evidence) -> Iterator[Finding]:
             constant = {int(drive.columns[name][0]) for drive in everywhere}
             courses = {drive.info.state for drive in everywhere}
             if len(constant) > 1 or (0 not in constant and len(courses) < 2):
-                continue  # it differs by course, as the number of checkpoints does; of one course, nobody knows
+                continue  # it may differ by course, as the number of checkpoints does, and one course can't show that
             if _is_guard(evidence, script, name):
                 continue
             examined.add(name)
