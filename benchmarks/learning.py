@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py runs/* --save benchmarks/learning_curves.json
     python benchmarks/learning.py benchmarks/learning_curves.json [--steps 61440] [--plot docs/images/curves.png]
+    python benchmarks/learning.py benchmarks/courses.json --rates
 
 The evaluations of runs are a small file, which ``--save`` writes. It is read like the runs themselves.
 
@@ -159,6 +160,27 @@ def print_table(runs: list[Run], steps: int) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
+def print_finish_rates(runs: list[Run]) -> None:
+    """Prints a Markdown table with one row per experiment: the share of finished races on all its courses together.
+
+    A column is an evaluation that all runs have. A cell has the mean of the seeds and, in parentheses, their range.
+    """
+    at = sorted(set.intersection(*(set(run.steps) for run in runs)))
+    print(f"| experiment | courses | seeds | {' | '.join(f'{steps:,} steps' for steps in at)} |")
+    print("|---" * (3 + len(at)) + "|")
+    for experiment in dict.fromkeys(run.experiment for run in runs):
+        group = [run for run in runs if run.experiment == experiment]
+        courses, seeds = (sorted({getattr(run, name) for run in group}) for name in ("course", "seed"))
+        cells = [experiment, ", ".join(courses), ", ".join(map(str, seeds))]
+        for steps in at:
+            rates = [
+                statistics.mean(run.finish_rates[run.steps.index(steps)] for run in group if run.seed == seed)
+                for seed in seeds
+            ]
+            cells.append(f"{statistics.mean(rates):.0%} ({min(rates):.0%}–{max(rates):.0%})")
+        print(f"| {' | '.join(cells)} |")
+
+
 def plot(runs: list[Run], steps: int, picture: Path) -> None:
     """Draws the finish rate and the lap time on one course over agent steps, up to a number of steps.
 
@@ -212,6 +234,9 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=61_440, help="steps at which lap times are compared, and the picture ends"
     )
+    parser.add_argument(
+        "--rates", action="store_true", help="print the share of finished races on all courses together instead"
+    )
     parser.add_argument("--course", help="only the evaluations on this course")
     parser.add_argument("--plot", type=Path, help="picture file to write")
     parser.add_argument("--save", type=Path, help="file to write the evaluations to, for another call")
@@ -221,7 +246,10 @@ def main() -> None:
         raise SystemExit(f"error: none of these runs has evaluations{f' on {args.course}' if args.course else ''}")
     if args.save:
         args.save.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
-    print_table(runs, args.steps)
+    if args.rates:
+        print_finish_rates(runs)
+    else:
+        print_table(runs, args.steps)
     if args.plot:
         plot(runs, args.steps, args.plot)
 
