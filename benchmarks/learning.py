@@ -163,7 +163,7 @@ def print_table(runs: list[Run], steps: int) -> None:
 def print_finish_rates(runs: list[Run]) -> None:
     """Prints a Markdown table with one row per experiment: the share of finished races on all its courses together.
 
-    A column is an evaluation that all runs have. A cell has the mean of the seeds and, in parentheses, their range.
+    A column is an evaluation that all runs have. A cell has the mean of the seeds; with several seeds, also their range.
     """
     at = sorted(set.intersection(*(set(run.steps) for run in runs)))
     print(f"| experiment | courses | seeds | {' | '.join(f'{steps:,} steps' for steps in at)} |")
@@ -177,7 +177,7 @@ def print_finish_rates(runs: list[Run]) -> None:
                 statistics.mean(run.finish_rates[run.steps.index(steps)] for run in group if run.seed == seed)
                 for seed in seeds
             ]
-            cells.append(f"{statistics.mean(rates):.0%} ({min(rates):.0%}–{max(rates):.0%})")
+            cells.append(f"{statistics.mean(rates):.0%}" + f" ({min(rates):.0%}–{max(rates):.0%})" * (len(seeds) > 1))
         print(f"| {' | '.join(cells)} |")
 
 

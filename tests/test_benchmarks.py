@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import forks
@@ -13,7 +14,7 @@ from training_runs import run_here
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 
-speed = load_module(BENCHMARKS / "speed.py")
+speed, learning = (load_module(BENCHMARKS / name) for name in ("speed.py", "learning.py"))
 
 
 def smoke(name: str, *options: str) -> str:
@@ -96,6 +97,21 @@ def test_the_laps_of_agents_of_one_course_are_those_of_the_committed_evaluations
     [[_, name, course, seeds, _, finish, _, *laps]] = rows_of("specialist.json", 299_008)
     assert seeds == "1, 2, 3"
     assert " | ".join((f"| {name}", course, seeds, finish, *laps)).strip() in (ROOT / "docs/training.md").read_text()
+
+
+def test_the_races_finished_on_unknown_courses_are_those_of_the_committed_evaluations() -> None:
+    finished = run_here(BENCHMARKS / "learning.py", BENCHMARKS / "courses.json", "--rates")
+    rows = finished.stdout.splitlines()
+    assert len(rows) == 5
+    assert "\n".join(rows) in (ROOT / "docs/training.md").read_text()
+
+
+def test_rates_of_several_seeds_have_a_range(capsys: pytest.CaptureFixture[str]) -> None:
+    run_of = partial(learning.Run, "both", steps=[1, 2], minutes=[0.1, 0.2], lap_times_seconds=[], steps_per_second=1)
+    rates = {(1, "A"): [0, 1], (1, "B"): [0.5, 1], (2, "A"): [1, 1], (2, "B"): [0.5, 0]}
+    learning.print_finish_rates([run_of(*key, finish_rates=rate) for key, rate in rates.items()])
+    row = "| both | A, B | 1, 2 | 50% (25%–75%) | 75% (50%–100%) |"
+    assert capsys.readouterr().out.splitlines()[2] == row
 
 
 def test_the_seeds_of_the_generalist_are_those_of_the_committed_evaluations() -> None:
