@@ -163,7 +163,7 @@ def print_table(runs: list[Run], steps: int) -> None:
 def print_finish_rates(runs: list[Run]) -> None:
     """Prints a Markdown table with one row per experiment: the share of finished races on all its courses together.
 
-    A column is an evaluation that all runs have. A cell has the mean of the seeds; with several seeds, also their range.
+    A column is an evaluation that all runs have. A cell has the mean of the seeds and, of several, the range.
     """
     at = sorted(set.intersection(*(set(run.steps) for run in runs)))
     print(f"| experiment | courses | seeds | {' | '.join(f'{steps:,} steps' for steps in at)} |")
