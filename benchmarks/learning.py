@@ -164,8 +164,13 @@ def print_finish_rates(runs: list[Run]) -> None:
     """Prints a Markdown table with one row per experiment: the share of finished races on all its courses together.
 
     A column is an evaluation that all runs have. A cell has the mean of the seeds and, of several, the range.
+
+    Raises:
+        SystemExit: There is no such evaluation.
     """
     at = sorted(set.intersection(*(set(run.steps) for run in runs)))
+    if not at:
+        raise SystemExit("error: no evaluation of these runs is after the same number of steps: name fewer runs")
     print(f"| experiment | courses | seeds | {' | '.join(f'{steps:,} steps' for steps in at)} |")
     print("|---" * (3 + len(at)) + "|")
     for experiment in dict.fromkeys(run.experiment for run in runs):

@@ -112,6 +112,8 @@ def test_rates_of_several_seeds_have_a_range(capsys: pytest.CaptureFixture[str])
     learning.print_finish_rates([run_of(*key, finish_rates=rate) for key, rate in rates.items()])
     row = "| both | A, B | 1, 2 | 50% (25%–75%) | 75% (50%–100%) |"
     assert capsys.readouterr().out.splitlines()[2] == row
+    with pytest.raises(SystemExit, match="after the same number of steps"):
+        learning.print_finish_rates([run_of(1, "A", finish_rates=[0, 1]), run_of(2, "A", finish_rates=[1], steps=[3])])
 
 
 def test_the_seeds_of_the_generalist_are_those_of_the_committed_evaluations() -> None:
