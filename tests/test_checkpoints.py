@@ -542,11 +542,11 @@ BEFORE_THE_ROOMS = "98997fb"  # the last commit with all of the trainer in one f
 @pytest.mark.slow
 def test_a_run_from_before_the_package_had_rooms_is_resumed(tmp_path: Path) -> None:
     """Its terms have other docstrings, hence --allow-changed-rewards."""
-    repository, archive = Path(ppo.__file__).parent, tmp_path / "before.tar"
+    repository, archive = Path(ppo.__file__).parent, tmp_path / "before.zip"
     git = ["git", "-C", str(repository), "archive", "-o", str(archive), BEFORE_THE_ROOMS]
     if subprocess.run(git, capture_output=True).returncode:
         pytest.skip("a clone with all commits has that version")
-    shutil.unpack_archive(archive, tmp_path / "before", filter="data")
+    shutil.unpack_archive(archive, tmp_path / "before")
     words = [sys.executable, tmp_path / "before" / SCRIPT.name, "--env-id", GAME, *SMALL, "--total-timesteps", 96]
     words += ["--runs-path", tmp_path / "runs"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "before")}
