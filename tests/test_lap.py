@@ -14,6 +14,7 @@ from kart_rewards.errors import KartRewardsError
 from kart_rewards.evaluation.courses import find_courses
 from kart_rewards.evaluation.sectors import reference_lap
 from kart_rewards.integrations import INTEGRATIONS
+from kart_rewards.ram import load_json
 
 GAME = INTEGRATIONS / "HomebrewKart-Snes"
 lap = load_module(Path(__file__).parent.parent / "benchmarks" / "lap.py")
@@ -22,7 +23,8 @@ lap = load_module(Path(__file__).parent.parent / "benchmarks" / "lap.py")
 def test_it_draws_the_lap_of_a_drive_beside_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "pictures" / "lap.png"
     lap.command(SHIPPED / "race-Level3.drive", output)
-    assert capsys.readouterr().out == f"Level3: agent 14.78 s, +1.88 s to the reference; wrote {output}\n"
+    loss = 14.776 - load_json(GAME / "reference_laps.json")["lap_time_seconds"]["Level3"]
+    assert capsys.readouterr().out == f"Level3: agent 14.78 s, {loss:+.2f} s to the reference; wrote {output}\n"
     picture = np.array(cv2.imread(str(output)), np.int64)
     assert picture.shape == (520, 1100, 3)
     blue, _, red = np.moveaxis(picture[:, :480], -1, 0)
