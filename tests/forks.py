@@ -136,14 +136,13 @@ def _server(modules: tuple[str, ...]) -> socket.socket:
                 listener.bind(str(address))
                 listener.listen()
                 link.connect(str(address))
-                subprocess.run(
+                subprocess.check_call(  # not run, which a test replaces by the function above
                     [sys.executable, __file__, str(listener.fileno()), *modules],
                     pass_fds=[listener.fileno()],
                     env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # not a terminal: Python writes to it in blocks, as to a test's pipe
                     start_new_session=True,
-                    check=True,
                 )
     return link
 
