@@ -557,15 +557,17 @@ def test_an_evaluation_takes_over_only_the_seed_and_the_length_of_an_episode(tra
     ("options", "frames"),
     [
         ([], 12_000),
-        (["--max-episode-steps", 5], 20),
-        (["--eval-max-episode-steps", 7], 28),
-        (["--max-episode-steps", 5, "--eval-max-episode-steps", 7], 28),
+        (["--max-episode-steps", 5], 15),
+        (["--eval-max-episode-steps", 7], 21),
+        (["--max-episode-steps", 5, "--eval-max-episode-steps", 7], 21),
+        (["--max-episode-steps", 5, "--frame-skip", 4], 20),
     ],
 )
 def test_both_options_limit_the_episodes_of_evaluate(options: list[object], frames: int) -> None:
     """Also for an agent whose evaluations in training had a limit of their own, as those of the project's had."""
     agent = ROOT / "agents" / "HomebrewKart.pt"
-    assert Checkpoint.load(agent).options["eval"]["eval_max_episode_steps"] == 3000
+    trained_with = Checkpoint.load(agent).options
+    assert (trained_with["eval"]["eval_max_episode_steps"], trained_with["env"]["frame_skip"]) == (4000, 3)
     args, _ = ppo.parse_args(["--evaluate", str(agent), *map(str, options)])
     assert args.eval.max_episode_frames(args.env.episode_limit, args.env.frame_skip) == frames
 
